@@ -1,0 +1,22 @@
+# Two targets do all: `make demo` runs the main job, `make test` runs every check. Each makes .venv if there is none.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test clean
+
+demo: .venv/installed
+	$(BIN)/dlsr demo
+
+test: .venv/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest --cov=dlsr --cov-report=term-missing:skip-covered --cov-fail-under=90 -q
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv demo-output

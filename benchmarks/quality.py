@@ -1,0 +1,198 @@
+"""Detection quality on the real sets of shared/data: CIFAR-10 against SVHN crops, DTD, MNIST and Tiny-ImageNet.
+
+    python benchmarks/quality.py --data ../shared/data --output docs/quality.json
+
+Every image is encoded once and its features kept in the feature store, so a second run is quick. Writes a JSON
+with all numbers, and a Markdown table beside it. Images are drawn at random with a seed, never the first ones.
+"""
+
+import json
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from dlsr import Detector, evaluate_scores
+from dlsr.artifact import installed_versions
+from dlsr.cli.console import progress_bars
+from dlsr.encoding import Encoded
+from dlsr.evaluation import PROTOCOLS, Protocol, mean_and_std, protocol_transform, sample
+from dlsr.files import replacing
+from dlsr.images import ImageSet, open_images
+from dlsr.store import default_store_root
+
+CIFAR_LIKE = {
+    "bird": ("n01855672", "n02002724", "n02056570", "n02058221"),
+    "cat": ("n02123045", "n02123394", "n02124075"),
+    "dog": ("n02085620", "n02094433", "n02099601", "n02099712", "n02106662", "n02113799"),
+    "deer": ("n02423022",),
+    "frog": ("n01641577", "n01644900"),
+    "ship": ("n03447447", "n03662601"),
+    "automobile, truck": (
+        "n02814533",
+        "n03100240",
+        "n03444034",
+        "n03670208",
+        "n03796401",
+        "n03977966",
+        "n04146614",
+        "n04285008",
+        "n04465501",
+        "n04487081",
+    ),
+}
+"""Tiny-ImageNet classes that show what CIFAR-10 shows: goose, black stork, king penguin, albatross; tabby, Persian,
+Egyptian cat; Chihuahua, Yorkshire terrier, golden retriever, Labrador, German shepherd, poodle; gazelle; bullfrog,
+tailed frog; gondola, lifeboat; beach wagon, convertible, go-kart, limousine, moving van, police van, school bus,
+sports car, tractor, trolleybus."""
+
+CHOSEN_ON = ("SVHN crops", "DTD")
+"""The default's design was chosen on these OOD sets; the others were left alone."""
+
+Sets = dict[str, ImageSet]
+
+
+def real_sets(data: Path, limit: int | None) -> tuple[ImageSet, Sets]:
+    """CIFAR-10 train, and `CIFAR-10 test` with the OOD sets."""
+    cifar = open_images(data / "cifar10.tar")
+    tiny = open_images(data / "tiny_imagenet_val.tar")
+    with tarfile.open(data / "tiny_imagenet_val.tar") as tar:
+        annotations = tar.extractfile("tiny_imagenet_val/val_annotations.txt")
+        assert annotations is not None
+        classes = dict(line.split("\t")[:2] for line in annotations.read().decode().splitlines())
+    like = {wnid for wnids in CIFAR_LIKE.values() for wnid in wnids}
+    sets = {
+        "CIFAR-10 test": matching(cifar, "/test/"),
+        "SVHN crops": open_images(data / "svhn_crops.tar"),
+        "DTD": open_images(data / "dtd_5classes.tar"),
+        "MNIST": open_images(data / "mnist_test.tar"),
+        "Tiny-ImageNet": ImageSet([i for i in tiny.items if classes[Path(i.name).name] not in like]),
+        "Tiny-ImageNet, all": tiny,
+    }
+    return sample(matching(cifar, "/train/"), limit), {name: sample(one, limit) for name, one in sets.items()}
+
+
+def matching(images: ImageSet, part: str) -> ImageSet:
+    return ImageSet([item for item in images.items if part in item.name])
+
+
+def rows(detector: Detector, encoded: dict[str, Encoded], scores: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    """AUROC and the rest for each of the scores that one trained network serves."""
+    for score in scores:
+        other = detector.with_settings(score=score)
+        by_set = {name: other.score_features(one.z0, one.digests) for name, one in encoded.items()}
+        inside = by_set.pop("CIFAR-10 test")
+        yield score, {name: evaluate_scores(inside, outside) for name, outside in by_set.items()}
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="Folder with the tars of shared/data.")],
+    output: Annotated[Path, typer.Option(help="JSON file to write; the Markdown lies beside it.")],
+    encoder: str = "efficientnet_lite0",
+    detectors: Annotated[str, typer.Option(help="Of default, mahalanobis, knn, paper.")] = "default,mahalanobis,knn",
+    seeds: int = 3,
+    paper_epochs: Annotated[int, typer.Option(help="Epochs for the preset paper.")] = 2,
+    limit: Annotated[int | None, typer.Option(help="At most so many images a set, at random.")] = None,
+    store: Path | None = None,
+    protocols: str = "matched,native",
+) -> None:
+    train, sets = real_sets(data, limit)
+    plain = Detector(encoder, store=store or default_store_root())
+    reports: list[dict[str, Any]] = []
+    with progress_bars(quiet=False) as bars:
+        channels = plain.prepare_encoder().channels
+        training = plain.encode(train, progress=bars.images("CIFAR-10 train", len(train)))
+        encoded = {
+            protocol: {
+                name: plain.encode(
+                    one,
+                    transform=protocol_transform(protocol),
+                    progress=bars.images(f"{name}, {protocol}", len(one)),
+                )
+                for name, one in sets.items()
+            }
+            for protocol in PROTOCOLS
+            if protocol in protocols.split(",")
+        }
+    for kind in detectors.split(","):
+        found: dict[tuple[Protocol, str], list[Any]] = {}
+        seconds = []
+        for seed in range(1 if kind == "paper" else seeds):
+            detector = {
+                "default": Detector(seed=seed),
+                "mahalanobis": Detector(score="mahalanobis", seed=seed),
+                "knn": Detector(score="knn", seed=seed),
+                "paper": Detector(preset="paper", epochs=paper_epochs, seed=seed),
+            }[kind]
+            start = time.perf_counter()
+            detector.fit_features(training.z0, channels, digests=training.digests)
+            seconds.append(time.perf_counter() - start)
+            print(f"{kind}, seed {seed}: fitted in {seconds[-1]:.0f} s", file=sys.stderr, flush=True)
+            own = ("mfsim", "mse", "lr") if kind == "paper" else (detector.settings_.score,)
+            for protocol, features in encoded.items():
+                for score, metrics in rows(detector, features, own):
+                    found.setdefault((protocol, score), []).append(metrics)
+        for (protocol, score), runs in found.items():
+            by_set = {name: mean_and_std([run[name] for run in runs]) for name in runs[0]}
+            reports.append(
+                {
+                    "detector": kind,
+                    "score": score,
+                    "protocol": protocol,
+                    "seeds": len(runs),
+                    "epochs": len(detector.fit_summary_.log),
+                    "fit_seconds": seconds,
+                    "sets": {name: {"mean": mean, "std": std} for name, (mean, std) in by_set.items()},
+                }
+            )
+            average = np.mean([by_set[name][0]["auroc"] for name in by_set if name != "Tiny-ImageNet, all"])
+            reports[-1]["average_auroc"] = float(average)
+    content = {
+        "command": "python benchmarks/quality.py " + " ".join(sys.argv[1:]),
+        "encoder": encoder,
+        "training_images": len(training.z0),
+        "images": {name: len(one) for name, one in sets.items()},
+        "cifar_like_classes_removed": CIFAR_LIKE,
+        "chosen_on": CHOSEN_ON,
+        "versions": installed_versions(),
+        "rows": reports,
+    }
+    with replacing(output) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
+    with replacing(output.with_suffix(".md")) as temporary:
+        temporary.write_text(markdown(content))
+    print(markdown(content))
+
+
+def markdown(content: dict[str, Any]) -> str:
+    """The AUROC and FPR95 tables, one for each protocol."""
+    lines = [f"`{content['command']}`", ""]
+    names = [name for name in content["images"] if name != "CIFAR-10 test"]
+    for protocol in PROTOCOLS:
+        chosen = [row for row in content["rows"] if row["protocol"] == protocol]
+        for key, title in (("auroc", "AUROC"), ("fpr95_id_positive", "FPR95, ID positive")):
+            if chosen:
+                lines += [f"{title} in %, protocol {protocol}:", ""]
+                lines += [
+                    f"| detector | {' | '.join(names)} | average of the first four |",
+                    "|---" * (len(names) + 2) + "|",
+                ]
+            for row in chosen:
+                cells = [f"{100 * row['sets'][n]['mean'][key]:.2f}" for n in names]
+                if row["seeds"] > 1:
+                    cells = [f"{c} ± {100 * row['sets'][n]['std'][key]:.2f}" for c, n in zip(cells, names, strict=True)]
+                average = np.mean([row["sets"][n]["mean"][key] for n in names[:4]])
+                trained = f", {row['epochs']} epochs" if row["epochs"] else ""
+                label = f"{row['detector']} ({row['score']}{trained})"
+                lines.append(f"| {label} | {' | '.join(cells)} | {100 * average:.2f} |")
+            lines.append("")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    typer.run(main)

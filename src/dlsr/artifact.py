@@ -1,0 +1,151 @@
+"""The model directory: `model.json` says everything, and names the one file with the numbers.
+
+Both are written whole, the numbers first and under the name of their digest, so that at any moment
+`model.json` belongs to the numbers it names. There is no pickle.
+"""
+
+import hashlib
+import json
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from torch import Tensor
+
+from dlsr.encoders import EncoderSpec
+from dlsr.errors import ArtifactError, OutputError
+from dlsr.files import replacing
+from dlsr.settings import Settings
+from dlsr.training import EpochLog
+
+SCHEMA_VERSION = 1
+FORMAT = "dlsr-model"
+MANIFEST = "model.json"
+
+
+class FitSummary(BaseModel):
+    """What a fit was given and how it went."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    training_images: int
+    validation_images: int
+    calibration_images: int
+    unreadable: dict[str, str] = {}
+    """Reasons by name, of images that could not be read."""
+    log: list[EpochLog] = []
+
+
+class Manifest(BaseModel):
+    """The contents of `model.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["dlsr-model"] = "dlsr-model"
+    schema_version: Literal[1] = 1
+    versions: dict[str, str]
+    settings: Settings
+    encoder: EncoderSpec | None
+    """None for a model fitted to given features."""
+    encoder_sha256: str | None
+    channels: tuple[int, ...]
+    false_alarm_rate: float = Field(gt=0, lt=1)
+    fit: FitSummary
+    numbers: str
+    """Name of the file with the numbers."""
+    numbers_sha256: str
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of what scores depend on."""
+    return {name: metadata.version(name) for name in ("dlsr", "torch", "timm", "numpy", "pillow")}
+
+
+def write_model(folder: Path, manifest: Manifest, tensors: dict[str, Tensor]) -> None:
+    """Write a model directory, or replace the model in one.
+
+    Args:
+        folder: made if need be.
+        manifest: its `numbers` and `numbers_sha256` are filled in here.
+        tensors: the numbers.
+
+    Raises:
+        OutputError: if it cannot be written, or the folder holds something else than a model.
+    """
+    check_output(folder)
+    content = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    sha256 = hashlib.sha256(content).hexdigest()
+    numbers = f"numbers-{sha256[:16]}.safetensors"
+    with replacing(folder / numbers) as temporary:
+        temporary.write_bytes(content)
+    complete = manifest.model_copy(update={"numbers": numbers, "numbers_sha256": sha256})
+    with replacing(folder / MANIFEST) as temporary:
+        temporary.write_text(complete.model_dump_json(indent=2) + "\n")
+    for old in folder.glob("numbers-*.safetensors"):
+        if old.name != numbers:
+            old.unlink(missing_ok=True)
+
+
+def check_output(folder: Path) -> None:
+    """Raise OutputError if a model cannot be written to `folder` for what is there already."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).exists():
+        raise OutputError(f"'{folder}' holds other files; give a new folder, or one with a model to replace")
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"'{folder}' is a file; give a folder for the model")
+
+
+def read_model(folder: Path, device: torch.device) -> tuple[Manifest, dict[str, Tensor]]:
+    """Read a model directory.
+
+    Raises:
+        ArtifactError: if it is missing, damaged, foreign or from a newer dlsr.
+    """
+    manifest = read_manifest(folder)
+    path = folder / manifest.numbers
+    if Path(manifest.numbers).name != manifest.numbers:
+        raise ArtifactError(f"'{folder}' names numbers outside itself; it is damaged, fit it again")
+    try:
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != manifest.numbers_sha256:
+            raise ArtifactError(f"'{path}' is damaged: its SHA-256 is not the one in {MANIFEST}; fit the model again")
+        tensors = safetensors.torch.load(content)
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"cannot read '{path}' ({error}); fit the model again") from error
+    return manifest, {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read `model.json` alone. Raises as `read_model` does."""
+    path = folder / MANIFEST
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"'{folder}' is no model directory: it has no {MANIFEST}; give one that dlsr fit made"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"cannot read '{path}' ({error}); fit the model again") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ArtifactError(f"'{path}' is not of dlsr; give a model directory that dlsr fit made")
+    version = content.get("schema_version")
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise ArtifactError(
+            f"'{folder}' has schema version {version}, this dlsr reads up to {SCHEMA_VERSION}; upgrade dlsr"
+        )
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(f"'{path}' is damaged: {where}: {first['msg']}; fit the model again") from error
+
+
+def as_tensor(values: NDArray[np.float64]) -> Tensor:
+    """A float64 tensor for `write_model`."""
+    return torch.from_numpy(np.asarray(values, dtype=np.float64))

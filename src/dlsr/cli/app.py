@@ -1,0 +1,382 @@
+"""The commands."""
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dlsr.cli.console import progress_bars, say, say_unreadable, show_report, stdout
+from dlsr.errors import NoImagesError, SettingsError
+
+# The library is imported inside the commands: it takes seconds, and `dlsr --help` must not.
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Know when an image is not what your model was made for.",
+)
+
+
+class ProtocolName(StrEnum):
+    """Evaluation protocols."""
+
+    NATIVE = "native"
+    MATCHED = "matched"
+
+
+class BackendName(StrEnum):
+    """What runs the encoder."""
+
+    AUTO = "auto"
+    TORCH = "torch"
+    OPENVINO = "openvino"
+
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no remarks.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ..")]
+BackendOption = Annotated[BackendName, typer.Option(help="What runs the encoder.")]
+Store = Annotated[Path | None, typer.Option(help="Folder of the feature store.", show_default="~/.cache/dlsr/features")]
+NoStore = Annotated[bool, typer.Option("--no-store", help="Keep no features on disk.")]
+Workers = Annotated[int, typer.Option(min=1, help="Threads that read and decode images.")]
+Weights = Annotated[str | None, typer.Option(help="Encoder weights: a .safetensors or .pth file, or 'random'.")]
+Model = Annotated[Path, typer.Argument(help="Model directory that `dlsr fit` wrote.")]
+Rate = Annotated[float | None, typer.Option("--false-alarm-rate", help="Share of ID images that may be called OOD.")]
+
+
+def _store(store: Path | None, no_store: bool) -> Path | None:
+    from dlsr.store import default_store_root  # noqa: PLC0415
+
+    return None if no_store else store or default_store_root()
+
+
+@app.command()
+def fit(
+    images: Annotated[Path, typer.Argument(help="Folder, tar or image file with in-distribution images.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Model directory to write.")],
+    encoder: Annotated[str, typer.Option(help="Encoder preset, or a network of timm.")] = "efficientnet_lite0",
+    preset: Annotated[str | None, typer.Option(help="default or paper.")] = None,
+    score: Annotated[str | None, typer.Option(help="residual, mfsim, mse, lr, mahalanobis or knn.")] = None,
+    stages: Annotated[str | None, typer.Option(help="Encoder stages from 0, such as 1,2,3.")] = None,
+    weights: Weights = None,
+    t: Annotated[str | None, typer.Option(help="Time(s) of the restoration, such as 70 or 9,6,3.")] = None,
+    draws: Annotated[int | None, typer.Option(help="Noise draws to average over.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Most epochs of training.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Of training.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    width: Annotated[int | None, typer.Option(help="Width of LFDN.")] = None,
+    blocks: Annotated[int | None, typer.Option(help="Blocks of LFDN.")] = None,
+    neighbours: Annotated[int | None, typer.Option(help="k of the knn score.")] = None,
+    false_alarm_rate: Rate = 0.05,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    device: Device = "auto",
+    backend: BackendOption = BackendName.AUTO,
+    store: Store = None,
+    no_store: NoStore = False,
+    workers: Workers = 2,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Learn what in-distribution images look like. An interrupted fit goes on when run again."""
+    from dlsr.artifact import check_output  # noqa: PLC0415
+    from dlsr.detector import Detector  # noqa: PLC0415
+    from dlsr.images import open_images  # noqa: PLC0415
+
+    check_output(output)
+    detector = Detector(
+        encoder,
+        score,
+        preset=preset,
+        stages=_numbers(stages, "--stages"),
+        weights=weights,
+        t=_numbers(t, "--t"),
+        draws=draws,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        width=width,
+        blocks=blocks,
+        neighbours=neighbours,
+        false_alarm_rate=0.05 if false_alarm_rate is None else false_alarm_rate,
+        seed=seed,
+        device=device,
+        backend=backend.value,
+        store=_store(store, no_store),
+        workers=workers,
+    )
+    found = open_images(images)
+    if found.ignored:
+        say(f"passed over {len(found.ignored)} files that are not images, such as {found.ignored[0]}", quiet)
+    checkpoint = output.with_name(output.name + ".checkpoint")
+    with _quiet_library(), progress_bars(quiet) as bars:
+        detector.fit(
+            found,
+            checkpoint=checkpoint,
+            progress=bars.images("encoding", len(found)),
+            on_epoch=bars.epochs("training"),
+        )
+    detector.save(output)
+    checkpoint.unlink(missing_ok=True)
+    summary = detector.fit_summary_
+    say_unreadable(summary.unreadable, len(found))
+    if as_json:
+        _print_json(summary.model_dump() | {"model": str(output), "threshold": detector.threshold_})
+    else:
+        say(
+            f"fitted to {summary.training_images} images, calibrated on {summary.calibration_images} others; "
+            f"threshold {detector.threshold_:.6g} at a false-alarm rate of {100 * detector.false_alarm_rate:g} %; "
+            f"model in {output}",
+            quiet,
+        )
+
+
+@app.command()
+def score(
+    model: Model,
+    images: Annotated[Path, typer.Argument(help="Folder, tar or image file.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A .csv, .jsonl or .parquet file; without it, CSV on stdout.")
+    ] = None,
+    false_alarm_rate: Rate = None,
+    weights: Weights = None,
+    device: Device = "auto",
+    backend: BackendOption = BackendName.AUTO,
+    store: Store = None,
+    no_store: NoStore = False,
+    workers: Workers = 2,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Score images: how far out each lies, its p-value, and whether to refuse it."""
+    from dlsr.images import open_images  # noqa: PLC0415
+    from dlsr.output import check_format, write_csv, write_jsonl, write_results  # noqa: PLC0415
+
+    if output is not None:
+        check_format(output)
+    detector = _load(model, weights, device, backend, store, no_store, workers, false_alarm_rate)
+    found = open_images(images)
+    counts = _Counts()
+    with progress_bars(quiet) as bars:
+        results = counts.count(detector.results(found, progress=bars.images("scoring", len(found))))
+        if output is not None:
+            write_results(output, results)
+        else:
+            (write_jsonl if as_json else write_csv)(sys.stdout, results)
+    if output is not None and as_json:
+        _print_json({"images": len(found), "ood": counts.ood, "unreadable": counts.unreadable, "output": str(output)})
+    say_unreadable(counts.unreadable, len(found))
+    if len(counts.unreadable) == len(found):
+        raise NoImagesError(f"none of the {len(found)} images can be read; see the reasons above")
+    say(
+        f"{counts.ood} of {len(found) - len(counts.unreadable)} images are out of distribution at a false-alarm rate "
+        f"of {100 * detector.false_alarm_rate:g} %" + (f"; rows in {output}" if output else ""),
+        quiet,
+    )
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    id_images: Annotated[Path, typer.Option("--id", help="ID images that the model was not fitted to.")],
+    ood: Annotated[list[str], typer.Option("--ood", help="An OOD set, NAME=FOLDER or NAME=TAR. Repeatable.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for JSON and pictures.")] = None,
+    protocol: Annotated[
+        ProtocolName, typer.Option(help="native: as is. matched: all images resized and compressed alike first.")
+    ] = ProtocolName.NATIVE,
+    matched_size: Annotated[int, typer.Option(min=1, help="Side in pixels for the matched protocol.")] = 32,
+    seeds: Annotated[int, typer.Option(min=1, help="Noise seeds to average over.")] = 1,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many images a set, at random.")] = None,
+    weights: Weights = None,
+    device: Device = "auto",
+    backend: BackendOption = BackendName.AUTO,
+    store: Store = None,
+    no_store: NoStore = False,
+    workers: Workers = 2,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Measure how well a model separates ID from OOD images: AUROC, AUPR, FPR95."""
+    from dlsr.evaluation import evaluate as run  # noqa: PLC0415
+
+    sets: dict[str, Path] = {}
+    for one in ood:
+        name, separator, path = one.partition("=")
+        if not (name and separator and path) or name in sets:
+            raise SettingsError(f"--ood takes NAME=FOLDER, each name once, got '{one}'")
+        sets[name] = Path(path)
+    detector = _load(model, weights, device, backend, store, no_store, workers, None)
+    with progress_bars(quiet) as bars:
+        done = run(
+            detector,
+            id_images,
+            sets,
+            protocol=protocol.value,
+            seeds=seeds,
+            limit=limit,
+            matched_size=matched_size,
+            progress=bars.images,
+        )
+    report = done.report
+    say_unreadable(report.id_unreadable, report.id_images + len(report.id_unreadable))
+    for one_set in report.sets:
+        say_unreadable(one_set.unreadable, one_set.images + len(one_set.unreadable))
+    if as_json:
+        _print_json(report.model_dump(mode="json"))
+    else:
+        show_report(report)
+    if output is not None:
+        from dlsr.report_files import write_evaluation  # noqa: PLC0415
+
+        written = write_evaluation(output, done, detector.threshold_)
+        say(f"wrote {', '.join(str(path) for path in written)}", quiet)
+
+
+@app.command()
+def calibrate(
+    model: Model,
+    images: Annotated[
+        Path | None, typer.Option(help="ID images to calibrate on instead of those held out when fitting.")
+    ] = None,
+    false_alarm_rate: Rate = None,
+    weights: Weights = None,
+    device: Device = "auto",
+    backend: BackendOption = BackendName.AUTO,
+    store: Store = None,
+    no_store: NoStore = False,
+    workers: Workers = 2,
+    quiet: Quiet = False,
+) -> None:
+    """Change a model's false-alarm rate, or what it is calibrated on, without refitting."""
+    from dlsr.images import open_images  # noqa: PLC0415
+
+    if images is None and false_alarm_rate is None:
+        raise SettingsError("nothing to change: give --false-alarm-rate, --images or both")
+    detector = _load(model, weights, device, backend, store, no_store, workers, false_alarm_rate)
+    if images is not None:
+        found = open_images(images)
+        with _quiet_library(), progress_bars(quiet) as bars:
+            detector.calibrate(found, progress=bars.images("encoding", len(found)))
+    cut = detector.threshold_
+    detector.save(model)
+    say(f"threshold {cut:.6g} at a false-alarm rate of {100 * detector.false_alarm_rate:g} %", quiet)
+
+
+@app.command()
+def info(model: Model, as_json: Json = False) -> None:
+    """Show what a model is: settings, encoder, calibration, losses."""
+    import torch  # noqa: PLC0415
+
+    from dlsr.artifact import read_manifest  # noqa: PLC0415
+    from dlsr.detector import Detector  # noqa: PLC0415
+    from dlsr.encoders.engines import choose_backend  # noqa: PLC0415
+
+    detector = Detector.load(model)
+    manifest = read_manifest(model)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    backend = choose_backend("auto", device)
+    if as_json:
+        extra = {"threshold": detector.threshold_, "backend_here": backend, "device_here": str(device)}
+        _print_json(manifest.model_dump(mode="json") | extra)
+        return
+    from rich.table import Table  # noqa: PLC0415
+
+    encoder, settings, summary = manifest.encoder, manifest.settings, manifest.fit
+    rows = {
+        "score": f"{settings.score} (preset {settings.preset})",
+        "encoder": "none: fitted to features"
+        if encoder is None
+        else f"{encoder.name}, stages {', '.join(map(str, encoder.stages))}, {encoder.size} px",
+        "weights": "" if encoder is None else f"{encoder.weights.kind}, SHA-256 {str(manifest.encoder_sha256)[:16]}..",
+        "features": f"{sum(manifest.channels)} = {' + '.join(map(str, manifest.channels))}",
+        "restoration": f"t = {', '.join(map(str, settings.restoration.steps))} of {settings.schedule.T}, "
+        f"{settings.restoration.draws} draws, seed {settings.seed}",
+        "training": f"{len(summary.log)} epochs" if summary.log else "none needed",
+        "images": f"{summary.training_images} training, {summary.validation_images} validation, "
+        f"{summary.calibration_images} calibration, {len(summary.unreadable)} unreadable",
+        "threshold": f"{detector.threshold_:.6g} at a false-alarm rate of {100 * manifest.false_alarm_rate:g} %",
+        "made with": ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
+        "here": f"device {device}, backend {backend}",
+    }
+    table = Table(show_header=False, box=None)
+    for name, value in rows.items():
+        table.add_row(name, value)
+    stdout.print(table)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("demo-output"),
+    device: Device = "auto",
+    backend: BackendOption = BackendName.AUTO,
+    quiet: Quiet = False,
+) -> None:
+    """Fit, evaluate and draw, on real images that come with the dependencies. Downloads nothing."""
+    from dlsr.demo import run_demo  # noqa: PLC0415
+    from dlsr.report_files import write_evaluation  # noqa: PLC0415
+
+    with progress_bars(quiet) as bars:
+        detector, done = run_demo(output, device, backend.value, bars.images, bars.epochs("training"))
+    show_report(done.report)
+    written = write_evaluation(output, done, detector.threshold_)
+    say(f"wrote {', '.join(str(path) for path in written)} and the model {output / 'model'}", quiet)
+
+
+class _Counts:
+    """Counts results as they pass by."""
+
+    def __init__(self) -> None:
+        self.ood = 0
+        self.unreadable: dict[str, str] = {}
+
+    def count(self, results: Any) -> Any:
+        for result in results:
+            self.ood += bool(result.is_ood)
+            if result.error is not None:
+                self.unreadable[result.path] = result.error
+            yield result
+
+
+def _load(
+    model: Path,
+    weights: str | None,
+    device: str,
+    backend: BackendName,
+    store: Path | None,
+    no_store: bool,
+    workers: int,
+    false_alarm_rate: float | None,
+) -> Any:
+    from dlsr.detector import Detector  # noqa: PLC0415
+
+    detector = Detector.load(
+        model, weights=weights, device=device, backend=backend.value, store=_store(store, no_store), workers=workers
+    )
+    if false_alarm_rate is not None:
+        detector.false_alarm_rate = false_alarm_rate
+    return detector
+
+
+def _quiet_library() -> Any:
+    """The command names unreadable images itself, so the library's warning of them would be the second."""
+    import warnings  # noqa: PLC0415
+
+    from dlsr.detector import UnreadableImagesWarning  # noqa: PLC0415
+
+    return warnings.catch_warnings(action="ignore", category=UnreadableImagesWarning)
+
+
+def _numbers(text: str | None, option: str) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise SettingsError(f"{option} takes whole numbers with commas between them, got '{text}'") from None
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,112 @@
+"""What the command line shows: progress on stderr while it is a terminal, results on stdout."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from dlsr.evaluation import Report
+    from dlsr.training import EpochLog
+
+NAMES_SHOWN = 20
+
+stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+stdout = Console(highlight=False)
+
+
+class Progresses:
+    """Makes progress bars with images per second."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+
+    def images(self, name: str, total: int) -> Callable[[int], None]:
+        """A bar for `total` images; returns what advances it."""
+        task = self._bars.add_task(name, total=total, speed="")
+
+        def advance(count: int) -> None:
+            self._bars.advance(task, count)
+            speed = self._bars.tasks[self._index(task)].speed
+            self._bars.update(task, speed=f"{speed:.0f} images/s" if speed else "")
+
+        return advance
+
+    def epochs(self, name: str) -> Callable[["EpochLog", int], None]:
+        """A bar for epochs of training."""
+        task: list[TaskID] = []
+
+        def advance(entry: "EpochLog", total: int) -> None:
+            if not task:
+                task.append(self._bars.add_task(name, total=total, speed=""))
+            loss = f"loss {entry.train_loss:.4f}, held out {entry.validation_loss:.4f}"
+            self._bars.update(task[0], completed=entry.epoch, speed=loss)
+
+        return advance
+
+    def _index(self, task: TaskID) -> int:
+        return self._bars.task_ids.index(task)
+
+
+@contextmanager
+def progress_bars(quiet: bool) -> Iterator[Progresses]:
+    """Progress bars on stderr; none if quiet, or if stderr is not a terminal."""
+    bars = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+        console=stderr,
+        disable=quiet or not stderr.is_terminal,
+    )
+    with bars:
+        yield Progresses(bars)
+
+
+def say(message: str, quiet: bool) -> None:
+    """A line for people, on stderr."""
+    if not quiet:
+        stderr.print(message, markup=False)
+
+
+def say_unreadable(unreadable: Mapping[str, str], of: int) -> None:
+    """Name what could not be read, and why. Said even when quiet, for nothing is dropped silently."""
+    if not unreadable:
+        return
+    stderr.print(f"{len(unreadable)} of {of} images could not be read:", markup=False)
+    for name, reason in list(unreadable.items())[:NAMES_SHOWN]:
+        stderr.print(f"  {name}: {reason}", markup=False)
+    if len(unreadable) > NAMES_SHOWN:
+        stderr.print(f"  and {len(unreadable) - NAMES_SHOWN} more")
+
+
+def show_report(report: "Report") -> None:
+    """An evaluation as a table."""
+    title = f"{report.score} ({report.preset}), {report.protocol} protocol, {report.id_images} ID images"
+    table = Table(title=title, title_justify="left")
+    table.add_column("OOD set")
+    table.add_column("images", justify="right")
+    columns = {
+        "auroc": "AUROC",
+        "aupr_ood": "AUPR-OOD",
+        "aupr_id": "AUPR-ID",
+        "fpr95_id_positive": "FPR95 (ID+)",
+        "fpr95_ood_positive": "FPR95 (OOD+)",
+    }
+    for name in columns.values():
+        table.add_column(name, justify="right")
+    many = len(report.seeds) > 1
+    for one in report.sets:
+        cells = [f"{100 * one.mean[key]:.2f}" + (f" ± {100 * one.std[key]:.2f}" if many else "") for key in columns]
+        table.add_row(one.name, str(one.images), *cells)
+    table.add_section()
+    table.add_row("average", "", f"{100 * report.average_auroc:.2f}")
+    stdout.print(table)
+    stdout.print(
+        f"{100 * report.false_alarms:.1f} % of the ID images are called OOD, at a false-alarm rate of "
+        f"{100 * report.false_alarm_rate:g} %."
+    )

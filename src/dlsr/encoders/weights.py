@@ -1,0 +1,139 @@
+"""Getting an encoder's weights, and proving that every one of them was used."""
+
+import hashlib
+import pickle
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+
+import safetensors.torch
+import timm
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from dlsr.encoders.presets import EncoderSpec, FileWeights, HubWeights, PackageWeights
+from dlsr.errors import WeightsError
+
+StateDict = Mapping[str, Tensor]
+
+
+def load_classifier(spec: EncoderSpec) -> nn.Module:
+    """The encoder's whole network, classification head included, with its weights.
+
+    Raises:
+        WeightsError: if the weights are missing, damaged, or do not fit the network key by key.
+    """
+    source = spec.weights
+    if isinstance(source, HubWeights):
+        return _from_hub(spec.network)
+    if isinstance(source, PackageWeights):
+        network: nn.Module = timm.create_model(spec.network, pretrained=False)
+        path = _package_file(source)
+        load_exactly(network, in_order(_read(path), network.state_dict(), path), path)
+    elif isinstance(source, FileWeights):
+        network = timm.create_model(spec.network, pretrained=False)
+        path = Path(source.path)
+        state = _read(path)
+        if "_conv_stem.weight" in state:  # the port of EfficientNet that the published code builds on
+            state = in_order(state, network.state_dict(), path)
+        load_exactly(network, state, path)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(source.seed)
+            network = timm.create_model(spec.network, pretrained=False)
+    return network.eval()
+
+
+def load_exactly(network: nn.Module, state: StateDict, path: Path | str) -> None:
+    """Load weights if and only if keys and shapes are the network's.
+
+    Raises:
+        WeightsError: naming the first missing, extra or mis-shaped keys.
+    """
+    own = network.state_dict()
+    wrong = (
+        _some("missing", own.keys() - state.keys()),
+        _some("extra", state.keys() - own.keys()),
+        _some("mis-shaped", (k for k in own.keys() & state.keys() if own[k].shape != state[k].shape)),
+    )
+    problems = "; ".join(problem for problem in wrong if problem)
+    if problems:
+        raise WeightsError(f"'{path}' does not hold this encoder's weights: {problems}; give the right file")
+    network.load_state_dict(state)
+
+
+def _some(what: str, keys: Iterable[str]) -> str:
+    found = sorted(keys)
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return f"{len(found)} {what} ({', '.join(found[:3])}{more})" if found else ""
+
+
+def in_order(state: StateDict, own: StateDict, path: Path) -> dict[str, Tensor]:
+    """Rename weights of another port of the same network: same order, same shapes, same last part of each name.
+
+    Raises:
+        WeightsError: at the first pair that does not match.
+    """
+    if len(state) != len(own):
+        raise WeightsError(f"'{path}' holds {len(state)} tensors, the encoder has {len(own)}; give the right file")
+    renamed = {}
+    for (theirs, tensor), (ours, expected) in zip(state.items(), own.items(), strict=True):
+        if theirs.rsplit(".")[-1] != ours.rsplit(".")[-1] or tensor.shape != expected.shape:
+            raise WeightsError(
+                f"'{path}' has {theirs} of shape {tuple(tensor.shape)} where the encoder has {ours} of shape "
+                f"{tuple(expected.shape)}; give the right file"
+            )
+        renamed[ours] = tensor
+    return renamed
+
+
+def fingerprint(network: nn.Module) -> str:
+    """SHA-256 over names, shapes and bytes of a network's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _from_hub(network: str) -> nn.Module:
+    try:
+        loaded: nn.Module = timm.create_model(network, pretrained=True)
+    # The hub's client raises errors of several libraries; all of them mean the same to the user.
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WeightsError(
+            f"cannot download the weights of '{network}' ({reason}); without a network give a file with --weights, "
+            "or use efficientnet_lite0, whose weights are installed"
+        ) from error
+    return loaded.eval()
+
+
+def _package_file(source: PackageWeights) -> Path:
+    try:
+        path = Path(str(metadata.distribution(source.package).locate_file(source.file)))
+    except metadata.PackageNotFoundError:
+        raise WeightsError(f"the weights' package is not installed; run: pip install {source.package}") from None
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != source.sha256:
+        raise WeightsError(
+            f"'{path}' is missing or damaged; run: pip install --force-reinstall --no-deps {source.package}"
+        )
+    return path
+
+
+def _read(path: Path) -> StateDict:
+    if not path.is_file():
+        raise WeightsError(f"there is no weights file '{path}'; give its path with --weights")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WeightsError(f"cannot read weights from '{path}' ({reason}); give a .safetensors or .pth file") from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise WeightsError(f"'{path}' holds no table of weights; give a state dict")
+    return state

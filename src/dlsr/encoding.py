@@ -1,0 +1,200 @@
+"""From images to features: read, look up or encode, keep. The one path that every front end takes."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dlsr.encoders import Encoder
+from dlsr.errors import ImageError
+from dlsr.images import ImageItem, ImageSet, decode, map_ahead, resize
+from dlsr.noise import DIGEST_BYTES, content_digest
+from dlsr.store import FeatureStore
+
+CHUNK = 512
+BATCH = 32
+
+Progress = Callable[[int], None]
+"""Told how many more images are done."""
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A change made to each decoded image before it is resized for the encoder, and the name that keys it."""
+
+    name: str
+    apply: Callable[[Image.Image], Image.Image]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Images in their order, with the features of those that could be read."""
+
+    names: list[str]
+    errors: list[str | None]
+    """Why an image could not be read; None if it could. One for each name."""
+    z0: NDArray[np.float32]
+    """Features of the readable images, shape `(R, c)`."""
+    digests: NDArray[np.uint8]
+    """Their content digests, from which noise is derived, shape `(R, 16)`."""
+
+    @property
+    def readable(self) -> NDArray[np.bool_]:
+        """Which images have features, shape `(N,)`."""
+        return np.array([error is None for error in self.errors], dtype=np.bool_)
+
+    @property
+    def unreadable(self) -> dict[str, str]:
+        """Reasons by name."""
+        return {name: error for name, error in zip(self.names, self.errors, strict=True) if error is not None}
+
+
+@dataclass
+class _Prepared:
+    name: str
+    key: bytes = b""
+    error: str | None = None
+    known: tuple[NDArray[np.uint8], NDArray[np.float32]] | None = None
+    pixels: NDArray[np.uint8] | None = None
+
+
+def open_store(root: Path | None, encoder: Encoder, transform: Transform | None = None) -> FeatureStore | None:
+    """The store of this encoder and transform below `root`; None without a root."""
+    if root is None:
+        return None
+    key = hashlib.sha256(f"{encoder.key}\n{transform.name if transform else ''}".encode()).hexdigest()
+    return FeatureStore(root, key, encoder.c)
+
+
+def encode_chunks(
+    encoder: Encoder,
+    images: ImageSet,
+    *,
+    store: FeatureStore | None = None,
+    transform: Transform | None = None,
+    batch_size: int = BATCH,
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> Iterator[Encoded]:
+    """Encode images in order, a chunk at a time, so that memory does not grow with their number.
+
+    Args:
+        encoder: what to encode with.
+        images: what to encode.
+        store: where features are looked up and kept.
+        transform: applied to each decoded image.
+        batch_size: images encoded at once.
+        workers: threads that read and decode ahead of the encoder.
+        progress: told of each image done.
+    """
+
+    def prepare(item: ImageItem) -> _Prepared:
+        return _prepare(item, encoder, store, transform)
+
+    prepared = map_ahead(prepare, images.items, workers, ahead=4 * batch_size)
+    try:
+        while chunk := list(_filled(islice(prepared, CHUNK), encoder, store, batch_size, progress)):
+            known = [one.known for one in chunk if one.known is not None]
+            yield Encoded(
+                names=[one.name for one in chunk],
+                errors=[one.error for one in chunk],
+                z0=np.stack([z0 for _, z0 in known]) if known else np.empty((0, encoder.c), np.float32),
+                digests=np.stack([d for d, _ in known]) if known else np.empty((0, DIGEST_BYTES), np.uint8),
+            )
+    finally:
+        prepared.close()  # type: ignore[attr-defined]  # a generator behind its Iterator
+        if store is not None:
+            store.flush()
+
+
+def encode_all(
+    encoder: Encoder,
+    images: ImageSet,
+    *,
+    store: FeatureStore | None = None,
+    transform: Transform | None = None,
+    batch_size: int = BATCH,
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> Encoded:
+    """As `encode_chunks`, all in one."""
+    chunks = list(
+        encode_chunks(
+            encoder,
+            images,
+            store=store,
+            transform=transform,
+            batch_size=batch_size,
+            workers=workers,
+            progress=progress,
+        )
+    )
+    return Encoded(
+        names=[name for chunk in chunks for name in chunk.names],
+        errors=[error for chunk in chunks for error in chunk.errors],
+        z0=np.concatenate([chunk.z0 for chunk in chunks]),
+        digests=np.concatenate([chunk.digests for chunk in chunks]),
+    )
+
+
+def _prepare(item: ImageItem, encoder: Encoder, store: FeatureStore | None, transform: Transform | None) -> _Prepared:
+    try:
+        raw = item.read()
+        image = None
+        if not isinstance(raw, bytes):
+            image = decode(raw)
+            raw = image.tobytes() + repr(image.size).encode()
+        key = hashlib.sha256(raw).digest()
+        known = store.get(key) if store is not None else None
+        if known is not None:
+            return _Prepared(item.name, key, known=known)
+        image = image or decode(raw)
+        if transform is not None:
+            image = transform.apply(image)
+        pixels = resize(image, encoder.spec.size, encoder.spec.interpolation)
+        return _Prepared(item.name, key, pixels=pixels)
+    except ImageError as error:
+        return _Prepared(item.name, error=str(error))
+    except OSError as error:
+        return _Prepared(item.name, error=error.strerror or str(error))
+
+
+def _filled(
+    prepared: Iterator[_Prepared],
+    encoder: Encoder,
+    store: FeatureStore | None,
+    batch_size: int,
+    progress: Progress | None,
+) -> Iterator[_Prepared]:
+    """Encode what is not known, a batch at a time; order is kept."""
+    waiting: list[_Prepared] = []
+    missing = 0
+    for one in prepared:
+        waiting.append(one)
+        missing += one.pixels is not None
+        if missing == batch_size or len(waiting) == CHUNK:
+            yield from _encode(waiting, encoder, store, progress)
+            waiting, missing = [], 0
+    yield from _encode(waiting, encoder, store, progress)
+
+
+def _encode(
+    waiting: list[_Prepared], encoder: Encoder, store: FeatureStore | None, progress: Progress | None
+) -> list[_Prepared]:
+    missing = [one for one in waiting if one.pixels is not None]
+    if missing:
+        features = encoder.encode(np.stack([one.pixels for one in missing if one.pixels is not None]))
+        for one, z0 in zip(missing, features, strict=True):
+            assert one.pixels is not None
+            digest = np.frombuffer(content_digest(one.pixels.tobytes(), one.pixels.shape), np.uint8)
+            one.known, one.pixels = (digest, z0), None
+            if store is not None:
+                store.add(one.key, digest, z0)
+    if progress is not None and waiting:
+        progress(len(waiting))
+    return waiting

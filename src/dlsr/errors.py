@@ -1,0 +1,68 @@
+"""Every error that a user can cause, as one tree.
+
+    DlsrError
+    ├── SettingsError          a parameter or combination of parameters that cannot work
+    ├── InputError             what was given to score or fit cannot be used as a whole
+    │   ├── NoImagesError      nothing there, or nothing readable there
+    │   └── TooFewImagesError  not enough to fit, validate or calibrate
+    ├── ImageError             one image cannot be read (never stops a batch)
+    ├── FeatureError           features of the wrong shape or kind, or not finite
+    ├── WeightsError           encoder weights missing, damaged or not those of the encoder
+    ├── ArtifactError          a model directory, checkpoint or feature store that cannot be trusted
+    ├── NotFittedError         a detector asked before `fit`
+    ├── OutputError            a result that cannot be written
+    └── MissingExtraError      an optional dependency that is not installed
+
+Messages are one line and end with the remedy.
+"""
+
+
+class DlsrError(Exception):
+    """Base of all errors raised on purpose by dlsr."""
+
+
+class SettingsError(DlsrError):
+    """A parameter, or a combination of parameters, that cannot work."""
+
+
+class InputError(DlsrError):
+    """What was given to score or fit cannot be used as a whole."""
+
+
+class NoImagesError(InputError):
+    """There is no image, or no readable image, where images were expected."""
+
+
+class TooFewImagesError(InputError):
+    """There are images, but not enough to fit, validate or calibrate."""
+
+
+class ImageError(DlsrError):
+    """One image cannot be read. The message is the reason, without the name."""
+
+
+class FeatureError(DlsrError):
+    """Features have the wrong shape or type, or hold NaN or infinity."""
+
+
+class WeightsError(DlsrError):
+    """Encoder weights are missing, damaged, or not those of the encoder."""
+
+
+class ArtifactError(DlsrError):
+    """A model directory, checkpoint or feature store is damaged, foreign or newer than this dlsr."""
+
+
+class NotFittedError(DlsrError):
+    """The detector was asked for a score before it was fitted."""
+
+
+class OutputError(DlsrError):
+    """A result cannot be written."""
+
+
+class MissingExtraError(DlsrError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed; run: pip install 'dlsr[{extra}]'")

@@ -1,0 +1,176 @@
+"""Measuring a fitted detector on ID and OOD images, by either protocol."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from dlsr.artifact import installed_versions
+from dlsr.detector import Detector
+from dlsr.encoding import Encoded, Progress, Transform
+from dlsr.errors import NoImagesError, SettingsError
+from dlsr.images import ImageSet, ImagesLike, open_images, recompress
+from dlsr.metrics import Metrics, evaluate_scores
+
+Protocol = Literal["native", "matched"]
+PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+MATCHED_SIZE = 32
+MATCHED_QUALITY = 75
+
+CONVENTION = (
+    "larger score = more OOD; AUPR-OOD counts OOD as positive, AUPR-ID counts ID; FPR95 (ID+): share of OOD accepted "
+    "where 95 % of ID is accepted (the paper's); FPR95 (OOD+): share of ID refused where 95 % of OOD is refused"
+)
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SetReport(_Frozen):
+    """One OOD set: each metric's mean and standard deviation over seeds."""
+
+    name: str
+    images: int
+    unreadable: dict[str, str]
+    mean: dict[str, float]
+    std: dict[str, float]
+
+
+class Report(_Frozen):
+    """An evaluation. See `CONVENTION` for the metrics."""
+
+    convention: str = CONVENTION
+    protocol: Protocol
+    score: str
+    preset: str
+    encoder: str | None
+    seeds: tuple[int, ...]
+    """Seeds of the noise with which the same model scored the same images."""
+    id_images: int
+    id_unreadable: dict[str, str]
+    false_alarms: float
+    """Share of the ID images called OOD, at the model's false-alarm rate, first seed."""
+    false_alarm_rate: float
+    sets: tuple[SetReport, ...]
+    average_auroc: float
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A report and the scores behind it (first seed), for pictures."""
+
+    report: Report
+    id_scores: NDArray[np.float64]
+    ood_scores: dict[str, NDArray[np.float64]]
+
+
+def protocol_transform(
+    protocol: Protocol, size: int = MATCHED_SIZE, quality: int = MATCHED_QUALITY
+) -> Transform | None:
+    """What a protocol does to each image before the encoder's own resize.
+
+    `native` does nothing, as the paper. `matched` takes away the shortcuts of resolution and compression: each
+    image, ID or OOD, is resized to `size` and JPEG-compressed at `quality`, 4:2:0.
+    """
+    if protocol == "native":
+        return None
+    if protocol != "matched":
+        raise SettingsError(f"unknown protocol '{protocol}'; choose one of {', '.join(PROTOCOLS)}")
+    return Transform(f"matched-{size}-{quality}", lambda image: recompress(image, size, quality))
+
+
+def sample(images: ImageSet, limit: int | None, seed: int = 0) -> ImageSet:
+    """At most `limit` images, drawn at random: files often lie sorted by class, so the first ones mislead."""
+    if limit is None or limit >= len(images):
+        return images
+    chosen = np.random.default_rng(seed).choice(len(images), limit, replace=False)
+    return images.subset(int(i) for i in np.sort(chosen))
+
+
+def evaluate(
+    detector: Detector,
+    id_images: ImagesLike,
+    ood_images: Mapping[str, ImagesLike],
+    *,
+    protocol: Protocol = "native",
+    seeds: int = 1,
+    limit: int | None = None,
+    matched_size: int = MATCHED_SIZE,
+    progress: Callable[[str, int], Progress] | None = None,
+) -> Evaluation:
+    """Score ID and OOD images and tell how well they separate.
+
+    Args:
+        detector: fitted.
+        id_images: in-distribution images that the detector was not fitted to.
+        ood_images: OOD sets by name.
+        protocol: see `protocol_transform`.
+        seeds: how many noise seeds, from the detector's own upwards.
+        limit: at most so many images of each set, at random.
+        matched_size: side in pixels for the matched protocol.
+        progress: makes a progress callback for a set's name and size.
+
+    Raises:
+        SettingsError: for an unknown protocol or no OOD set.
+        NoImagesError: if a set has no readable image.
+    """
+    if not ood_images:
+        raise SettingsError("give at least one OOD set")
+    if seeds < 1:
+        raise SettingsError(f"need at least one seed, got {seeds}")
+    transform = protocol_transform(protocol, matched_size)
+
+    def encoded(name: str, images: ImagesLike) -> Encoded:
+        chosen = sample(open_images(images), limit)
+        done = detector.encode(chosen, transform=transform, progress=progress(name, len(chosen)) if progress else None)
+        if not len(done.z0):
+            first, reason = next(iter(done.unreadable.items()))
+            raise NoImagesError(f"no image of '{name}' can be read; the first, {first}: {reason}")
+        return done
+
+    inside = encoded("ID", id_images)
+    outside = {name: encoded(name, images) for name, images in ood_images.items()}
+    first_seed = detector.settings_.seed
+    used = tuple(range(first_seed, first_seed + seeds))
+    id_scores: list[NDArray[np.float64]] = []
+    ood_scores: dict[str, list[NDArray[np.float64]]] = {name: [] for name in outside}
+    for seed in used:
+        seeded = detector.with_settings(seed=seed)
+        id_scores.append(seeded.score_features(inside.z0, inside.digests))
+        for name, one in outside.items():
+            ood_scores[name].append(seeded.score_features(one.z0, one.digests))
+    sets = []
+    for name, one in outside.items():
+        metrics = [evaluate_scores(i, o) for i, o in zip(id_scores, ood_scores[name], strict=True)]
+        mean, std = mean_and_std(metrics)
+        sets.append(SetReport(name=name, images=len(one.z0), unreadable=one.unreadable, mean=mean, std=std))
+    report = Report(
+        protocol=protocol,
+        score=detector.settings_.score,
+        preset=detector.settings_.preset,
+        encoder=detector.encoder_name_,
+        seeds=used,
+        id_images=len(inside.z0),
+        id_unreadable=inside.unreadable,
+        false_alarms=float(np.mean(id_scores[0] > detector.threshold_)),
+        false_alarm_rate=detector.false_alarm_rate,
+        sets=tuple(sets),
+        average_auroc=float(np.mean([one.mean["auroc"] for one in sets])),
+        versions=installed_versions(),
+    )
+    return Evaluation(report, id_scores[0], {name: scores[0] for name, scores in ood_scores.items()})
+
+
+def mean_and_std(metrics: list[Metrics]) -> tuple[dict[str, float], dict[str, float]]:
+    """Mean and (population) standard deviation of each metric."""
+    rows = [one.as_dict() for one in metrics]
+    names = list(rows[0])
+    return (
+        {name: float(np.mean([row[name] for row in rows])) for name in names},
+        {name: float(np.std([row[name] for row in rows])) for name in names},
+    )

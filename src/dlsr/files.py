@@ -1,0 +1,37 @@
+"""Writing files so that a killed process never leaves half of one behind."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dlsr.errors import OutputError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place once the block ends without an error.
+
+    Raises:
+        OutputError: if it cannot be written: no permission, full disk, no such folder.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=".writing-", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        # mkstemp makes private files; give what an ordinary open would have given.
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(f"cannot write '{path}': {error.strerror or error}; check space and permissions") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)

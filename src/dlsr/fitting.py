@@ -1,0 +1,162 @@
+"""Fitting a scorer to features, and putting one together again from its tensors."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dlsr.checkpoint import Checkpoint
+from dlsr.errors import TooFewImagesError
+from dlsr.expected_error import ErrorAwareLFDN
+from dlsr.gaussian import Gaussian
+from dlsr.lfdn import LFDN, RestorationNetwork
+from dlsr.scorers import (
+    Digests,
+    KnnScorer,
+    MahalanobisScorer,
+    PaperScorer,
+    ResidualScorer,
+    Scorer,
+    without_prefix,
+)
+from dlsr.settings import Settings
+from dlsr.training import EpochLog, TrainingState, new_state, train
+
+SMALLEST_TRAINING_SET = 20
+VALIDATION_SHARE = 0.05
+CALIBRATION_SHARE = 0.10
+
+OnEpoch = Callable[[EpochLog, int], None]
+"""Told of each epoch done, and of how many there are at most."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which rows train, which decide when to stop and how to scale, and which calibrate: disjoint, at random."""
+
+    training: NDArray[np.intp]
+    validation: NDArray[np.intp]
+    calibration: NDArray[np.intp]
+
+
+def split(n: int, rate: float, seed: int) -> Split:
+    """Split `n` rows; calibration gets a tenth, or what the false-alarm rate needs if that is more.
+
+    Raises:
+        TooFewImagesError: if that leaves too few to train on.
+    """
+    calibration = max(math.ceil(CALIBRATION_SHARE * n), math.ceil(1 / rate - 1 - 1e-9))
+    validation = max(math.ceil(VALIDATION_SHARE * n), 5)
+    training = n - calibration - validation
+    if training < SMALLEST_TRAINING_SET:
+        smallest = SMALLEST_TRAINING_SET + validation + math.ceil(1 / rate - 1 - 1e-9)
+        raise TooFewImagesError(
+            f"{n} readable images are too few to fit with a false-alarm rate of {rate:g}: give at least {smallest}, "
+            "or allow a higher rate"
+        )
+    order = np.random.default_rng(seed).permutation(n)
+    return Split(order[:training], order[training : training + validation], order[training + validation :])
+
+
+def fit_scorer(
+    settings: Settings,
+    channels: tuple[int, ...],
+    training: Tensor,
+    validation: Tensor,
+    validation_digests: Digests,
+    checkpoint: Checkpoint | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> tuple[Scorer, list[EpochLog]]:
+    """Learn what in-distribution features are.
+
+    Args:
+        settings: which score, and all that goes with it.
+        channels: dimensions of each layer.
+        training: features, shape `(N, c)`, on the device to train on.
+        validation: held-out ID features, shape `(V, c)`, likewise.
+        validation_digests: their content digests, shape `(V, 16)`.
+        checkpoint: where the state of training is kept between epochs, and taken up again.
+        on_epoch: told of each epoch.
+
+    Returns:
+        The scorer, and the losses of each epoch if there were any.
+    """
+    if settings.score == "mahalanobis":
+        return MahalanobisScorer(Gaussian.fit(training), channels), []
+    if settings.score == "knn":
+        generator = torch.Generator().manual_seed(settings.seed)
+        chosen = torch.randperm(len(training), generator=generator)[: settings.references]
+        return KnnScorer(training[chosen.to(training.device)], settings.neighbours, channels), []
+    if settings.score == "residual":
+        gaussian = Gaussian.fit(training)
+        aware = _error_aware(settings, channels, gaussian)
+        rows = gaussian.coordinates(training), gaussian.coordinates(validation)
+        state = _train(aware, *rows, settings, checkpoint, on_epoch)
+        aware.load_state_dict(state.best)
+        return ResidualScorer.standardised(aware.eval(), settings, validation, validation_digests), state.log
+    network, initial = (_lfdn(settings, channels, training.device) for _ in range(2))
+    state = _train(network, training, validation, settings, checkpoint, on_epoch)
+    network.load_state_dict(state.best)
+    initial.load_state_dict(state.initial)
+    return PaperScorer(settings.score, network.eval(), initial.eval(), settings, channels), state.log
+
+
+def _train(
+    network: RestorationNetwork,
+    training: Tensor,
+    validation: Tensor,
+    settings: Settings,
+    checkpoint: Checkpoint | None,
+    on_epoch: OnEpoch | None,
+) -> TrainingState:
+    state = (checkpoint.load(training.device) if checkpoint else None) or new_state(network)
+    alpha_bar = settings.schedule.alpha_bar().to(training.device)
+    for done in train(network, training, validation, alpha_bar, settings.training, settings.seed, state):
+        state = done
+        if checkpoint:
+            checkpoint.save(state)
+        if on_epoch:
+            on_epoch(state.log[-1], settings.training.epochs)
+    return state
+
+
+def restored_scorer(
+    settings: Settings, channels: tuple[int, ...], tensors: Mapping[str, Tensor], device: torch.device
+) -> Scorer:
+    """The scorer whose `tensors()` these are.
+
+    Raises:
+        KeyError, RuntimeError: if they are not a scorer's of these settings.
+    """
+    if settings.score == "mahalanobis":
+        return MahalanobisScorer(Gaussian(**without_prefix("gaussian", tensors)), channels)
+    if settings.score == "knn":
+        return KnnScorer(tensors["references"], settings.neighbours, channels)
+    if settings.score == "residual":
+        aware = _error_aware(settings, channels, Gaussian(**without_prefix("gaussian", tensors)))
+        aware.load_state_dict(without_prefix("network", tensors))
+        return ResidualScorer(aware.eval(), settings, tensors["location"], tensors["spread"])
+    network, initial = (_lfdn(settings, channels, device) for _ in range(2))
+    network.load_state_dict(without_prefix("network", tensors))
+    initial.load_state_dict(without_prefix("initial", tensors))
+    return PaperScorer(settings.score, network.eval(), initial.eval(), settings, channels)
+
+
+def _lfdn(settings: Settings, channels: tuple[int, ...], device: torch.device) -> LFDN:
+    c = sum(channels)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        return LFDN(c, settings.network.width or 2 * c, settings.network.blocks).to(device)
+
+
+def _error_aware(settings: Settings, channels: tuple[int, ...], gaussian: Gaussian) -> ErrorAwareLFDN:
+    width = settings.network.width or 2 * sum(channels)
+    alpha_bar = settings.schedule.alpha_bar()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        network = ErrorAwareLFDN(gaussian, channels, width, settings.network.blocks, alpha_bar)
+    return network.to(gaussian.mean.device)

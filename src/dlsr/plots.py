@@ -1,0 +1,59 @@
+"""Pictures of an evaluation: score histograms and ROC curves."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from sklearn.metrics import roc_curve
+
+from dlsr.files import replacing
+
+Scores = NDArray[np.float64]
+_SIZE = (8.0, 4.5)
+
+
+def save_histogram(path: Path, id_scores: Scores, ood_scores: Mapping[str, Scores], threshold: float) -> None:
+    """Write the score distributions of ID and each OOD set, with the threshold, as a picture."""
+    figure, axes = _figure()
+    everything = np.concatenate([id_scores, *ood_scores.values()])
+    # A few far outliers must not squeeze the rest into one bar; they are counted in the last one.
+    low, high = np.quantile(everything, [0.001, 0.999])
+    bins = np.linspace(low, high, 61).tolist()
+    for name, scores in {"ID": id_scores, **ood_scores}.items():
+        style = {"alpha": 0.6, "color": "0.45"} if name == "ID" else {"histtype": "step", "linewidth": 1.8}
+        axes.hist(np.clip(scores, low, high), bins=bins, density=True, label=f"{name} ({len(scores)})", **style)
+    axes.axvline(threshold, color="black", linestyle="--", linewidth=1, label="threshold")
+    axes.set_xlabel("score (larger = more OOD)")
+    axes.set_ylabel("density")
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def save_roc(path: Path, id_scores: Scores, ood_scores: Mapping[str, Scores]) -> None:
+    """Write the ROC curve of each OOD set as a picture; OOD is the positive class."""
+    figure, axes = _figure()
+    for name, scores in ood_scores.items():
+        truth = np.concatenate([np.zeros(len(id_scores)), np.ones(len(scores))])
+        fpr, tpr, _ = roc_curve(truth, np.concatenate([id_scores, scores]))
+        area = float(np.trapezoid(tpr, fpr))
+        axes.plot(fpr, tpr, label=f"{name}: AUROC {100 * area:.2f} %")
+    axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
+    axes.set_xlabel("ID images refused")
+    axes.set_ylabel("OOD images refused")
+    axes.legend(frameon=False, loc="lower right")
+    _save(figure, path)
+
+
+def _figure() -> tuple[Figure, Any]:
+    figure = Figure(figsize=_SIZE, layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=130)

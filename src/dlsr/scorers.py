@@ -1,0 +1,210 @@
+"""What turns features into scores: one small class for each way, all with the same two methods.
+
+A scorer gives each image one score (larger = more OOD) and one for each layer, which tells where the image
+is odd. Scores are functions of features, seed and content digests alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.neighbors import NearestNeighbors
+from torch import Tensor
+
+from dlsr.diffusion import Denoiser, distort, restore
+from dlsr.expected_error import ErrorAwareLFDN
+from dlsr.gaussian import Gaussian
+from dlsr.lfdn import LFDN
+from dlsr.noise import noise_for
+from dlsr.scores import layer_means, layer_similarities, likelihood_regret, mfsim, mse
+from dlsr.settings import ScoreName, Settings
+
+ROWS_AT_ONCE = 512
+
+Digests = NDArray[np.uint8]
+LayerScores = tuple[Tensor, Tensor]
+"""Scores, shape `(N,)`, and scores of each layer, shape `(N, M)`."""
+
+
+class Scorer(Protocol):
+    """Scores features."""
+
+    def score(self, z0: Tensor, digests: Digests) -> LayerScores:
+        """Score `z0`, shape `(N, c)`, with content digests, shape `(N, 16)`."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that was learned, for saving."""
+
+
+class MahalanobisScorer:
+    """Mean squared whitened feature: the squared Mahalanobis distance over `c` (Lee et al. 2018, without classes)."""
+
+    def __init__(self, gaussian: Gaussian, channels: Sequence[int]) -> None:
+        self._gaussian = gaussian
+        self._channels = channels
+
+    def score(self, z0: Tensor, digests: Digests) -> LayerScores:
+        """See `Scorer`."""
+        squares = self._gaussian.whiten(z0).square()
+        return squares.mean(dim=1), layer_means(squares, self._channels)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See `Scorer`."""
+        return _prefixed("gaussian", self._gaussian.tensors())
+
+
+class KnnScorer:
+    """Distance to the k-th nearest training image (Sun et al. 2022, on `z0`); a layer's share is its own distance."""
+
+    def __init__(self, references: Tensor, neighbours: int, channels: Sequence[int]) -> None:
+        self._references = references
+        self._neighbours = min(neighbours, len(references))
+        self._channels = channels
+        self._search = NearestNeighbors(n_neighbors=self._neighbours, algorithm="brute").fit(references.cpu().numpy())
+
+    def score(self, z0: Tensor, digests: Digests) -> LayerScores:
+        """See `Scorer`."""
+        distances, indices = self._search.kneighbors(z0.cpu().numpy())
+        nearest = self._references[torch.from_numpy(indices[:, -1]).to(z0.device)]
+        score = torch.from_numpy(distances[:, -1]).to(z0)
+        return score, layer_means((z0 - nearest).square(), self._channels).sqrt()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See `Scorer`."""
+        return {"references": self._references}
+
+
+class PaperScorer:
+    """MSE, LR and MFsim of section 3.3, averaged over draws.
+
+    Args:
+        score: which of the three.
+        network: trained.
+        initial: the network after the first epoch, for LR.
+        settings: of the detector.
+        channels: dimensions of each layer.
+    """
+
+    def __init__(
+        self, score: ScoreName, network: LFDN, initial: LFDN, settings: Settings, channels: Sequence[int]
+    ) -> None:
+        self._kind = score
+        self._networks = network, initial
+        self._settings = settings
+        self._channels = channels
+        self._alpha_bar = settings.schedule.alpha_bar().to(network.linear_in.weight.device)
+        steps = settings.restoration.steps
+        self._denoiser: Denoiser = network.at_times(steps)
+        self._initial: Denoiser = initial.at_times(steps)
+
+    def score(self, z0: Tensor, digests: Digests) -> LayerScores:
+        """See `Scorer`."""
+        restored = self._restore(self._denoiser, z0, digests)
+        if self._kind == "mfsim":
+            layers = -layer_similarities(z0, restored, self._channels)
+            return mfsim(-layers).mean(dim=0), layers.mean(dim=0)
+        scores = mse(z0, restored)
+        layers = layer_means((z0 - restored).square(), self._channels)
+        if self._kind == "lr":
+            initial = self._restore(self._initial, z0, digests)
+            # Measured: what training failed to improve is OOD, so LR as the paper defines it is turned round.
+            scores = -likelihood_regret(z0, initial, restored)
+            layers = layers - layer_means((z0 - initial).square(), self._channels)
+        return scores.mean(dim=0), layers.mean(dim=0)
+
+    def _restore(self, denoiser: Denoiser, z0: Tensor, digests: Digests) -> Tensor:
+        """Distort and restore: `(N, c)` to `(draws, N, c)`."""
+        restoration, c = self._settings.restoration, z0.shape[1]
+        steps = restoration.steps
+        # One noise vector distorts, one more goes with each DDIM step but the last; all from the image alone.
+        noise = noise_for(digests, self._settings.seed, restoration.draws, len(steps) * c).to(z0.device)
+        noise = noise.reshape(restoration.draws, len(z0), len(steps), c)
+        restored = []
+        for draw in noise:
+            zt = distort(z0, steps[0], self._alpha_bar, draw[:, 0])
+            later = draw[:, 1:].transpose(0, 1)
+            restored.append(restore(denoiser, zt, steps, self._alpha_bar, restoration.eta, later))
+        return torch.stack(restored)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See `Scorer`."""
+        network, initial = self._networks
+        return _prefixed("network", network.state_dict()) | _prefixed("initial", initial.state_dict())
+
+
+class ResidualScorer:
+    """Restoration error against the error to expect, see `dlsr.expected_error`; preset `default`.
+
+    A layer's score is `log error - weight * log expected error`, averaged over draws and standardised on held-out
+    ID features. An image's score is their mean, weighted by the root of their dimensions: the mean of `c_m`
+    squares is steadier the more there are.
+
+    Args:
+        network: trained.
+        settings: of the detector; features are distorted to the first of its steps and restored in one.
+        location: mean of each layer's raw score on held-out ID features, shape `(M,)`.
+        spread: their standard deviation, shape `(M,)`.
+    """
+
+    def __init__(self, network: ErrorAwareLFDN, settings: Settings, location: Tensor, spread: Tensor) -> None:
+        self._network = network
+        self._settings = settings
+        self._location = location
+        self._spread = spread
+        self._t = settings.restoration.steps[0]
+        self._signal = network.alpha_bar[self._t]
+        self._lfdn = network.lfdn.at_times((self._t,))
+        weights = torch.tensor(network.channels, device=location.device).sqrt()
+        self._weights = weights / weights.sum()
+
+    @classmethod
+    def standardised(
+        cls, network: ErrorAwareLFDN, settings: Settings, z0: Tensor, digests: Digests
+    ) -> "ResidualScorer":
+        """A scorer whose layers are standardised on held-out ID features `z0`."""
+        zero = torch.zeros(len(network.channels), device=z0.device)
+        raw = cls(network, settings, zero, torch.ones_like(zero))
+        _, layers = score_rows(raw, z0, digests)
+        return cls(network, settings, layers.mean(dim=0), layers.std(dim=0, correction=0).clamp(min=1e-6))
+
+    def score(self, z0: Tensor, digests: Digests) -> LayerScores:
+        """See `Scorer`."""
+        draws, weight = self._settings.restoration.draws, self._settings.expected_error_weight
+        x0 = self._network.gaussian.coordinates(z0)
+        noise = noise_for(digests, self._settings.seed, draws, z0.shape[1]).to(z0.device)
+        raw = torch.zeros(len(z0), len(self._network.channels), device=z0.device)
+        for draw in noise:
+            xt = distort(x0, self._t, self._network.alpha_bar, draw)
+            x0_hat, expected = self._network.interpret(self._lfdn(xt, self._t), xt, self._signal)
+            raw += (self._network.log_errors(x0, x0_hat, self._signal) - weight * expected) / draws
+        layers = (raw - self._location) / self._spread
+        return layers @ self._weights, layers
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See `Scorer`."""
+        return (
+            _prefixed("network", self._network.state_dict())
+            | _prefixed("gaussian", self._network.gaussian.tensors())
+            | {"location": self._location, "spread": self._spread}
+        )
+
+
+@torch.inference_mode()
+def score_rows(scorer: Scorer, z0: Tensor, digests: Digests) -> LayerScores:
+    """Score any number of rows, a bounded number at once."""
+    parts = [
+        scorer.score(z0[start : start + ROWS_AT_ONCE], digests[start : start + ROWS_AT_ONCE])
+        for start in range(0, len(z0), ROWS_AT_ONCE)
+    ]
+    return torch.cat([score for score, _ in parts]), torch.cat([layers for _, layers in parts])
+
+
+def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under a prefix, without it."""
+    return {name[len(prefix) + 1 :]: t for name, t in tensors.items() if name.startswith(prefix + ".")}
