@@ -79,7 +79,10 @@ def write_model(folder: Path, manifest: Manifest, tensors: dict[str, Tensor]) ->
         OutputError: if it cannot be written, or the folder holds something else than a model.
     """
     check_output(folder)
-    content = safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    content = safetensors.torch.save(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+        metadata={"manifest_sha256": _digest(manifest)},
+    )
     sha256 = hashlib.sha256(content).hexdigest()
     numbers = f"numbers-{sha256[:16]}.safetensors"
     with replacing(folder / numbers) as temporary:
@@ -115,6 +118,9 @@ def read_model(folder: Path, device: torch.device) -> tuple[Manifest, dict[str, 
         if hashlib.sha256(content).hexdigest() != manifest.numbers_sha256:
             raise ArtifactError(f"'{path}' is damaged: its SHA-256 is not the one in {MANIFEST}; fit the model again")
         tensors = safetensors.torch.load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        if header.get("__metadata__", {}).get("manifest_sha256") != _digest(manifest):
+            raise ArtifactError(f"'{folder / MANIFEST}' was changed since it was written; fit the model again")
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"cannot read '{path}' ({error}); fit the model again") from error
     return manifest, {name: tensor.to(device) for name, tensor in tensors.items()}
@@ -144,6 +150,12 @@ def read_manifest(folder: Path) -> Manifest:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ArtifactError(f"'{path}' is damaged: {where}: {first['msg']}; fit the model again") from error
+
+
+def _digest(manifest: Manifest) -> str:
+    """SHA-256 of a manifest, apart from what says which numbers belong to it."""
+    bare = manifest.model_copy(update={"numbers": "", "numbers_sha256": ""})
+    return hashlib.sha256(bare.model_dump_json().encode()).hexdigest()
 
 
 def as_tensor(values: NDArray[np.float64]) -> Tensor:

@@ -1,0 +1,5 @@
+"""`python -m dlsr`."""
+
+from dlsr.cli import main
+
+main()

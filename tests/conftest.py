@@ -1,0 +1,77 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from dlsr import Detector
+
+SMALL = {"width": 32, "blocks": 2, "epochs": 2, "lr": 1e-3}
+"""A network that trains in a moment."""
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("DLSR_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="session")
+def photographs():
+    """Real photographs: a Chinese temple and a flower."""
+    return [Image.fromarray(image) for image in load_sample_images().images]
+
+
+def patches(photograph, count, side=32, seed=0):
+    random = np.random.default_rng(seed)
+    pixels = np.asarray(photograph)
+    tops = random.integers(pixels.shape[0] - side, size=count)
+    lefts = random.integers(pixels.shape[1] - side, size=count)
+    return np.stack([pixels[top : top + side, left : left + side] for top, left in zip(tops, lefts, strict=True)])
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory, photographs) -> Path:
+    """120 real patches of the temple as PNG files, in two subfolders."""
+    folder = tmp_path_factory.mktemp("images")
+    for i, patch in enumerate(patches(photographs[0], 120)):
+        path = folder / ("one" if i % 2 else "two") / f"{i:03}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(patch).save(path)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def odd_folder(tmp_path_factory, photographs) -> Path:
+    """40 real patches of the flower."""
+    folder = tmp_path_factory.mktemp("odd")
+    for i, patch in enumerate(patches(photographs[1], 40)):
+        Image.fromarray(patch).save(folder / f"{i:03}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def features():
+    """Correlated features of three layers, and others that break the correlation."""
+    random = np.random.default_rng(0)
+    mixing = random.standard_normal((6, 24))
+    inside = random.standard_normal((600, 6)) @ mixing + 0.1 * random.standard_normal((600, 24))
+    outside = random.permuted(inside[:200], axis=1)
+    return inside.astype(np.float32), outside.astype(np.float32)
+
+
+CHANNELS = (4, 8, 12)
+
+
+@pytest.fixture(scope="session")
+def small_encoder():
+    """Settings of a detector whose encoder is tiny and untrained."""
+    return {"encoder": "test_resnet", "weights": "random", "backend": "torch"}
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory, image_folder, small_encoder) -> Path:
+    """A model directory, fitted to `image_folder`."""
+    folder = tmp_path_factory.mktemp("models") / "model"
+    Detector(**small_encoder, **SMALL).fit(image_folder).save(folder)
+    return folder

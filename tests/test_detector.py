@@ -1,0 +1,357 @@
+import json
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+
+from conftest import CHANNELS, SMALL
+from dlsr import (
+    PRESETS,
+    SCORES,
+    ArtifactError,
+    Detector,
+    FeatureError,
+    NoImagesError,
+    NotFittedError,
+    OutputError,
+    SettingsError,
+    TooFewImagesError,
+    UnreadableImagesWarning,
+    WeightsError,
+    evaluate,
+    evaluate_scores,
+    open_images,
+)
+from dlsr.noise import row_digests
+from dlsr.settings import resolve
+
+
+def settings_for(score):
+    # The paper's scores need a better trained network than the others.
+    return SMALL | {"score": score, "epochs": 60 if score == "mse" else 12, "neighbours": 5}
+
+
+@pytest.fixture(scope="module")
+def fitted(features):
+    inside, _ = features
+    return {score: Detector(**settings_for(score)).fit_features(inside[:500], CHANNELS) for score in SCORES}
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_every_score_is_larger_for_ood(fitted, features, score):
+    inside, outside = features
+    detector = fitted[score]
+    metrics = evaluate_scores(detector.score_features(inside[500:]), detector.score_features(outside))
+    assert metrics.auroc > (0.7 if score == "lr" else 0.85)
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_scores_do_not_depend_on_the_batch(fitted, features, score):
+    rows = features[0][500:564]
+    detector = fitted[score]
+    together = detector.score_features(rows)
+    alone = np.concatenate([detector.score_features(row[None]) for row in rows])
+    order = np.random.default_rng(0).permutation(64)
+    np.testing.assert_allclose(alone, together, atol=1e-5)
+    np.testing.assert_allclose(detector.score_features(rows[order]), together[order], atol=1e-5)
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_saved_and_loaded_is_the_same(fitted, features, score, tmp_path):
+    detector = fitted[score]
+    detector.save(tmp_path / "m")
+    loaded = Detector.load(tmp_path / "m")
+    np.testing.assert_array_equal(loaded.score_features(features[1]), detector.score_features(features[1]))
+    assert loaded.threshold_ == detector.threshold_
+    assert loaded.fit_summary_ == detector.fit_summary_
+    assert loaded.settings_ == detector.settings_
+    assert sorted(path.suffix for path in (tmp_path / "m").iterdir()) == [".json", ".safetensors"]
+
+
+@pytest.mark.parametrize("score", ["residual", "mfsim"])
+def test_draws_and_seed(features, fitted, score):
+    rows = features[0][500:]
+    base = fitted[score]
+    other = base.with_settings(seed=5)
+    assert not np.allclose(base.score_features(rows), other.score_features(rows))
+    np.testing.assert_allclose(other.with_settings(seed=0).score_features(rows), base.score_features(rows))
+    assert np.corrcoef(base.score_features(rows), other.score_features(rows))[0, 1] > 0.5
+
+
+def test_equal_fits_are_equal(features):
+    a, b = (Detector(**SMALL).fit_features(features[0], CHANNELS).score_features(features[1]) for _ in range(2))
+    np.testing.assert_array_equal(a, b)
+
+
+def test_p_values_and_false_alarm_rate_can_change(fitted, features):
+    detector = fitted["mahalanobis"]
+    scores = detector.score_features(features[0][500:])
+    p = detector.p_values_of(scores)
+    np.testing.assert_array_equal(p <= 0.05, scores > detector.threshold_)
+    before = detector.threshold_
+    try:
+        detector.false_alarm_rate = 0.2
+        assert detector.threshold_ < before
+        np.testing.assert_array_equal(p <= 0.2 + 1e-9, scores > detector.threshold_)
+        detector.false_alarm_rate = 0.001
+        with pytest.raises(TooFewImagesError, match="at least 999"):
+            _ = detector.threshold_
+    finally:
+        detector.false_alarm_rate = 0.05
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (np.full((50, 4), np.nan), "NaN"),
+        (np.where(np.eye(50, 4) == 1, np.inf, 0), r"4 rows.*row 0"),
+        (np.zeros(5), "shape"),
+        (np.zeros((5, 0)), "shape"),
+        (np.array([["a", "b"]]), "numbers"),
+    ],
+)
+def test_bad_features_are_refused(bad, reason):
+    with pytest.raises(FeatureError, match=reason):
+        Detector(score="mahalanobis").fit_features(bad)
+
+
+def test_features_must_fit_the_model(fitted):
+    with pytest.raises(FeatureError, match="24 columns, got 3"):
+        fitted["knn"].score_features(np.zeros((2, 3)))
+    with pytest.raises(FeatureError, match="do not add up"):
+        Detector().fit_features(np.zeros((100, 4)), channels=(3, 2))
+
+
+def test_too_few_to_fit_or_calibrate():
+    rows = np.random.default_rng(0).standard_normal((60, 3))
+    with pytest.raises(TooFewImagesError, match="at least 44"):
+        Detector(score="knn").fit_features(rows[:43])
+    Detector(score="knn").fit_features(rows[:44])
+    with pytest.raises(TooFewImagesError, match="rate of 0.001"):
+        Detector(score="knn", false_alarm_rate=0.001).fit_features(rows)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"score": "best"}, "residual, mfsim, mse"),
+        ({"preset": "fast"}, "default, paper"),
+        ({"t": 200}, r"1\.\.100"),
+        ({"score": "mse", "t": (1, 5)}, "fall"),
+        ({"score": "residual", "t": (9, 3)}, "single t"),
+        ({"draws": 0}, "draws"),
+        ({"width": 7}, "width"),
+        ({"epochs": 0}, "epochs"),
+        ({"false_alarm_rate": 0}, "between 0 and 1"),
+        ({"device": "warp"}, "device"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(parameters, message):
+    with pytest.raises(SettingsError, match=message) as caught:
+        Detector(**parameters).fit_features(np.zeros((100, 4)))
+    assert "\n" not in str(caught.value)
+
+
+def test_presets():
+    paper = PRESETS["paper"]
+    assert (paper.training.lr, paper.training.weight_decay, paper.training.batch_size) == (1e-4, 1e-4, 128)
+    assert (paper.training.epochs, paper.network.blocks, paper.network.width) == (150, 16, None)
+    assert resolve(score="lr").preset == "paper"
+    assert resolve().preset == "default"
+    assert resolve("default", "mfsim").training == PRESETS["default"].training
+    assert resolve(t=5).restoration.steps == (5,)
+
+
+def test_scikit_learn_idiom():
+    detector = Detector(draws=3, t=5)
+    assert clone(detector).get_params() == detector.get_params()
+    assert detector.set_params(draws=7).draws == 7
+    with pytest.raises(NotFittedError, match="not fitted"):
+        detector.score_features(np.zeros((1, 2)))
+    with pytest.raises(NotFittedError):
+        detector.save("never")
+
+
+# With images
+
+
+def test_images_end_to_end(model, image_folder, odd_folder):
+    detector = Detector.load(model, backend="torch")
+    inside, outside = detector.score_samples(image_folder), detector.score_samples(odd_folder)
+    assert evaluate_scores(inside, outside).auroc > 0.8
+    verdicts = detector.predict(odd_folder)
+    p = detector.p_values(odd_folder)
+    np.testing.assert_array_equal(verdicts == 1, p <= 0.05)
+    assert {result.top_layer for result in detector.results(odd_folder)} <= {f"stage {i}" for i in range(5)}
+
+
+def test_every_kind_of_input_gives_the_same_score(model, image_folder, photographs):
+    detector = Detector.load(model, backend="torch")
+    paths = [item.name for item in open_images(image_folder).items[:4]]
+    from PIL import Image
+
+    pil = [Image.open(path).copy() for path in paths]
+    expected = detector.score_samples(paths)
+    np.testing.assert_allclose(detector.score_samples(pil), expected, atol=1e-5)
+    np.testing.assert_allclose(detector.score_samples(np.stack([np.asarray(i) for i in pil])), expected, atol=1e-5)
+    np.testing.assert_allclose(detector.score_samples(paths[0]), expected[:1], atol=1e-5)
+
+
+def test_image_scores_do_not_depend_on_the_batch(model, image_folder):
+    detector = Detector.load(model, backend="torch", workers=3)
+    images = open_images(image_folder).subset(range(64))
+    together = detector.score_samples(images)
+    order = np.random.default_rng(0).permutation(64)
+    np.testing.assert_allclose(detector.score_samples(images.subset(order)), together[order], atol=1e-5)
+    for i in (0, 31, 63):
+        np.testing.assert_allclose(detector.score_samples(images.subset([i])), together[i : i + 1], atol=1e-5)
+
+
+def test_backends_give_the_same_verdicts(model, odd_folder):
+    pytest.importorskip("openvino")
+    plain, fast = (Detector.load(model, backend=backend) for backend in ("torch", "openvino"))
+    np.testing.assert_allclose(fast.score_samples(odd_folder), plain.score_samples(odd_folder), atol=1e-2)
+    np.testing.assert_array_equal(fast.predict(odd_folder), plain.predict(odd_folder))
+
+
+def test_unreadable_images_are_named_and_the_rest_is_scored(model, image_folder, tmp_path):
+    detector = Detector.load(model, backend="torch")
+    (tmp_path / "broken ü.jpg").write_bytes(b"")
+    good = open_images(image_folder).items[0].name
+    with pytest.warns(UnreadableImagesWarning, match="broken ü.jpg: empty file"):
+        scores = detector.score_samples([good, tmp_path / "broken ü.jpg", good])
+    assert np.isnan(scores).tolist() == [False, True, False]
+    with pytest.warns(UnreadableImagesWarning):
+        assert detector.predict([tmp_path / "broken ü.jpg"]).tolist() == [-1]
+    with pytest.warns(UnreadableImagesWarning):
+        assert np.isnan(detector.p_values([tmp_path / "broken ü.jpg"])).tolist() == [True]
+
+
+def test_fitting_to_nothing_readable(tmp_path, small_encoder):
+    (tmp_path / "a.png").write_bytes(b"no")
+    with pytest.raises(NoImagesError, match=r"none of 1 images.*a\.png: not an image"):
+        Detector(**small_encoder).fit(tmp_path)
+
+
+def test_fit_reports_what_it_could_not_read(image_folder, tmp_path, small_encoder):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no")
+    paths = [item.name for item in open_images(image_folder).items]
+    with pytest.warns(UnreadableImagesWarning, match="1 images"):
+        detector = Detector(**small_encoder, score="mahalanobis").fit([*paths, bad])
+    assert list(detector.fit_summary_.unreadable) == [str(bad)]
+
+
+def test_calibrating_on_other_images(model, odd_folder):
+    detector = Detector.load(model, backend="torch")
+    before = detector.threshold_
+    detector.calibrate(odd_folder)
+    assert detector.threshold_ > before
+    assert detector.fit_summary_.calibration_images == 40
+    with pytest.raises(TooFewImagesError):
+        detector.calibrate(open_images(odd_folder).subset(range(5)))
+
+
+def test_a_model_of_features_has_no_encoder(fitted, image_folder):
+    with pytest.raises(NotFittedError, match="score_features"):
+        fitted["knn"].score_samples(image_folder)
+
+
+def test_evaluate(model, image_folder, odd_folder):
+    detector = Detector.load(model, backend="torch")
+    for protocol in ("native", "matched"):
+        done = evaluate(detector, image_folder, {"flower": odd_folder}, protocol=protocol, seeds=2, limit=30)
+        report = done.report
+        assert (report.id_images, report.sets[0].images, report.seeds) == (30, 30, (0, 1))
+        expected = evaluate_scores(done.id_scores, done.ood_scores["flower"]).auroc
+        assert abs(report.sets[0].mean["auroc"] - expected) <= 2 * report.sets[0].std["auroc"] + 1e-9
+        assert report.average_auroc == report.sets[0].mean["auroc"]
+        json.loads(report.model_dump_json())
+    with pytest.raises(SettingsError, match="at least one OOD set"):
+        evaluate(detector, image_folder, {})
+    with pytest.raises(SettingsError, match="native, matched"):
+        evaluate(detector, image_folder, {"a": odd_folder}, protocol="other")
+
+
+# Model directories
+
+
+@pytest.fixture
+def saved(fitted, tmp_path):
+    fitted["mahalanobis"].save(tmp_path / "m")
+    return tmp_path / "m"
+
+
+def change(folder, **values):
+    path = folder / "model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def flip(folder):
+    (path,) = folder.glob("numbers-*")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda m: (m / "model.json").unlink(), "no model directory"),
+        (lambda m: (m / "model.json").write_text("{"), "cannot read"),
+        (lambda m: (m / "model.json").write_text("[1]"), "not of dlsr"),
+        (lambda m: change(m, format="other"), "not of dlsr"),
+        (lambda m: change(m, schema_version=2), "upgrade dlsr"),
+        (lambda m: change(m, schema_version="x"), "schema_version"),
+        (lambda m: change(m, false_alarm_rate=7), "false_alarm_rate"),
+        (lambda m: change(m, surprise=1), "surprise"),
+        (lambda m: change(m, numbers="../elsewhere.safetensors"), "outside itself"),
+        (lambda m: change(m, numbers="gone.safetensors"), "cannot read"),
+        (lambda m: change(m, channels=[8, 8, 8]), "was changed"),
+        (flip, "SHA-256"),
+        (lambda m: change(m, numbers_sha256="0"), "SHA-256"),
+    ],
+)
+def test_models_that_cannot_be_trusted_are_refused(saved, damage, message):
+    damage(saved)
+    with pytest.raises(ArtifactError, match=message) as caught:
+        Detector.load(saved)
+    assert "\n" not in str(caught.value)
+
+
+def test_saving_again_replaces_the_model(saved, fitted):
+    fitted["knn"].save(saved)
+    assert Detector.load(saved).settings_.score == "knn"
+    assert len(list(saved.iterdir())) == 2
+
+
+def test_other_files_are_not_overwritten(tmp_path, fitted):
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(OutputError, match="holds other files"):
+        fitted["knn"].save(tmp_path)
+    with pytest.raises(OutputError, match="is a file"):
+        fitted["knn"].save(tmp_path / "thesis.txt")
+
+
+def test_a_full_disk_leaves_the_old_model(saved, fitted, monkeypatch):
+    def full(self, *args, **options):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.write_text", full)
+        with pytest.raises(OutputError, match="No space left"):
+            fitted["knn"].save(saved)
+    assert Detector.load(saved).settings_.score == "mahalanobis"
+
+
+def test_other_encoder_weights_than_fitted_with_are_refused(model, odd_folder):
+    with pytest.raises(WeightsError, match="not those"):
+        Detector.load(model, weights="random:9", backend="torch").score_samples(odd_folder)
+
+
+def test_digests_can_be_given(fitted, features):
+    rows = features[0][500:510]
+    detector = fitted["mfsim"]
+    digests = row_digests(rows)
+    np.testing.assert_array_equal(detector.score_features(rows, digests), detector.score_features(rows))
+    assert not np.allclose(detector.score_features(rows, digests[::-1]), detector.score_features(rows))

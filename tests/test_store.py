@@ -1,0 +1,166 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from dlsr import ArtifactError, Encoder, OutputError, encoder_spec, open_images
+from dlsr.encoding import Transform, encode_all, open_store
+from dlsr.images import recompress
+from dlsr.store import MANY_SHARDS, FeatureStore, default_store_root
+
+
+def row(i):
+    return bytes([i % 256, i // 256]) + bytes(30), np.full(16, i % 256, np.uint8), np.full(3, i, np.float32)
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return Encoder(encoder_spec("test_resnet", weights="random"), backend="torch")
+
+
+def test_rows_come_back_from_disk(tmp_path):
+    store = FeatureStore(tmp_path, "k", 3)
+    for i in range(5):
+        store.add(*row(i))
+    assert store.get(row(2)[0])[1][0] == 2  # before it is written
+    store.flush()
+    again = FeatureStore(tmp_path, "k", 3)
+    assert len(again) == 5
+    digest, z0 = again.get(row(4)[0])
+    np.testing.assert_array_equal(digest, row(4)[1])
+    np.testing.assert_array_equal(z0, row(4)[2])
+    assert again.get(row(9)[0]) is None
+    assert len(FeatureStore(tmp_path, "other", 3)) == 0
+
+
+def test_many_small_shards_are_merged_and_nothing_is_lost(tmp_path):
+    for i in range(MANY_SHARDS + 2):
+        FeatureStore(tmp_path, "k", 3).add(*row(i))
+        store = FeatureStore(tmp_path, "k", 3)
+        store.add(*row(i))
+        store.flush()
+    merged = FeatureStore(tmp_path, "k", 3)
+    assert len(list((tmp_path / "k").iterdir())) <= 3
+    assert len(merged) == MANY_SHARDS + 2
+    for i in range(MANY_SHARDS + 2):
+        assert merged.get(row(i)[0])[1][0] == i
+
+
+def test_two_processes_share_a_store(tmp_path):
+    script = """
+import sys, numpy as np
+from pathlib import Path
+from dlsr.store import FeatureStore
+store = FeatureStore(Path(sys.argv[1]), "k", 3)
+for i in range(int(sys.argv[2]), int(sys.argv[2]) + 200):
+    store.add(bytes([i % 256, i // 256]) + bytes(30), np.zeros(16, np.uint8), np.full(3, i, np.float32))
+    if i % 20 == 0:
+        store.flush()
+store.flush()
+"""
+    runs = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path), str(start)]) for start in (0, 100)]
+    assert [run.wait() for run in runs] == [0, 0]
+    store = FeatureStore(tmp_path, "k", 3)
+    assert len(store) == 300
+    assert all(store.get(row(i)[0])[1][0] == i for i in range(300))
+
+
+def test_damaged_and_foreign_shards_are_refused(tmp_path):
+    store = FeatureStore(tmp_path, "k", 3)
+    store.add(*row(1))
+    store.flush()
+    with pytest.raises(ArtifactError, match="no feature shard"):
+        FeatureStore(tmp_path, "k", 4)
+    (shard,) = (tmp_path / "k").iterdir()
+    shard.write_bytes(shard.read_bytes()[:-5])
+    with pytest.raises(ArtifactError, match="is damaged"):
+        FeatureStore(tmp_path, "k", 3)
+
+
+def test_a_full_disk_is_said(tmp_path, monkeypatch):
+    def full(*args, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dlsr.store.save_file", full)
+    store = FeatureStore(tmp_path, "k", 3)
+    store.add(*row(1))
+    with pytest.raises(OutputError, match="No space left on device"):
+        store.flush()
+    assert list((tmp_path / "k").iterdir()) == []
+
+
+def test_images_are_encoded_once(encoder, image_folder, tmp_path, monkeypatch):
+    images = open_images(image_folder)
+    first = encode_all(encoder, images, store=open_store(tmp_path, encoder))
+    calls = []
+    monkeypatch.setattr(encoder, "encode", lambda pixels: calls.append(len(pixels)))
+    second = encode_all(encoder, images, store=open_store(tmp_path, encoder))
+    assert calls == []
+    np.testing.assert_array_equal(first.z0, second.z0)
+    np.testing.assert_array_equal(first.digests, second.digests)
+
+
+def test_nothing_stale_is_served(encoder, photographs, tmp_path):
+    path = tmp_path / "image.png"
+    photographs[0].crop((0, 0, 50, 50)).save(path)
+    root = tmp_path / "store"
+
+    def z0(encoder=encoder, transform=None):
+        return encode_all(
+            encoder, open_images(path), store=open_store(root, encoder, transform), transform=transform
+        ).z0
+
+    before = z0()
+    photographs[1].crop((0, 0, 50, 50)).save(path)  # the same name, other bytes
+    after = z0()
+    assert not np.allclose(before, after)
+    other_weights = Encoder(encoder_spec("test_resnet", weights="random:1"), backend="torch")
+    assert not np.allclose(z0(other_weights), after)
+    matched = Transform("matched-32-75", lambda image: recompress(image, 32, 75))
+    assert not np.allclose(z0(transform=matched), after)
+    np.testing.assert_array_equal(z0(), after)
+
+
+def test_features_do_not_depend_on_the_batch(encoder, image_folder):
+    images = open_images(image_folder)
+    whole = encode_all(encoder, images, batch_size=64)
+    alone = encode_all(encoder, images.subset(range(10)), batch_size=1)
+    order = np.random.default_rng(0).permutation(len(images))
+    shuffled = encode_all(encoder, images.subset(order), workers=4)
+    np.testing.assert_allclose(alone.z0, whole.z0[:10], atol=1e-5)
+    np.testing.assert_allclose(shuffled.z0, whole.z0[order], atol=1e-5)
+    np.testing.assert_array_equal(shuffled.digests, whole.digests[order])
+    assert shuffled.names == [images.items[i].name for i in order]
+
+
+def test_unreadable_images_keep_their_place(encoder, image_folder, tmp_path):
+    good = [item.name for item in open_images(image_folder).items[:3]]
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no image")
+    encoded = encode_all(encoder, open_images([good[0], bad, good[1], tmp_path / "missing.png", good[2]]))
+    assert encoded.readable.tolist() == [True, False, True, False, True]
+    assert encoded.unreadable == {
+        str(bad): "not an image, or of an unknown format",
+        str(tmp_path / "missing.png"): "No such file or directory",
+    }
+    np.testing.assert_allclose(encoded.z0, encode_all(encoder, open_images(good)).z0, atol=1e-5)
+
+
+def test_permission_denied_is_a_reason(encoder, monkeypatch, image_folder):
+    items = open_images(image_folder).subset([0]).items
+
+    def denied(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.read_bytes", denied)
+    encoded = encode_all(encoder, open_images([items[0].name]))
+    assert list(encoded.unreadable.values()) == ["Permission denied"]
+
+
+def test_default_store_is_below_the_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("DLSR_CACHE", str(tmp_path / "own"))
+    assert default_store_root() == tmp_path / "own" / "features"
+    monkeypatch.delenv("DLSR_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert default_store_root() == tmp_path / "xdg" / "dlsr" / "features"
