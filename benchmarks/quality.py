@@ -109,10 +109,12 @@ def main(
     seeds: int = 3,
     paper_epochs: Annotated[int, typer.Option(help="Epochs for the preset paper.")] = 2,
     limit: Annotated[int | None, typer.Option(help="At most so many images a set, at random.")] = None,
+    test_limit: Annotated[int | None, typer.Option(help="At most so many test images a set, at random.")] = None,
     store: Path | None = None,
     protocols: str = "matched,native,resized",
 ) -> None:
     train, sets = real_sets(data, limit)
+    sets = {name: sample(one, test_limit) for name, one in sets.items()}
     plain = Detector(encoder, store=store or default_store_root())
     reports: list[dict[str, Any]] = []
     with progress_bars(quiet=False) as bars:

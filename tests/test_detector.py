@@ -127,7 +127,7 @@ def test_too_few_to_fit_or_calibrate():
     with pytest.raises(TooFewImagesError, match="at least 44"):
         Detector(score="knn").fit_features(rows[:43])
     Detector(score="knn").fit_features(rows[:44])
-    with pytest.raises(TooFewImagesError, match="rate of 0.001"):
+    with pytest.raises(TooFewImagesError, match=r"rate of 0\.001"):
         Detector(score="knn", false_alarm_rate=0.001).fit_features(rows)
 
 

@@ -215,3 +215,21 @@ def test_openvino_agrees_with_torch(photographs):
 def test_unknown_backend():
     with pytest.raises(SettingsError, match="auto, torch, openvino"):
         Encoder(encoder_spec(SMALL, weights="random"), backend="tpu")
+
+
+def test_converted_networks_are_kept_and_a_damaged_one_is_made_again(photographs, tmp_path, monkeypatch):
+    pytest.importorskip("openvino")
+    monkeypatch.setenv("DLSR_CACHE", str(tmp_path))
+    spec = encoder_spec(SMALL, weights="random")
+    batch = pixels(photographs, spec)
+    first = Encoder(spec, backend="openvino").encode(batch)
+    (folder,) = (tmp_path / "engines").iterdir()
+    written = (folder / "sha256.json").stat().st_mtime_ns
+    np.testing.assert_array_equal(Encoder(spec, backend="openvino").encode(batch), first)
+    assert (folder / "sha256.json").stat().st_mtime_ns == written
+    numbers = bytearray((folder / "model.bin").read_bytes())
+    numbers[1000] ^= 0x7F
+    (folder / "model.bin").write_bytes(numbers)
+    np.testing.assert_array_equal(Encoder(spec, backend="openvino").encode(batch), first)
+    assert (folder / "sha256.json").stat().st_mtime_ns > written
+    assert len(list((tmp_path / "engines").iterdir())) == 1

@@ -1,6 +1,7 @@
-"""Writing files so that a killed process never leaves half of one behind."""
+"""Writing files so that a killed process never leaves half of one behind; and where the cache is."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,3 +36,31 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder` that takes its place once the block ends without an error.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
+    temporary: Path | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
+        yield temporary
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    except OSError as error:
+        raise OutputError(f"cannot write '{folder}': {error.strerror or error}; check space and permissions") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def cache_root() -> Path:
+    """`$DLSR_CACHE`, by default `~/.cache/dlsr` (or below `$XDG_CACHE_HOME`)."""
+    own = os.environ.get("DLSR_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dlsr"

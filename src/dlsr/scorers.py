@@ -149,7 +149,7 @@ class ResidualScorer:
     """
 
     def __init__(self, network: ErrorAwareLFDN, settings: Settings, location: Tensor, spread: Tensor) -> None:
-        self._network = network
+        self.network = network
         self._settings = settings
         self._location = location
         self._spread = spread
@@ -172,21 +172,21 @@ class ResidualScorer:
     def score(self, z0: Tensor, digests: Digests) -> LayerScores:
         """See `Scorer`."""
         draws, weight = self._settings.restoration.draws, self._settings.expected_error_weight
-        x0 = self._network.gaussian.coordinates(z0)
+        x0 = self.network.gaussian.coordinates(z0)
         noise = noise_for(digests, self._settings.seed, draws, z0.shape[1]).to(z0.device)
-        raw = torch.zeros(len(z0), len(self._network.channels), device=z0.device)
+        raw = torch.zeros(len(z0), len(self.network.channels), device=z0.device)
         for draw in noise:
-            xt = distort(x0, self._t, self._network.alpha_bar, draw)
-            x0_hat, expected = self._network.interpret(self._lfdn(xt, self._t), xt, self._signal)
-            raw += (self._network.log_errors(x0, x0_hat, self._signal) - weight * expected) / draws
+            xt = distort(x0, self._t, self.network.alpha_bar, draw)
+            x0_hat, expected = self.network.interpret(self._lfdn(xt, self._t), xt, self._signal)
+            raw += (self.network.log_errors(x0, x0_hat, self._signal) - weight * expected) / draws
         layers = (raw - self._location) / self._spread
         return layers @ self._weights, layers
 
     def tensors(self) -> dict[str, Tensor]:
         """See `Scorer`."""
         return (
-            _prefixed("network", self._network.state_dict())
-            | _prefixed("gaussian", self._network.gaussian.tensors())
+            _prefixed("network", self.network.state_dict())
+            | _prefixed("gaussian", self.network.gaussian.tensors())
             | {"location": self._location, "spread": self._spread}
         )
 

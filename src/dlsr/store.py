@@ -6,7 +6,6 @@ and nothing stale can be found. Rows lie in shards that are written whole and ne
 processes may share a store.
 """
 
-import os
 import uuid
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from dlsr.errors import ArtifactError
-from dlsr.files import replacing
+from dlsr.files import cache_root, replacing
 from dlsr.noise import DIGEST_BYTES
 
 SCHEMA = "1"
@@ -27,10 +26,8 @@ MANY_SHARDS = 64
 
 
 def default_store_root() -> Path:
-    """`$DLSR_CACHE/features`, by default `~/.cache/dlsr/features` (or below `$XDG_CACHE_HOME`)."""
-    own = os.environ.get("DLSR_CACHE")
-    cache = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dlsr"
-    return cache / "features"
+    """`features` below the cache, see `dlsr.files.cache_root`."""
+    return cache_root() / "features"
 
 
 class FeatureStore:

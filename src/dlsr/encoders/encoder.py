@@ -42,7 +42,7 @@ class Encoder:
         self.channels: tuple[int, ...] = tuple(network.feature_info.channels())
         module = PixelsToZ0(network, spec.mean, spec.std).eval().requires_grad_(False)
         if self.backend == "openvino":
-            self._engine = openvino_engine(module, spec.size)
+            self._engine = openvino_engine(module, spec.size, self.key)
         else:
             self._engine = torch_engine(module, self.device)
 

@@ -1,7 +1,10 @@
 """What runs a frozen feature network: PyTorch itself, or OpenVINO, several times as fast on a CPU."""
 
+import hashlib
+import json
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +14,7 @@ from torch import Tensor, nn
 
 from dlsr.errors import MissingExtraError, SettingsError
 from dlsr.features import to_z0
+from dlsr.files import cache_root, replacing_folder
 
 Backend = Literal["auto", "torch", "openvino"]
 BACKENDS: tuple[Backend, ...] = ("auto", "torch", "openvino")
@@ -73,15 +77,32 @@ def torch_engine(module: PixelsToZ0, device: torch.device) -> Engine:
     return run
 
 
-def openvino_engine(module: PixelsToZ0, size: int) -> Engine:
-    """Run with OpenVINO on the CPU in full float32."""
+def openvino_engine(module: PixelsToZ0, size: int, key: str) -> Engine:
+    """Run with OpenVINO on the CPU in full float32.
+
+    Converting takes several seconds, so the converted network is kept in the cache.
+
+    Args:
+        module: what to run.
+        size: side of its images in pixels.
+        key: digest of weights, stages and preprocessing.
+    """
     import openvino  # noqa: PLC0415 - an optional extra that is slow to import
 
-    example = torch.zeros(2, 3, size, size)
-    exported = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("N", min=1)},))
-    model = openvino.convert_model(exported)
-    compiled: Any = openvino.Core().compile_model(
-        model, "CPU", {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    version = f"{openvino.__version__}-{torch.__version__}".replace("/", "_")
+    folder = cache_root() / "engines" / f"openvino-{version}-{key}"
+    if not _is_whole(folder):
+        example = torch.zeros(2, 3, size, size)
+        exported = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("N", min=1)},))
+        model = openvino.convert_model(exported)
+        with replacing_folder(folder) as temporary:
+            openvino.save_model(model, temporary / "model.xml", compress_to_fp16=False)
+            (temporary / "sha256.json").write_text(json.dumps(_sums(temporary)))
+    core = openvino.Core()
+    compiled: Any = core.compile_model(
+        core.read_model(folder / "model.xml"),
+        "CPU",
+        {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"},
     )
 
     def run(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -89,3 +110,15 @@ def openvino_engine(module: PixelsToZ0, size: int) -> Engine:
         return np.array(compiled(batch)[0])
 
     return run
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("model.xml", "model.bin")}
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        written: object = json.loads((folder / "sha256.json").read_text())
+        return written == _sums(folder)
+    except (OSError, ValueError):
+        return False

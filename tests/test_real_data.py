@@ -1,0 +1,63 @@
+"""Measured on the real sets; set DLSR_DATA to the folder with their tars."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dlsr import Detector, evaluate, evaluate_scores, open_images
+from dlsr.evaluation import sample
+from dlsr.images import ImageSet
+
+pytestmark = [
+    pytest.mark.real_data,
+    pytest.mark.skipif("DLSR_DATA" not in os.environ, reason="set DLSR_DATA to the folder with the real sets"),
+]
+
+
+@pytest.fixture(scope="module")
+def cifar():
+    everything = open_images(Path(os.environ["DLSR_DATA"]) / "cifar10.tar")
+
+    def part(name, count):
+        return sample(ImageSet([item for item in everything.items if f"/{name}/" in item.name]), count)
+
+    return part("train", 1500), part("test", 400)
+
+
+def test_default_detects_real_images(cifar, tmp_path):
+    train, test = cifar
+    data = Path(os.environ["DLSR_DATA"])
+    ood = {
+        name: sample(open_images(data / f"{name}.tar"), 200) for name in ("svhn_crops", "dtd_5classes", "mnist_test")
+    }
+    aurocs = {}
+    for score in ("residual", "mahalanobis"):
+        detector = Detector(score=score, store=tmp_path).fit(train)
+        report = evaluate(detector, test, ood, protocol="matched").report
+        aurocs[score] = report.average_auroc
+        assert abs(report.false_alarms - 0.05) < 0.05
+    assert aurocs["residual"] > 0.88
+
+
+def test_same_score_alone_in_a_batch_and_shuffled(cifar):
+    train, test = cifar
+    for backend in ("torch", "auto"):
+        detector = Detector(epochs=1, backend=backend).fit(sample(train, 200))
+        images = sample(test, 64)
+        together = detector.score_samples(images)
+        order = np.random.default_rng(0).permutation(64)
+        np.testing.assert_allclose(detector.score_samples(images.subset(order)), together[order], atol=1e-5)
+        alone = [detector.score_samples(images.subset([i]))[0] for i in range(8)]
+        np.testing.assert_allclose(alone, together[:8], atol=1e-5)
+
+
+def test_backends_agree_on_real_images(cifar):
+    pytest.importorskip("openvino")
+    train, test = cifar
+    plain = Detector(epochs=1, backend="torch").fit(sample(train, 200))
+    fast = Detector(epochs=1, backend="openvino").fit(sample(train, 200))
+    a, b = plain.score_samples(test), fast.score_samples(test)
+    assert np.abs(a - b).max() < 1e-2
+    assert evaluate_scores(a, b + 100).auroc == 1
