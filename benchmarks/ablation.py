@@ -36,6 +36,9 @@ from quality import CHOSEN_ON, real_sets
 
 TEST_IMAGES = 2000
 
+BASE = {"expected_error_weight": 0.7, "expected_error_quantile": 1.0}
+"""Where the default stood when its last choice was made, of weight and ceiling together."""
+
 
 class LedoitWolf:
     """The Mahalanobis distance with the covariance of Ledoit and Wolf, for comparison."""
@@ -87,14 +90,25 @@ def variants(
             update={k: v for k, v in changes.items() if k in ("steps", "draws")}
         )
         weight = changes.get("weight", settings.expected_error_weight)
-        other = settings.model_copy(update={"restoration": restoration, "expected_error_weight": weight})
+        quantile = changes.get("quantile", settings.expected_error_quantile)
+        other = settings.model_copy(
+            update={
+                "restoration": restoration,
+                "expected_error_weight": weight,
+                "expected_error_quantile": quantile,
+            }
+        )
         return ResidualScorer.standardised(network, other, validation, digests)
 
-    yield "default", scorer
+    yield "base", scorer
     for t in (10, 30, 60, 70, 90, 100):
         yield f"t = {t}", variant(steps=(t,))
     for weight in (0.0, 0.5, 1.0):
         yield f"weight of the expected error = {weight:g}", variant(weight=weight)
+    for quantile in (0.5, 0.8, 0.9, 0.95, 0.99, 1.0):
+        yield f"ceiling at the quantile {quantile:g}", variant(quantile=quantile)
+    for quantile in (0.8, 0.95):
+        yield f"weight 1, ceiling at the quantile {quantile:g}", variant(quantile=quantile, weight=1.0)
     for draws in (1, 16):
         yield f"draws = {draws}", variant(draws=draws)
     sizes = torch.tensor(channels).float()
@@ -140,7 +154,7 @@ def main(
     everything = detector.encode(train_images)
     transform = protocol_transform("matched")
     encoded = {name: first(detector.encode(one, transform=transform)) for name, one in sets.items()}
-    settings = PRESETS["default"]
+    settings = PRESETS["default"].model_copy(update=BASE)
     rows = split(len(everything.z0), 0.05, settings.seed)
     parts = {
         "training": torch.from_numpy(everything.z0[rows.training]),

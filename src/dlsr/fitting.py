@@ -139,7 +139,7 @@ def restored_scorer(
     if settings.score == "residual":
         aware = _error_aware(settings, channels, Gaussian(**without_prefix("gaussian", tensors)))
         aware.load_state_dict(without_prefix("network", tensors))
-        return ResidualScorer(aware.eval(), settings, tensors["location"], tensors["spread"])
+        return ResidualScorer(aware.eval(), settings, tensors["ceiling"], tensors["location"], tensors["spread"])
     network, initial = (_lfdn(settings, channels, device) for _ in range(2))
     network.load_state_dict(without_prefix("network", tensors))
     initial.load_state_dict(without_prefix("initial", tensors))

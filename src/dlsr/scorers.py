@@ -4,7 +4,7 @@ A scorer gives each image one score (larger = more OOD) and one for each layer, 
 is odd. Scores are functions of features, seed and content digests alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -144,13 +144,18 @@ class ResidualScorer:
     Args:
         network: trained.
         settings: of the detector; features are distorted to the first of its steps and restored in one.
+        ceiling: highest log error that is expected of any image, for each layer, shape `(M,)`: what lies far out
+            must not excuse itself by an expectation that no ID image has.
         location: mean of each layer's raw score on held-out ID features, shape `(M,)`.
         spread: their standard deviation, shape `(M,)`.
     """
 
-    def __init__(self, network: ErrorAwareLFDN, settings: Settings, location: Tensor, spread: Tensor) -> None:
+    def __init__(
+        self, network: ErrorAwareLFDN, settings: Settings, ceiling: Tensor, location: Tensor, spread: Tensor
+    ) -> None:
         self.network = network
         self._settings = settings
+        self._ceiling = ceiling
         self._location = location
         self._spread = spread
         self._t = settings.restoration.steps[0]
@@ -163,42 +168,60 @@ class ResidualScorer:
     def standardised(
         cls, network: ErrorAwareLFDN, settings: Settings, z0: Tensor, digests: Digests
     ) -> "ResidualScorer":
-        """A scorer whose layers are standardised on held-out ID features `z0`."""
+        """A scorer with its ceiling, and its layers standardised, on held-out ID features `z0`."""
         zero = torch.zeros(len(network.channels), device=z0.device)
-        raw = cls(network, settings, zero, torch.ones_like(zero))
-        _, layers = score_rows(raw, z0, digests)
-        return cls(network, settings, layers.mean(dim=0), layers.std(dim=0, correction=0).clamp(min=1e-6))
+        one = torch.ones_like(zero)
+        without_ceiling = cls(network, settings, zero + torch.inf, zero, one)
+        _, expected = in_rows(without_ceiling.log_errors, z0, digests)
+        ceiling = expected.quantile(settings.expected_error_quantile, dim=0)
+        _, layers = score_rows(cls(network, settings, ceiling, zero, one), z0, digests)
+        return cls(network, settings, ceiling, layers.mean(dim=0), layers.std(dim=0, correction=0).clamp(min=1e-6))
 
     def score(self, z0: Tensor, digests: Digests) -> LayerScores:
         """See `Scorer`."""
-        draws, weight = self._settings.restoration.draws, self._settings.expected_error_weight
-        x0 = self.network.gaussian.coordinates(z0)
-        noise = noise_for(digests, self._settings.seed, draws, z0.shape[1]).to(z0.device)
-        raw = torch.zeros(len(z0), len(self.network.channels), device=z0.device)
-        for draw in noise:
-            xt = distort(x0, self._t, self.network.alpha_bar, draw)
-            x0_hat, expected = self.network.interpret(self._lfdn(xt, self._t), xt, self._signal)
-            raw += (self.network.log_errors(x0, x0_hat, self._signal) - weight * expected) / draws
+        actual, expected = self.log_errors(z0, digests)
+        raw = actual - self._settings.expected_error_weight * expected.minimum(self._ceiling)
         layers = (raw - self._location) / self._spread
         return layers @ self._weights, layers
+
+    def log_errors(self, z0: Tensor, digests: Digests) -> tuple[Tensor, Tensor]:
+        """Actual and expected log errors of each layer, means over draws, each of shape `(N, M)`."""
+        draws = self._settings.restoration.draws
+        x0 = self.network.gaussian.coordinates(z0)
+        noise = noise_for(digests, self._settings.seed, draws, z0.shape[1]).to(z0.device)
+        actual = torch.zeros(len(z0), len(self.network.channels), device=z0.device)
+        expected = torch.zeros_like(actual)
+        for draw in noise:
+            xt = distort(x0, self._t, self.network.alpha_bar, draw)
+            x0_hat, expected_now = self.network.interpret(self._lfdn(xt, self._t), xt, self._signal)
+            actual += self.network.log_errors(x0, x0_hat, self._signal) / draws
+            expected += expected_now / draws
+        return actual, expected
 
     def tensors(self) -> dict[str, Tensor]:
         """See `Scorer`."""
         return (
             _prefixed("network", self.network.state_dict())
             | _prefixed("gaussian", self.network.gaussian.tensors())
-            | {"location": self._location, "spread": self._spread}
+            | {"ceiling": self._ceiling, "location": self._location, "spread": self._spread}
         )
 
 
-@torch.inference_mode()
 def score_rows(scorer: Scorer, z0: Tensor, digests: Digests) -> LayerScores:
     """Score any number of rows, a bounded number at once."""
+    return in_rows(scorer.score, z0, digests)
+
+
+@torch.inference_mode()
+def in_rows(
+    function: Callable[[Tensor, Digests], tuple[Tensor, Tensor]], z0: Tensor, digests: Digests
+) -> tuple[Tensor, Tensor]:
+    """Apply a function that gives two tensors to a bounded number of rows at once, and join what it gives."""
     parts = [
-        scorer.score(z0[start : start + ROWS_AT_ONCE], digests[start : start + ROWS_AT_ONCE])
+        function(z0[start : start + ROWS_AT_ONCE], digests[start : start + ROWS_AT_ONCE])
         for start in range(0, len(z0), ROWS_AT_ONCE)
     ]
-    return torch.cat([score for score, _ in parts]), torch.cat([layers for _, layers in parts])
+    return torch.cat([first for first, _ in parts]), torch.cat([second for _, second in parts])
 
 
 def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -69,8 +69,10 @@ class Settings(_Frozen):
     network: NetworkSettings = NetworkSettings()
     training: TrainingSettings = TrainingSettings()
     restoration: RestorationSettings = RestorationSettings()
-    expected_error_weight: float = Field(default=0.7, ge=0, le=1)
+    expected_error_weight: float = Field(default=1.0, ge=0, le=1)
     """How much of the expected log error the residual score takes off: 0 for the error itself, 1 for their ratio."""
+    expected_error_quantile: float = Field(default=0.95, gt=0, le=1)
+    """An image is expected to err no more than this share of held-out ID images are."""
     neighbours: int = Field(default=50, ge=1)
     """`k` of the knn score."""
     references: int = Field(default=20_000, ge=1)
