@@ -1,9 +1,11 @@
 import csv
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -107,6 +109,39 @@ def test_score_to_a_file_with_unreadable_images(run, model, image_folder, tmp_pa
     assert good["error"] is None
     assert float(good["p_value"]) > 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in ö", output.name]
+
+
+@contextmanager
+def files_no_larger_than(size):
+    """Makes the operating system itself refuse to write more, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("target", ["checkpoint", "model", "store", "csv", "jsonl", "parquet", "report"])
+def test_no_space_is_one_line_and_leaves_nothing(run, model, image_folder, odd_folder, tmp_path, target):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    output = folder / "x"
+    score = ["score", model, image_folder, "--backend", "torch"]
+    commands = {
+        "checkpoint": ["fit", image_folder, "-o", output, *TINY, "--no-store"],
+        "model": ["fit", image_folder, "-o", output, *TINY, "--no-store", "--score", "mahalanobis"],
+        "store": [*score, "--store", output],
+        "csv": [*score, "-o", output.with_suffix(".csv"), "--no-store"],
+        "jsonl": [*score, "-o", output.with_suffix(".jsonl"), "--no-store"],
+        "parquet": [*score, "-o", output.with_suffix(".parquet"), "--no-store"],
+        "report": ["evaluate", model, "--id", image_folder, "--ood", f"a={odd_folder}", "-o", output, "--no-store",
+                   "--backend", "torch"],
+    }  # fmt: skip
+    with files_no_larger_than(100):
+        line = error_line(run(*commands[target]))
+    assert "check space and permissions" in line
+    assert [path for path in folder.rglob("*") if path.is_file()] == []
 
 
 def test_json_outputs(run, model, odd_folder, image_folder, tmp_path):

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dlsr.encoders import Encoder
-from dlsr.errors import ImageError
+from dlsr.errors import ImageError, OutputError
 from dlsr.images import ImageItem, ImageSet, decode, map_ahead, resize
 from dlsr.noise import DIGEST_BYTES, content_digest
 from dlsr.store import FeatureStore
@@ -106,10 +107,20 @@ def encode_chunks(
                 z0=np.stack([z0 for _, z0 in known]) if known else np.empty((0, encoder.c), np.float32),
                 digests=np.stack([d for d, _ in known]) if known else np.empty((0, DIGEST_BYTES), np.uint8),
             )
+    except BaseException:
+        # What is done is kept; but the error under way says more than one of the store's would.
+        with suppress(OutputError):
+            _flush(store)
+        raise
+    else:
+        _flush(store)
     finally:
         prepared.close()  # type: ignore[attr-defined]  # a generator behind its Iterator
-        if store is not None:
-            store.flush()
+
+
+def _flush(store: FeatureStore | None) -> None:
+    if store is not None:
+        store.flush()
 
 
 def encode_all(

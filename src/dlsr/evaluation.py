@@ -21,8 +21,8 @@ MATCHED_SIZE = 32
 MATCHED_QUALITY = 75
 
 CONVENTION = (
-    "larger score = more OOD; AUPR-OOD counts OOD as positive, AUPR-ID counts ID; FPR95 (ID+): share of OOD accepted "
-    "where 95 % of ID is accepted (the paper's); FPR95 (OOD+): share of ID refused where 95 % of OOD is refused"
+    "larger score = more OOD; AUPR-OOD counts OOD as positive, AUPR-ID counts ID; FPR95 ID+: share of OOD accepted "
+    "where 95 % of ID is accepted (the paper's); FPR95 OOD+: share of ID refused where 95 % of OOD is refused"
 )
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from dlsr.errors import OutputError
 
 
@@ -31,8 +33,8 @@ def replacing(path: Path) -> Iterator[Path]:
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)
         temporary.replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write '{path}': {error.strerror or error}; check space and permissions") from error
+    except (OSError, SafetensorError) as error:
+        raise _cannot_write(path, error) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -53,11 +55,17 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         if folder.exists():
             shutil.rmtree(folder)
         temporary.rename(folder)
-    except OSError as error:
-        raise OutputError(f"cannot write '{folder}': {error.strerror or error}; check space and permissions") from error
+    # RuntimeError is what OpenVINO raises when its writing fails.
+    except (OSError, RuntimeError) as error:
+        raise _cannot_write(folder, error) from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _cannot_write(path: Path, error: Exception) -> OutputError:
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+    return OutputError(f"cannot write '{path}': {reason}; check space and permissions")
 
 
 def cache_root() -> Path:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -87,18 +88,18 @@ def say_unreadable(unreadable: Mapping[str, str], of: int) -> None:
 def show_report(report: "Report") -> None:
     """An evaluation as a table."""
     title = f"{report.score} ({report.preset}), {report.protocol} protocol, {report.id_images} ID images"
-    table = Table(title=title, title_justify="left")
-    table.add_column("OOD set")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False)
+    table.add_column("OOD set", min_width=12, overflow="fold")
     table.add_column("images", justify="right")
     columns = {
         "auroc": "AUROC",
         "aupr_ood": "AUPR-OOD",
         "aupr_id": "AUPR-ID",
-        "fpr95_id_positive": "FPR95 (ID+)",
-        "fpr95_ood_positive": "FPR95 (OOD+)",
+        "fpr95_id_positive": "FPR95 ID+",
+        "fpr95_ood_positive": "FPR95 OOD+",
     }
     for name in columns.values():
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     many = len(report.seeds) > 1
     for one in report.sets:
         cells = [f"{100 * one.mean[key]:.2f}" + (f" ± {100 * one.std[key]:.2f}" if many else "") for key in columns]
