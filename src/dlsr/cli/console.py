@@ -88,7 +88,7 @@ def say_unreadable(unreadable: Mapping[str, str], of: int) -> None:
 def show_report(report: "Report") -> None:
     """An evaluation as a table."""
     title = f"{report.score} ({report.preset}), {report.protocol} protocol, {report.id_images} ID images"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, pad_edge=False)
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("OOD set", min_width=12, overflow="fold")
     table.add_column("images", justify="right")
     columns = {
@@ -102,7 +102,9 @@ def show_report(report: "Report") -> None:
         table.add_column(name, justify="right", no_wrap=True)
     many = len(report.seeds) > 1
     for one in report.sets:
-        cells = [f"{100 * one.mean[key]:.2f}" + (f" ± {100 * one.std[key]:.2f}" if many else "") for key in columns]
+        cells = [f"{100 * one.mean[key]:.2f}" for key in columns]
+        if many:
+            cells[0] += f" ± {100 * one.std['auroc']:.2f}"
         table.add_row(one.name, str(one.images), *cells)
     table.add_section()
     table.add_row("average", "", f"{100 * report.average_auroc:.2f}")
