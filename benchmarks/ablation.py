@@ -28,7 +28,7 @@ from dlsr.expected_error import ErrorAwareLFDN
 from dlsr.files import replacing
 from dlsr.fitting import fit_scorer, split
 from dlsr.lfdn import LFDN
-from dlsr.scorers import ResidualScorer, Scorer, score_rows
+from dlsr.scorers import LayerScores, ResidualScorer, Scorer, score_rows
 from dlsr.settings import PRESETS, Settings
 from dlsr.store import default_store_root
 from dlsr.training import new_state, train
@@ -40,35 +40,32 @@ BASE = {"expected_error_weight": 0.7, "expected_error_quantile": 1.0}
 """Where the default stood when its last choice was made, of weight and ceiling together."""
 
 
-class LedoitWolf:
+class LedoitWolf(Scorer):
     """The Mahalanobis distance with the covariance of Ledoit and Wolf, for comparison."""
 
     def __init__(self, z0: Tensor) -> None:
+        super().__init__()
         rows = z0.double().numpy()
-        self._mean = rows.mean(axis=0)
-        self._precision = np.linalg.inv(ledoit_wolf(rows)[0])
+        self._mean = torch.from_numpy(rows.mean(axis=0))
+        self._precision = torch.from_numpy(np.linalg.inv(ledoit_wolf(rows)[0]))
 
-    def score(self, z0: Tensor, digests: Any) -> tuple[Tensor, Tensor]:
-        centred = z0.double().numpy() - self._mean
-        distances = torch.from_numpy(np.einsum("ij,jk,ik->i", centred, self._precision, centred))
+    def forward(self, z0: Tensor, noise: Tensor) -> LayerScores:
+        centred = z0.double() - self._mean
+        distances = ((centred @ self._precision) * centred).sum(dim=1)
         return distances, distances[:, None]
 
-    def tensors(self) -> dict[str, Tensor]:
-        return {}
 
-
-class Weighted:
+class Weighted(Scorer):
     """A scorer's layers with other weights."""
 
     def __init__(self, scorer: Scorer, weights: Tensor) -> None:
+        super().__init__()
         self._scorer, self._weights = scorer, weights
+        self.noise_vectors = scorer.noise_vectors
 
-    def score(self, z0: Tensor, digests: Any) -> tuple[Tensor, Tensor]:
-        _, layers = self._scorer.score(z0, digests)
+    def forward(self, z0: Tensor, noise: Tensor) -> LayerScores:
+        _, layers = self._scorer(z0, noise)
         return layers @ self._weights, layers
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {}
 
 
 def variants(
@@ -166,7 +163,10 @@ def main(
     trained: ErrorAwareLFDN | None = None
     for name, scorer in variants(settings, channels, parts, lambda entry, _: print(entry, file=sys.stderr, flush=True)):
         trained = scorer.network if isinstance(scorer, ResidualScorer) else trained
-        by_set = {k: score_rows(scorer, torch.from_numpy(e.z0), e.digests)[0].numpy() for k, e in encoded.items()}
+        by_set = {
+            k: score_rows(scorer, torch.from_numpy(e.z0), e.digests, settings.seed)[0].numpy()
+            for k, e in encoded.items()
+        }
         aurocs = {k: evaluate_scores(by_set["CIFAR-10 test"], by_set[k]).auroc for k in names}
         table.append(
             {

@@ -192,7 +192,7 @@ def test_without_a_hub_the_error_says_what_to_do(monkeypatch):
         return real(*args, **options)
 
     real = timm.create_model
-    monkeypatch.setattr(weights_module.timm, "create_model", fail)
+    monkeypatch.setattr(timm, "create_model", fail)
     with pytest.raises(WeightsError, match=r"no route to host\).*--weights") as caught:
         load_classifier(encoder_spec("resnet50"))
     assert "\n" not in str(caught.value)
@@ -213,7 +213,7 @@ def test_openvino_agrees_with_torch(photographs):
 
 
 def test_unknown_backend():
-    with pytest.raises(SettingsError, match="auto, torch, openvino"):
+    with pytest.raises(SettingsError, match="auto, torch, compile, onnxruntime, openvino"):
         Encoder(encoder_spec(SMALL, weights="random"), backend="tpu")
 
 

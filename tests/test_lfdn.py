@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dlsr.lfdn import LFDN, sinusoidal_embedding
+from dlsr.lfdn import LFDN, OneGroupNorm, sinusoidal_embedding
 
 
 @pytest.mark.parametrize(("c", "millions"), [(512, 43.9), (720, 86.7)])
@@ -21,6 +21,25 @@ def test_embeddings_computed_once_give_the_same():
     assert not torch.allclose(at_times(zt, 7), at_times(zt, 3))
     with pytest.raises(KeyError):
         at_times(zt, 4)
+
+
+def test_one_group_norm_is_group_norm_with_one_group():
+    torch.manual_seed(0)
+    ours, reference = OneGroupNorm(10), torch.nn.GroupNorm(1, 10)
+    torch.nn.init.normal_(ours.weight)
+    torch.nn.init.normal_(ours.bias)
+    reference.load_state_dict(ours.state_dict())
+    rows = 3 * torch.randn(7, 10) + 2
+    torch.testing.assert_close(ours(rows), reference(rows))
+
+
+def test_each_row_gets_the_embedding_of_its_own_time():
+    torch.manual_seed(0)
+    network = LFDN(6, 16, 2).eval()
+    zt, t = torch.randn(5, 6), torch.tensor([9, 3, 9, 1, 3])
+    together = network(zt, t)
+    for i in range(5):
+        torch.testing.assert_close(together[i : i + 1], network(zt[i : i + 1], t[i : i + 1]))
 
 
 def test_loss_is_the_mean_square():

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dlsr import Detector, evaluate, evaluate_scores, open_images
+from dlsr import Detector, evaluate, open_images
 from dlsr.evaluation import sample
 from dlsr.images import ImageSet
 
@@ -38,7 +38,8 @@ def test_default_detects_real_images(cifar, tmp_path):
         report = evaluate(detector, test, ood, protocol="matched").report
         aurocs[score] = report.average_auroc
         assert abs(report.false_alarms - 0.05) < 0.05
-    assert aurocs["residual"] > 0.88
+    assert aurocs["residual"] > aurocs["mahalanobis"]
+    assert aurocs["residual"] > 0.9
 
 
 def test_same_score_alone_in_a_batch_and_shuffled(cifar):
@@ -53,11 +54,14 @@ def test_same_score_alone_in_a_batch_and_shuffled(cifar):
         np.testing.assert_allclose(alone, together[:8], atol=1e-5)
 
 
-def test_backends_agree_on_real_images(cifar):
-    pytest.importorskip("openvino")
+def test_backends_agree_on_real_images(cifar, tmp_path):
     train, test = cifar
-    plain = Detector(epochs=1, backend="torch").fit(sample(train, 200))
-    fast = Detector(epochs=1, backend="openvino").fit(sample(train, 200))
-    a, b = plain.score_samples(test), fast.score_samples(test)
-    assert np.abs(a - b).max() < 1e-2
-    assert evaluate_scores(a, b + 100).auroc == 1
+    Detector(epochs=1, backend="torch").fit(train).save(tmp_path)
+    plain = Detector.load(tmp_path, backend="torch")
+    scores = plain.score_samples(test)
+    for backend in ("openvino", "onnxruntime", "compile"):
+        other = Detector.load(tmp_path, backend=backend)
+        difference = np.abs(other.score_samples(test) - scores)
+        assert difference.max() < 1e-3
+        near = np.abs(scores - plain.threshold_) <= difference
+        np.testing.assert_array_equal(other.predict(test)[~near], plain.predict(test)[~near])

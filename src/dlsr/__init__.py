@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from dlsr.errors import (
         ArtifactError,
         DlsrError,
+        ExportError,
         FeatureError,
         ImageError,
         InputError,
@@ -36,6 +37,7 @@ __all__ = [
     "Encoder",
     "EncoderSpec",
     "Evaluation",
+    "ExportError",
     "FeatureError",
     "ImageError",
     "ImageSet",
@@ -72,6 +74,7 @@ _HOME = {
     "encoder_spec": "dlsr.encoders",
     "ArtifactError": "dlsr.errors",
     "DlsrError": "dlsr.errors",
+    "ExportError": "dlsr.errors",
     "FeatureError": "dlsr.errors",
     "ImageError": "dlsr.errors",
     "InputError": "dlsr.errors",

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits, load_sample_images
 
 from dlsr.detector import Detector
-from dlsr.encoders import Backend
 from dlsr.encoding import Progress
+from dlsr.engines import Backend
 from dlsr.errors import MissingExtraError
 from dlsr.evaluation import Evaluation, evaluate
 from dlsr.fitting import OnEpoch

@@ -16,9 +16,11 @@ from sklearn.base import BaseEstimator
 from dlsr.artifact import FitSummary, Manifest, as_tensor, installed_versions, read_model, write_model
 from dlsr.calibration import p_values, threshold
 from dlsr.checkpoint import Checkpoint, training_key
-from dlsr.encoders import Backend, Encoder, EncoderSpec, encoder_spec
-from dlsr.encoding import Encoded, Progress, Transform, encode_all, encode_chunks, open_store
-from dlsr.errors import ArtifactError, FeatureError, NoImagesError, NotFittedError, SettingsError, WeightsError
+from dlsr.encoders import Encoder, encoder_spec
+from dlsr.encoding import Encoded, Progress, Transform, encode_all, encode_chunks, open_store, readable_pixels
+from dlsr.engines import Backend
+from dlsr.errors import ArtifactError, FeatureError, NoImagesError, NotFittedError, SettingsError
+from dlsr.export import Exportable, ExportFormat, sample_pixels, write_export
 from dlsr.fitting import OnEpoch, fit_scorer, restored_scorer, split
 from dlsr.images import ImagesLike, open_images
 from dlsr.noise import row_digests
@@ -26,6 +28,9 @@ from dlsr.scorers import Digests, Scorer, score_rows
 from dlsr.settings import Settings, resolve
 
 Array = NDArray[np.float64]
+
+CHECKED_IMAGES = 256
+"""At most so many images check an exported graph."""
 
 
 class UnreadableImagesWarning(UserWarning):
@@ -77,7 +82,7 @@ class Detector(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no type
         false_alarm_rate: share of ID images that may be called OOD; can be changed after fitting.
         seed: of everything random. Noise is derived from it and each image's content.
         device: `auto`, `cpu`, `cuda`, ..
-        backend: what runs the encoder: `auto`, `torch` or `openvino`.
+        backend: what runs the encoder: one of `dlsr.engines.BACKENDS`.
         store: folder of the feature store; None keeps no features on disk.
         workers: threads that read and decode images.
 
@@ -180,7 +185,7 @@ class Detector(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no type
             WeightsError: if its weights cannot be had.
         """
         spec = encoder_spec(self.encoder, _as_tuple(self.stages), _as_str(self.weights))
-        self._encoder = self._new_encoder(spec)
+        self._encoder = Encoder(spec, self._device(), self.backend)
         return self._encoder
 
     def fit_features(
@@ -475,6 +480,45 @@ class Detector(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no type
         detector._encoder = None
         return detector
 
+    def export(
+        self, folder: str | os.PathLike[str], kind: ExportFormat = "onnx", images: ImagesLike | None = None
+    ) -> float:
+        """Write a directory with the whole detector as one graph, and an example that needs no dlsr; see `dlsr.export`.
+
+        Args:
+            folder: to write; replaced if it is an export already.
+            kind: `onnx` or `openvino`.
+            images: real images to check the graph on, at most 256 of which are used; None for some of scikit-learn's.
+
+        Returns:
+            The greatest difference of scores from PyTorch's on these images, relative as told at
+            `dlsr.export.TOLERANCE`.
+
+        Raises:
+            NotFittedError: for a detector that is not fitted, or was fitted to features.
+            MissingExtraError: if what writes the graph is not installed.
+            ExportError: if the graph disagrees with PyTorch; nothing is written then.
+        """
+        if self._device().type != "cpu":
+            raise SettingsError("exporting works on the CPU; load the model with device='cpu'")
+        encoder, calibration = self._loaded_encoder(), self._calibration
+        what = Exportable(
+            encoder=encoder,
+            scorer=self._scorer,
+            seed=self.settings_.seed,
+            layer_names=self.layer_names_,
+            layer_mean=calibration.layer_mean,
+            layer_std=calibration.layer_std,
+            calibration_scores=calibration.scores,
+            false_alarm_rate=self.false_alarm_rate,
+            threshold=self.threshold_,
+        )
+        if images is None:
+            pixels = sample_pixels(encoder.spec)
+        else:
+            pixels = readable_pixels(encoder, open_images(images), CHECKED_IMAGES, self.workers)
+        return write_export(what, Path(folder), kind, pixels)
+
     # Private
 
     def _check_settings(self) -> Settings:
@@ -504,27 +548,26 @@ class Detector(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no type
     def _store_root(self) -> Path | None:
         return None if self.store is None else Path(self.store)
 
-    def _new_encoder(self, spec: EncoderSpec) -> Encoder:
-        return Encoder(spec, self._device(), self.backend)
-
     def _loaded_encoder(self) -> Encoder:
         encoder: Encoder | None = getattr(self, "_encoder", None)
         if encoder is None:
             self._check_fitted()
             if self._spec is None:
                 raise NotFittedError("this model was fitted to features and has no encoder; use score_features")
-            encoder = self._new_encoder(self._spec)
-            if encoder.weights_sha256 != self._encoder_sha256:
-                raise WeightsError(
-                    "the encoder's weights are not those that the model was fitted with; give the same with --weights"
-                )
+            encoder = Encoder(
+                self._spec,
+                self._device(),
+                self.backend,
+                weights_sha256=self._encoder_sha256,
+                channels=self.channels_,
+            )
             self._encoder = encoder
         return encoder
 
     def _layer_scores(self, z0: NDArray[np.float32], digests: Digests) -> tuple[Array, Array]:
         if not len(z0):
             return np.empty(0), np.empty((0, len(self.channels_)))
-        scores, layers = score_rows(self._scorer, torch.from_numpy(z0).to(self._device()), digests)
+        scores, layers = score_rows(self._scorer, torch.from_numpy(z0).to(self._device()), digests, self.settings_.seed)
         return scores.cpu().double().numpy(), layers.cpu().double().numpy()
 
     def _top_layers(self, layers: Array) -> list[str]:

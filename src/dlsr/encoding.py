@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dlsr.encoders import Encoder
-from dlsr.errors import ImageError, OutputError
+from dlsr.errors import ImageError, NoImagesError, OutputError
 from dlsr.images import ImageItem, ImageSet, decode, map_ahead, resize
 from dlsr.noise import DIGEST_BYTES, content_digest
 from dlsr.store import FeatureStore
@@ -151,6 +151,23 @@ def encode_all(
         z0=np.concatenate([chunk.z0 for chunk in chunks]),
         digests=np.concatenate([chunk.digests for chunk in chunks]),
     )
+
+
+def readable_pixels(encoder: Encoder, images: ImageSet, limit: int, workers: int = 2) -> NDArray[np.uint8]:
+    """The first images that can be read, resized for an encoder: uint8 of shape `(at most limit, size, size, 3)`.
+
+    Raises:
+        NoImagesError: if none can.
+    """
+    pixels: list[NDArray[np.uint8]] = []
+    for one in map_ahead(lambda item: _prepare(item, encoder, None, None), images.items, workers, ahead=BATCH):
+        if one.pixels is not None:
+            pixels.append(one.pixels)
+        if len(pixels) == limit:
+            break
+    if not pixels:
+        raise NoImagesError(f"none of {len(images)} images can be read")
+    return np.stack(pixels)
 
 
 def _prepare(item: ImageItem, encoder: Encoder, store: FeatureStore | None, transform: Transform | None) -> _Prepared:

@@ -11,6 +11,7 @@
     ├── ArtifactError          a model directory, checkpoint or feature store that cannot be trusted
     ├── NotFittedError         a detector asked before `fit`
     ├── OutputError            a result that cannot be written
+    ├── ExportError            an exported graph that does not compute what it should
     └── MissingExtraError      an optional dependency that is not installed
 
 Messages are one line and end with the remedy.
@@ -59,6 +60,10 @@ class NotFittedError(DlsrError):
 
 class OutputError(DlsrError):
     """A result cannot be written."""
+
+
+class ExportError(DlsrError):
+    """An exported graph does not compute what it should."""
 
 
 class MissingExtraError(DlsrError):

@@ -28,10 +28,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
-        # mkstemp makes private files; give what an ordinary open would have given.
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
+        _make_ordinary(temporary, 0o666)
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         raise _cannot_write(path, error) from error
@@ -54,13 +51,20 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         yield temporary
         if folder.exists():
             shutil.rmtree(folder)
+        _make_ordinary(temporary, 0o777)
         temporary.rename(folder)
-    # RuntimeError is what OpenVINO raises when its writing fails.
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
         raise _cannot_write(folder, error) from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _make_ordinary(path: Path, mode: int) -> None:
+    """Permissions as an ordinary `open` or `mkdir` gives them, for what `tempfile` makes is private."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(mode & ~mask)
 
 
 def _cannot_write(path: Path, error: Exception) -> OutputError:

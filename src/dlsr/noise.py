@@ -34,12 +34,12 @@ def noise_for(digests: NDArray[np.uint8], seed: int, draws: int, c: int) -> Tens
         c: numbers in one draw.
 
     Returns:
-        float32 tensor of shape `(draws, N, c)`. Column `i` depends on `digests[i]` and `seed` alone, and its
-        first draws do not depend on how many follow.
+        float32 tensor of shape `(N, draws, c)`. Row `i` depends on `digests[i]` and `seed` alone, and its first
+        draws do not depend on how many follow.
     """
     noise = np.empty((len(digests), draws, c), np.float32)
     for row, digest in zip(noise, digests, strict=True):
         key = hashlib.blake2b(digest.tobytes(), key=seed.to_bytes(8, "little", signed=True), digest_size=16).digest()
         generator = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
         generator.standard_normal(out=row, dtype=np.float32)
-    return torch.from_numpy(noise).transpose(0, 1)
+    return torch.from_numpy(noise)

@@ -1,17 +1,16 @@
-"""What turns features into scores: one small class for each way, all with the same two methods.
+"""What turns features into scores: one small module for each way, all with the same inputs and outputs.
 
 A scorer gives each image one score (larger = more OOD) and one for each layer, which tells where the image
-is odd. Scores are functions of features, seed and content digests alone.
+is odd. It is a pure function of features and noise, so it can be exported as a graph; the noise is a function of
+content digests and the seed (`dlsr.noise`), so a score is one of the image, the model and the seed alone.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.neighbors import NearestNeighbors
-from torch import Tensor
+from torch import Tensor, nn
 
 from dlsr.diffusion import Denoiser, distort, restore
 from dlsr.expected_error import ErrorAwareLFDN
@@ -28,24 +27,30 @@ LayerScores = tuple[Tensor, Tensor]
 """Scores, shape `(N,)`, and scores of each layer, shape `(N, M)`."""
 
 
-class Scorer(Protocol):
+class Scorer(nn.Module):
     """Scores features."""
 
-    def score(self, z0: Tensor, digests: Digests) -> LayerScores:
-        """Score `z0`, shape `(N, c)`, with content digests, shape `(N, 16)`."""
+    noise_vectors = 0
+    """How many vectors of noise a score takes: K."""
+
+    def forward(self, z0: Tensor, noise: Tensor) -> LayerScores:
+        """Score `z0`, shape `(N, c)`, with standard normal noise, shape `(N, K, c)`."""
+        raise NotImplementedError
 
     def tensors(self) -> dict[str, Tensor]:
         """All that was learned, for saving."""
+        raise NotImplementedError
 
 
-class MahalanobisScorer:
+class MahalanobisScorer(Scorer):
     """Mean squared whitened feature: the squared Mahalanobis distance over `c` (Lee et al. 2018, without classes)."""
 
     def __init__(self, gaussian: Gaussian, channels: Sequence[int]) -> None:
+        super().__init__()
         self._gaussian = gaussian
         self._channels = channels
 
-    def score(self, z0: Tensor, digests: Digests) -> LayerScores:
+    def forward(self, z0: Tensor, noise: Tensor) -> LayerScores:
         """See `Scorer`."""
         squares = self._gaussian.whiten(z0).square()
         return squares.mean(dim=1), layer_means(squares, self._channels)
@@ -55,28 +60,36 @@ class MahalanobisScorer:
         return _prefixed("gaussian", self._gaussian.tensors())
 
 
-class KnnScorer:
-    """Distance to the k-th nearest training image (Sun et al. 2022, on `z0`); a layer's share is its own distance."""
+class KnnScorer(Scorer):
+    """Distance to the k-th nearest training image (Sun et al. 2022, on `z0`); a layer's share is its own distance.
+
+    In torch rather than scikit-learn, whose search cannot become part of a graph; tested against it.
+    """
 
     def __init__(self, references: Tensor, neighbours: int, channels: Sequence[int]) -> None:
+        super().__init__()
         self._references = references
         self._neighbours = min(neighbours, len(references))
         self._channels = channels
-        self._search = NearestNeighbors(n_neighbors=self._neighbours, algorithm="brute").fit(references.cpu().numpy())
+        # Products of centred rows lose fewer digits; the distance itself is then taken from the differences.
+        self._centre = references.mean(dim=0)
+        self._centred = (references - self._centre).T.contiguous()
+        self._squares = self._centred.square().sum(dim=0)
 
-    def score(self, z0: Tensor, digests: Digests) -> LayerScores:
+    def forward(self, z0: Tensor, noise: Tensor) -> LayerScores:
         """See `Scorer`."""
-        distances, indices = self._search.kneighbors(z0.cpu().numpy())
-        nearest = self._references[torch.from_numpy(indices[:, -1]).to(z0.device)]
-        score = torch.from_numpy(distances[:, -1]).to(z0)
-        return score, layer_means((z0 - nearest).square(), self._channels).sqrt()
+        # The row's own square adds the same to all its distances, so the order does not need it.
+        order = self._squares - 2 * (z0 - self._centre) @ self._centred
+        kth = order.topk(self._neighbours, dim=1, largest=False).indices[:, -1]
+        squares = (z0 - self._references[kth]).square()
+        return squares.sum(dim=1).sqrt(), layer_means(squares, self._channels).sqrt()
 
     def tensors(self) -> dict[str, Tensor]:
         """See `Scorer`."""
         return {"references": self._references}
 
 
-class PaperScorer:
+class PaperScorer(Scorer):
     """MSE, LR and MFsim of section 3.3, averaged over draws.
 
     Args:
@@ -90,51 +103,47 @@ class PaperScorer:
     def __init__(
         self, score: ScoreName, network: LFDN, initial: LFDN, settings: Settings, channels: Sequence[int]
     ) -> None:
+        super().__init__()
         self._kind = score
-        self._networks = network, initial
-        self._settings = settings
+        self._restoration = settings.restoration
         self._channels = channels
         self._alpha_bar = settings.schedule.alpha_bar().to(network.linear_in.weight.device)
+        self.network, self.initial = network, initial
         steps = settings.restoration.steps
+        # One noise vector distorts, one more goes with each DDIM step but the last.
+        self.noise_vectors = settings.restoration.draws * len(steps)
         self._denoiser: Denoiser = network.at_times(steps)
         self._initial: Denoiser = initial.at_times(steps)
 
-    def score(self, z0: Tensor, digests: Digests) -> LayerScores:
+    def forward(self, z0: Tensor, noise: Tensor) -> LayerScores:
         """See `Scorer`."""
-        restored = self._restore(self._denoiser, z0, digests)
+        draws = self._restoration.draws
+        every_draw = z0.repeat_interleave(draws, dim=0)
+        restored = self._restore(self._denoiser, every_draw, noise)
         if self._kind == "mfsim":
-            layers = -layer_similarities(z0, restored, self._channels)
-            return mfsim(-layers).mean(dim=0), layers.mean(dim=0)
-        scores = mse(z0, restored)
-        layers = layer_means((z0 - restored).square(), self._channels)
+            similarities = layer_similarities(every_draw, restored, self._channels)
+            return _over_draws(mfsim(similarities), draws), _over_draws(-similarities, draws)
+        scores = mse(every_draw, restored)
+        layers = layer_means((every_draw - restored).square(), self._channels)
         if self._kind == "lr":
-            initial = self._restore(self._initial, z0, digests)
-            # Measured: what training failed to improve is OOD, so LR as the paper defines it is turned round.
-            scores = -likelihood_regret(z0, initial, restored)
-            layers = layers - layer_means((z0 - initial).square(), self._channels)
-        return scores.mean(dim=0), layers.mean(dim=0)
+            initial = self._restore(self._initial, every_draw, noise)
+            scores = likelihood_regret(every_draw, initial, restored)
+            layers = layer_means((every_draw - initial).square(), self._channels) - layers
+        return _over_draws(scores, draws), _over_draws(layers, draws)
 
-    def _restore(self, denoiser: Denoiser, z0: Tensor, digests: Digests) -> Tensor:
-        """Distort and restore: `(N, c)` to `(draws, N, c)`."""
-        restoration, c = self._settings.restoration, z0.shape[1]
-        steps = restoration.steps
-        # One noise vector distorts, one more goes with each DDIM step but the last; all from the image alone.
-        noise = noise_for(digests, self._settings.seed, restoration.draws, len(steps) * c).to(z0.device)
-        noise = noise.reshape(restoration.draws, len(z0), len(steps), c)
-        restored = []
-        for draw in noise:
-            zt = distort(z0, steps[0], self._alpha_bar, draw[:, 0])
-            later = draw[:, 1:].transpose(0, 1)
-            restored.append(restore(denoiser, zt, steps, self._alpha_bar, restoration.eta, later))
-        return torch.stack(restored)
+    def _restore(self, denoiser: Denoiser, z0: Tensor, noise: Tensor) -> Tensor:
+        """Distort and restore: rows `z0`, a draw each, shape `(N * draws, c)`, to the same shape."""
+        steps = self._restoration.steps
+        by_step = noise.reshape(-1, len(steps), z0.shape[1]).transpose(0, 1)
+        zt = distort(z0, steps[0], self._alpha_bar, by_step[0])
+        return restore(denoiser, zt, steps, self._alpha_bar, self._restoration.eta, by_step[1:])
 
     def tensors(self) -> dict[str, Tensor]:
         """See `Scorer`."""
-        network, initial = self._networks
-        return _prefixed("network", network.state_dict()) | _prefixed("initial", initial.state_dict())
+        return _prefixed("network", self.network.state_dict()) | _prefixed("initial", self.initial.state_dict())
 
 
-class ResidualScorer:
+class ResidualScorer(Scorer):
     """Restoration error against the error to expect, see `dlsr.expected_error`; preset `default`.
 
     A layer's score is `log error - weight * log expected error`, averaged over draws and standardised on held-out
@@ -153,11 +162,13 @@ class ResidualScorer:
     def __init__(
         self, network: ErrorAwareLFDN, settings: Settings, ceiling: Tensor, location: Tensor, spread: Tensor
     ) -> None:
+        super().__init__()
         self.network = network
-        self._settings = settings
+        self._weight = settings.expected_error_weight
         self._ceiling = ceiling
         self._location = location
         self._spread = spread
+        self.noise_vectors = settings.restoration.draws
         self._t = settings.restoration.steps[0]
         self._signal = network.alpha_bar[self._t]
         self._lfdn = network.lfdn.at_times((self._t,))
@@ -171,32 +182,27 @@ class ResidualScorer:
         """A scorer with its ceiling, and its layers standardised, on held-out ID features `z0`."""
         zero = torch.zeros(len(network.channels), device=z0.device)
         one = torch.ones_like(zero)
+        draws, seed = settings.restoration.draws, settings.seed
         without_ceiling = cls(network, settings, zero + torch.inf, zero, one)
-        _, expected = in_rows(without_ceiling.log_errors, z0, digests)
+        _, expected = in_rows(without_ceiling.log_errors, z0, digests, draws, seed)
         ceiling = expected.quantile(settings.expected_error_quantile, dim=0)
-        _, layers = score_rows(cls(network, settings, ceiling, zero, one), z0, digests)
+        _, layers = score_rows(cls(network, settings, ceiling, zero, one), z0, digests, seed)
         return cls(network, settings, ceiling, layers.mean(dim=0), layers.std(dim=0, correction=0).clamp(min=1e-6))
 
-    def score(self, z0: Tensor, digests: Digests) -> LayerScores:
+    def forward(self, z0: Tensor, noise: Tensor) -> LayerScores:
         """See `Scorer`."""
-        actual, expected = self.log_errors(z0, digests)
-        raw = actual - self._settings.expected_error_weight * expected.minimum(self._ceiling)
+        actual, expected = self.log_errors(z0, noise)
+        raw = actual - self._weight * expected.minimum(self._ceiling)
         layers = (raw - self._location) / self._spread
         return layers @ self._weights, layers
 
-    def log_errors(self, z0: Tensor, digests: Digests) -> tuple[Tensor, Tensor]:
+    def log_errors(self, z0: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Actual and expected log errors of each layer, means over draws, each of shape `(N, M)`."""
-        draws = self._settings.restoration.draws
-        x0 = self.network.gaussian.coordinates(z0)
-        noise = noise_for(digests, self._settings.seed, draws, z0.shape[1]).to(z0.device)
-        actual = torch.zeros(len(z0), len(self.network.channels), device=z0.device)
-        expected = torch.zeros_like(actual)
-        for draw in noise:
-            xt = distort(x0, self._t, self.network.alpha_bar, draw)
-            x0_hat, expected_now = self.network.interpret(self._lfdn(xt, self._t), xt, self._signal)
-            actual += self.network.log_errors(x0, x0_hat, self._signal) / draws
-            expected += expected_now / draws
-        return actual, expected
+        x0 = self.network.gaussian.coordinates(z0).repeat_interleave(self.noise_vectors, dim=0)
+        xt = distort(x0, self._t, self.network.alpha_bar, noise.reshape(-1, z0.shape[1]))
+        x0_hat, expected = self.network.interpret(self._lfdn(xt, self._t), xt, self._signal)
+        actual = self.network.log_errors(x0, x0_hat, self._signal)
+        return _over_draws(actual, self.noise_vectors), _over_draws(expected, self.noise_vectors)
 
     def tensors(self) -> dict[str, Tensor]:
         """See `Scorer`."""
@@ -207,21 +213,31 @@ class ResidualScorer:
         )
 
 
-def score_rows(scorer: Scorer, z0: Tensor, digests: Digests) -> LayerScores:
-    """Score any number of rows, a bounded number at once."""
-    return in_rows(scorer.score, z0, digests)
+def score_rows(scorer: Scorer, z0: Tensor, digests: Digests, seed: int) -> LayerScores:
+    """Score any number of rows, a bounded number at once; their noise is that of their digests and the seed."""
+    return in_rows(scorer, z0, digests, scorer.noise_vectors, seed)
 
 
 @torch.inference_mode()
 def in_rows(
-    function: Callable[[Tensor, Digests], tuple[Tensor, Tensor]], z0: Tensor, digests: Digests
+    function: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    z0: Tensor,
+    digests: Digests,
+    noise_vectors: int,
+    seed: int,
 ) -> tuple[Tensor, Tensor]:
-    """Apply a function that gives two tensors to a bounded number of rows at once, and join what it gives."""
-    parts = [
-        function(z0[start : start + ROWS_AT_ONCE], digests[start : start + ROWS_AT_ONCE])
-        for start in range(0, len(z0), ROWS_AT_ONCE)
-    ]
+    """Apply a function of rows and their noise to a bounded number of rows at once, and join what it gives."""
+    parts = []
+    for start in range(0, len(z0), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        noise = noise_for(digests[rows], seed, noise_vectors, z0.shape[1]).to(z0.device)
+        parts.append(function(z0[rows], noise))
     return torch.cat([first for first, _ in parts]), torch.cat([second for _, second in parts])
+
+
+def _over_draws(rows: Tensor, draws: int) -> Tensor:
+    """Mean over draws: `(N * draws, ..)` to `(N, ..)`."""
+    return rows.reshape(-1, draws, *rows.shape[1:]).mean(dim=1)
 
 
 def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

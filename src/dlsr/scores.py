@@ -17,7 +17,8 @@ def mse(z0: Tensor, restored: Tensor) -> Tensor:
 def likelihood_regret(z0: Tensor, restored_initial: Tensor, restored: Tensor) -> Tensor:
     """`MSE_initial - MSE_final` (Algorithm 4), shape `(..)`: how much training improved the restoration.
 
-    Training improves ID more, so as the paper defines it a *smaller* value means more OOD.
+    The paper says both that it is larger for ID and that a low value means ID. Measured on real sets it is larger for
+    OOD, whose errors are larger from the start and so have more to lose: see docs/design.md.
     """
     return mse(z0, restored_initial) - mse(z0, restored)
 

@@ -33,6 +33,15 @@ class BackendName(StrEnum):
 
     AUTO = "auto"
     TORCH = "torch"
+    COMPILE = "compile"
+    ONNXRUNTIME = "onnxruntime"
+    OPENVINO = "openvino"
+
+
+class FormatName(StrEnum):
+    """Export formats."""
+
+    ONNX = "onnx"
     OPENVINO = "openvino"
 
 
@@ -266,13 +275,31 @@ def calibrate(
 
 
 @app.command()
+def export(
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
+    kind: Annotated[FormatName, typer.Option("--format", help="Of the graph.")] = FormatName.ONNX,
+    images: Annotated[
+        Path | None, typer.Option(help="Real images to check the graph on; without it, photographs of scikit-learn.")
+    ] = None,
+    weights: Weights = None,
+    backend: BackendOption = BackendName.AUTO,
+    quiet: Quiet = False,
+) -> None:
+    """Write the whole detector as one graph, with an example that runs it without dlsr."""
+    detector = _load(model, weights, "cpu", backend, None, True, 2, None)
+    difference = detector.export(output, kind.value, images)
+    say(f"scores agree with PyTorch to {difference:.1e}; see {output / 'score_image.py'}", quiet)
+
+
+@app.command()
 def info(model: Model, as_json: Json = False) -> None:
     """Show what a model is: settings, encoder, calibration, losses."""
     import torch  # noqa: PLC0415
 
     from dlsr.artifact import read_manifest  # noqa: PLC0415
     from dlsr.detector import Detector  # noqa: PLC0415
-    from dlsr.encoders.engines import choose_backend  # noqa: PLC0415
+    from dlsr.engines import choose_backend  # noqa: PLC0415
 
     detector = Detector.load(model)
     manifest = read_manifest(model)

@@ -1,7 +1,6 @@
 """Frozen pretrained encoders: presets, their weights, and the encoder itself."""
 
 from dlsr.encoders.encoder import Encoder
-from dlsr.encoders.engines import BACKENDS, Backend
 from dlsr.encoders.presets import ENCODERS, EncoderSpec, PackageWeights, encoder_spec
 
-__all__ = ["BACKENDS", "ENCODERS", "Backend", "Encoder", "EncoderSpec", "PackageWeights", "encoder_spec"]
+__all__ = ["ENCODERS", "Encoder", "EncoderSpec", "PackageWeights", "encoder_spec"]

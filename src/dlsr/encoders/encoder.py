@@ -4,15 +4,36 @@ import hashlib
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from dlsr.encoders.engines import Backend, PixelsToZ0, choose_backend, openvino_engine, torch_engine
 from dlsr.encoders.presets import EncoderSpec
 from dlsr.encoders.weights import fingerprint, load_classifier, load_exactly
+from dlsr.engines import Backend, Engine, Graph, choose_backend, make_engine
 from dlsr.errors import SettingsError, WeightsError
-from dlsr.features import DELTA
+from dlsr.features import DELTA, to_z0
+
+
+class PixelsToZ0(nn.Module):
+    """Pixel normalisation, the feature network, pooling and z-score as one module.
+
+    Takes resized images, uint8 of shape `(N, size, size, 3)`, gives `z0`, shape `(N, c)`.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor(mean))
+        self.register_buffer("std", torch.tensor(std))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """See the class."""
+        normalised = (pixels.float() - self.mean) / self.std
+        return to_z0(self.network(normalised.permute(0, 3, 1, 2)))
 
 
 class Encoder:
@@ -21,30 +42,40 @@ class Encoder:
     Args:
         spec: network, stages, preprocessing and weights.
         device: where to run.
-        backend: what runs it, see `dlsr.encoders.engines`. Backends agree to 1e-4 in `z0`.
+        backend: what runs it, see `dlsr.engines`. Backends agree to 1e-4 in `z0`.
+        weights_sha256: of the weights that it must have, if that is known, as it is of a saved model's.
+        channels: of each chosen stage, if known; with it nothing is loaded where the engine is in the cache.
 
     Attributes:
         backend: the one that runs.
         channels: channels of each chosen stage, M numbers that sum to `c`.
-        weights_sha256: of the loaded weights.
+        weights_sha256: of the weights.
 
     Raises:
         SettingsError: if a stage does not exist.
-        WeightsError: if the weights cannot be had or do not fit.
+        WeightsError: if the weights cannot be had, do not fit or are not those asked for.
     """
 
-    def __init__(self, spec: EncoderSpec, device: torch.device | str = "cpu", backend: Backend = "auto") -> None:
+    def __init__(
+        self,
+        spec: EncoderSpec,
+        device: torch.device | str = "cpu",
+        backend: Backend = "auto",
+        *,
+        weights_sha256: str | None = None,
+        channels: tuple[int, ...] | None = None,
+    ) -> None:
         self.spec = spec
         self.device = torch.device(device)
         self.backend = choose_backend(backend, self.device)
-        network = _feature_network(spec)
-        self.weights_sha256 = fingerprint(network)
-        self.channels: tuple[int, ...] = tuple(network.feature_info.channels())
-        module = PixelsToZ0(network, spec.mean, spec.std).eval().requires_grad_(False)
-        if self.backend == "openvino":
-            self._engine = openvino_engine(module, spec.size, self.key)
+        network: Any = None
+        if weights_sha256 is None or channels is None:
+            network = _feature_network(spec)
+            self.weights_sha256 = fingerprint(network)
+            self.channels: tuple[int, ...] = tuple(network.feature_info.channels())
         else:
-            self._engine = torch_engine(module, self.device)
+            self.weights_sha256, self.channels = weights_sha256, channels
+        self._engine: Engine = make_engine(self._graph(network), self.backend, self.device)
 
     @property
     def c(self) -> int:
@@ -59,10 +90,34 @@ class Encoder:
 
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Encode resized images: uint8 of shape `(N, size, size, 3)` to `z0`, float32 of shape `(N, c)`."""
-        return self._engine(pixels)
+        z0: NDArray[np.float32] = self._engine(pixels)[0]
+        return z0
+
+    def module(self) -> PixelsToZ0:
+        """The encoder as a module, newly loaded. Raises as the class does."""
+        network = _feature_network(self.spec)
+        if fingerprint(network) != self.weights_sha256:
+            raise WeightsError(
+                "the encoder's weights are not those that the model was fitted with; give the same with --weights"
+            )
+        return PixelsToZ0(network, self.spec.mean, self.spec.std)
+
+    def example(self, count: int = 2) -> Tensor:
+        """Random pixels, uint8 of shape `(count, size, size, 3)`."""
+        generator = torch.Generator().manual_seed(0)
+        shape = (count, self.spec.size, self.spec.size, 3)
+        return torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+
+    def _graph(self, network: Any) -> Graph:
+        def build() -> PixelsToZ0:
+            return PixelsToZ0(network, self.spec.mean, self.spec.std) if network is not None else self.module()
+
+        return Graph(build, {"pixels": self.example()}, ("z0",), self.key)
 
 
 def _feature_network(spec: EncoderSpec) -> Any:
+    import timm  # noqa: PLC0415 - takes seconds, and is not needed where the engine is in the cache
+
     try:
         network: Any = timm.create_model(spec.network, pretrained=False, features_only=True, out_indices=spec.stages)
     except (AssertionError, IndexError, ValueError) as error:

@@ -2,7 +2,6 @@
 
 from typing import Any, Literal
 
-import timm
 from pydantic import BaseModel, ConfigDict, Field
 
 from dlsr.errors import SettingsError
@@ -130,14 +129,7 @@ def encoder_spec(name: str, stages: tuple[int, ...] | None = None, weights: str 
         SettingsError: for an unknown name, with what is allowed; for stages that are not falling in range,
             see `Encoder`.
     """
-    if name in ENCODERS:
-        spec = ENCODERS[name]
-    elif timm.is_model(name):
-        spec = _timm_spec(name)
-    else:
-        raise SettingsError(
-            f"unknown encoder '{name}'; choose one of {', '.join(ENCODERS)}, or any network of timm.list_models()"
-        )
+    spec = ENCODERS.get(name) or _timm_spec(name)
     changes: dict[str, object] = {}
     if stages is not None:
         changes["stages"] = tuple(stages)
@@ -154,6 +146,12 @@ def _weight_source(weights: str) -> dict[str, object]:
 
 
 def _timm_spec(name: str) -> EncoderSpec:
+    import timm  # noqa: PLC0415 - takes seconds, and a preset whose engine is in the cache needs none of it
+
+    if not timm.is_model(name):
+        raise SettingsError(
+            f"unknown encoder '{name}'; choose one of {', '.join(ENCODERS)}, or any network of timm.list_models()"
+        )
     config = timm.get_pretrained_cfg(name)
     if config is None:
         raise SettingsError(f"timm says nothing of the preprocessing of '{name}'; choose another encoder")

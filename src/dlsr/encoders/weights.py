@@ -7,7 +7,6 @@ from importlib import metadata
 from pathlib import Path
 
 import safetensors.torch
-import timm
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -24,6 +23,8 @@ def load_classifier(spec: EncoderSpec) -> nn.Module:
     Raises:
         WeightsError: if the weights are missing, damaged, or do not fit the network key by key.
     """
+    import timm  # noqa: PLC0415 - takes seconds, and is not needed where the engine is in the cache
+
     source = spec.weights
     if isinstance(source, HubWeights):
         return _from_hub(spec.network)
@@ -98,6 +99,8 @@ def fingerprint(network: nn.Module) -> str:
 
 
 def _from_hub(network: str) -> nn.Module:
+    import timm  # noqa: PLC0415 - as above
+
     try:
         loaded: nn.Module = timm.create_model(network, pretrained=True)
     # The hub's client raises errors of several libraries; all of them mean the same to the user.

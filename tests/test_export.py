@@ -1,0 +1,88 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import SMALL
+from dlsr import Detector, ExportError, MissingExtraError, NotFittedError, OutputError, SettingsError
+from dlsr.export import TOLERANCE
+
+
+def fitted(image_folder, small_encoder, **settings):
+    return Detector(**small_encoder, **SMALL, **settings).fit(image_folder)
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+@pytest.mark.parametrize("score", ["residual", "mfsim", "lr", "mahalanobis", "knn"])
+def test_the_example_scores_as_the_detector_does(image_folder, odd_folder, small_encoder, tmp_path, kind, score):
+    detector = fitted(image_folder, small_encoder, score=score)
+    assert detector.export(tmp_path / "out", kind, odd_folder) <= TOLERANCE
+    paths = sorted(odd_folder.iterdir())[:2] + sorted(image_folder.rglob("*.png"))[:2]
+    moved = tmp_path / "moved"
+    shutil.move(tmp_path / "out", moved)
+    done = subprocess.run(
+        [sys.executable, "-I", moved / "score_image.py", *paths], capture_output=True, text=True, check=True
+    )
+    for line, result in zip(done.stdout.splitlines(), detector.results(paths), strict=True):
+        name, _, rest = line.rpartition(": score ")
+        score_text, p_text, verdict = rest.split(", ")
+        assert name == result.path
+        assert float(score_text) == pytest.approx(result.score, rel=1e-4, abs=1e-5)
+        assert float(p_text.removeprefix("p-value ")) == pytest.approx(result.p_value, abs=1e-4)
+        assert verdict == ("OOD" if result.is_ood else "ID")
+    about = json.loads((moved / "export.json").read_text())
+    assert about["threshold"] == detector.threshold_
+    assert about["layers"] == detector.layer_names_
+    assert len(np.load(moved / "calibration.npy", allow_pickle=False)) == detector.fit_summary_.calibration_images
+
+
+def test_the_example_needs_no_dlsr():
+    from importlib import resources
+
+    for kind in ("onnx", "openvino"):
+        text = resources.files("dlsr").joinpath(f"export_examples/{kind}.py").read_text()
+        assert "import dlsr" not in text
+        assert "torch" not in text
+
+
+def test_a_graph_that_disagrees_is_refused(image_folder, small_encoder, tmp_path, monkeypatch):
+    detector = fitted(image_folder, small_encoder, score="mahalanobis")
+
+    def wrong(path, device):
+        return lambda pixels: (np.zeros(len(pixels), np.float32), None)
+
+    monkeypatch.setattr("dlsr.export.load_onnx", wrong)
+    with pytest.raises(ExportError, match="disagrees with PyTorch"):
+        detector.export(tmp_path / "out", "onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_exporting_what_cannot_be_exported(image_folder, small_encoder, features, tmp_path, monkeypatch):
+    detector = fitted(image_folder, small_encoder, score="mahalanobis")
+    with pytest.raises(SettingsError, match="onnx, openvino"):
+        detector.export(tmp_path / "out", "tflite")
+    (tmp_path / "thesis.txt").write_text("x")
+    with pytest.raises(OutputError, match="holds other files"):
+        detector.export(tmp_path)
+    with pytest.raises(NotFittedError, match="has no encoder"):
+        Detector(score="mahalanobis").fit_features(features[0]).export(tmp_path / "out")
+    with pytest.raises(NotFittedError):
+        Detector(**small_encoder).export(tmp_path / "out")
+    monkeypatch.setattr("dlsr.engines.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"dlsr\[onnx\]"):
+        detector.export(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_export_replaces_an_export(image_folder, odd_folder, small_encoder, tmp_path):
+    detector = fitted(image_folder, small_encoder, score="mahalanobis")
+    detector.export(tmp_path / "out", "onnx")
+    detector.false_alarm_rate = 0.2
+    detector.export(tmp_path / "out", "onnx", odd_folder)
+    assert json.loads((tmp_path / "out" / "export.json").read_text())["false_alarm_rate"] == 0.2
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert torch.is_grad_enabled()
