@@ -3,6 +3,8 @@ import json
 import numpy as np
 import pytest
 from sklearn.base import clone
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
 
 from conftest import CHANNELS, SMALL
 from dlsr import (
@@ -163,10 +165,22 @@ def test_presets():
     assert resolve(t=5).restoration.steps == (5,)
 
 
+def test_a_loaded_detector_can_be_fitted_again(model, image_folder):
+    loaded = Detector.load(model, backend="torch")
+    before = loaded.calibration_scores_
+    assert loaded.prepare_encoder().spec.weights.kind == "random"
+    np.testing.assert_allclose(loaded.fit(image_folder).calibration_scores_, before, atol=1e-5)
+
+
 def test_scikit_learn_idiom():
     detector = Detector(draws=3, t=5)
     assert clone(detector).get_params() == detector.get_params()
     assert detector.set_params(draws=7).draws == 7
+    with pytest.raises(ValueError, match="no parameter"):
+        detector.set_params(drawz=7)
+    assert "draws=7" in repr(detector)
+    pipeline = make_pipeline(FunctionTransformer(), detector)
+    assert pipeline.set_params(detector__draws=3).named_steps["detector"].draws == 3
     with pytest.raises(NotFittedError, match="not fitted"):
         detector.score_features(np.zeros((1, 2)))
     with pytest.raises(NotFittedError):

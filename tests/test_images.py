@@ -229,3 +229,17 @@ def test_map_ahead_keeps_order_and_bounds_memory():
     assert next(results) == 0
     assert len(started) <= 10
     assert list(results) == [-i for i in range(1, 100)]
+
+
+def test_draft_decodes_large_jpegs_smaller(photographs):
+    buffer = io.BytesIO()
+    photographs[0].save(buffer, "JPEG", quality=95)
+    full, draft = decode(buffer.getvalue()), decode(buffer.getvalue(), 100)
+    assert full.size == photographs[0].size == (640, 427)
+    assert draft.size == (160, 107)
+    assert min(draft.size) >= 100
+    small = [np.asarray(image.resize((64, 64), Image.Resampling.BICUBIC), float) for image in (full, draft)]
+    assert 0 < np.abs(small[0] - small[1]).mean() < 3
+    assert decode(buffer.getvalue(), 1000).size == full.size
+    photographs[0].save(png := io.BytesIO(), "PNG")
+    assert decode(png.getvalue(), 100).size == full.size

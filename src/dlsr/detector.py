@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator
 
 from dlsr.artifact import FitSummary, Manifest, as_tensor, installed_versions, read_model, write_model
 from dlsr.calibration import p_values, threshold
 from dlsr.checkpoint import Checkpoint, training_key
 from dlsr.encoders import Encoder, encoder_spec
-from dlsr.encoding import Encoded, Progress, Transform, encode_all, encode_chunks, open_store, readable_pixels
+from dlsr.encoding import BATCH, Encoded, Progress, Transform, encode_all, encode_chunks, open_store, readable_pixels
 from dlsr.engines import Backend
 from dlsr.errors import ArtifactError, FeatureError, NoImagesError, NotFittedError, SettingsError
+from dlsr.estimator import Estimator
 from dlsr.export import Exportable, ExportFormat, sample_pixels, write_export
 from dlsr.fitting import OnEpoch, fit_scorer, restored_scorer, split
 from dlsr.images import ImagesLike, open_images
@@ -60,7 +60,7 @@ class _Calibration:
     layer_std: Array
 
 
-class Detector(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+class Detector(Estimator):
     """Unsupervised OOD detector for images, or for features of your own.
 
     Everything is larger = more OOD. `__init__` only stores; what is learned ends in an underscore.
@@ -71,6 +71,7 @@ class Detector(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no type
         preset: `default` or `paper`; None for the one that the score belongs to.
         stages: stages of the encoder that make up `z0`, from 0; None for the preset's.
         weights: a file with the encoder's weights, `random` or `random:SEED`; None for the preset's source.
+        decoding: `full`, or `draft` to decode large JPEGs at a fraction of their size: quicker, other scores.
         t: time to distort to and restore from, or all falling times of the restoration; None for the preset's.
         draws: noise draws that a score is averaged over; likewise.
         epochs: most epochs of training; likewise.
@@ -107,6 +108,7 @@ class Detector(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no type
         preset: str | None = None,
         stages: Sequence[int] | None = None,
         weights: str | os.PathLike[str] | None = None,
+        decoding: str = "full",
         t: int | Sequence[int] | None = None,
         draws: int | None = None,
         epochs: int | None = None,
@@ -127,6 +129,7 @@ class Detector(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no type
         self.preset = preset
         self.stages = stages
         self.weights = weights
+        self.decoding = decoding
         self.t = t
         self.draws = draws
         self.epochs = epochs
@@ -184,7 +187,7 @@ class Detector(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no type
             SettingsError: if there is no such encoder or stage.
             WeightsError: if its weights cannot be had.
         """
-        spec = encoder_spec(self.encoder, _as_tuple(self.stages), _as_str(self.weights))
+        spec = encoder_spec(self.encoder, _as_tuple(self.stages), _as_str(self.weights), self.decoding)
         self._encoder = Encoder(spec, self._device(), self.backend)
         return self._encoder
 
@@ -267,10 +270,17 @@ class Detector(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no type
 
     # Scoring
 
-    def results(self, images: ImagesLike, *, progress: Progress | None = None) -> Iterator[Result]:
+    def results(
+        self, images: ImagesLike, *, batch_size: int = BATCH, progress: Progress | None = None
+    ) -> Iterator[Result]:
         """Score images one after the other, in order; unreadable ones are results with an error.
 
         Memory does not grow with their number.
+
+        Args:
+            images: see `dlsr.open_images`.
+            batch_size: images encoded at once; of no account for scores.
+            progress: told of each image done.
         """
         self._check_fitted()
         encoder = self._loaded_encoder()
@@ -279,6 +289,7 @@ class Detector(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no type
             encoder,
             open_images(images),
             store=open_store(self._store_root(), encoder),
+            batch_size=batch_size,
             workers=self.workers,
             progress=progress,
         ):
@@ -448,7 +459,8 @@ class Detector(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no type
             score=settings.score,
             preset=settings.preset,
             stages=spec.stages if spec else None,
-            weights=weights,
+            weights=spec.weights_argument if spec else None,
+            decoding=spec.decoding if spec else "full",
             t=settings.restoration.steps,
             draws=settings.restoration.draws,
             epochs=settings.training.epochs,

@@ -181,7 +181,7 @@ def _prepare(item: ImageItem, encoder: Encoder, store: FeatureStore | None, tran
         known = store.get(key) if store is not None else None
         if known is not None:
             return _Prepared(item.name, key, known=known)
-        image = image or decode(raw)
+        image = image or decode(raw, encoder.spec.size if encoder.spec.decoding == "draft" else None)
         if transform is not None:
             image = transform.apply(image)
         pixels = resize(image, encoder.spec.size, encoder.spec.interpolation)

@@ -47,6 +47,28 @@ def save_roc(path: Path, id_scores: Scores, ood_scores: Mapping[str, Scores]) ->
     _save(figure, path)
 
 
+def save_speed(path: Path, measured: Mapping[str, Any]) -> None:
+    """Write what `dlsr.bench.speed` measured as a picture: images per second by backend, and cost by number."""
+    figure = Figure(figsize=(10.0, 4.0), layout="constrained")
+    rates, costs = figure.subplots(1, 2)
+    for row in measured["scoring"]:
+        sizes = list(row["end_to_end"])
+        line = rates.plot(sizes, row["end_to_end"].values(), marker="o", label=f"{row['backend']}, end to end")[0]
+        rates.plot(
+            sizes, row["encoder_alone"].values(), "--", color=line.get_color(), label=f"{row['backend']}, encoder alone"
+        )
+    eager = measured["eager_default_layout_images_per_second"]
+    rates.axhline(eager, color="0.5", linewidth=1, label="eager PyTorch, default layout")
+    rates.set(xlabel="batch size", ylabel="images per second", ylim=(0, None))
+    rates.legend(frameon=False, fontsize="x-small")
+    counts = [row["images"] for row in measured["growth"]]
+    costs.plot(counts, [row["peak_memory_bytes"] / 2**20 for row in measured["growth"]], marker="o")
+    costs.set(xlabel="images scored", ylabel="peak memory, MiB", ylim=(0, None), xscale="log")
+    for axes in (rates, costs):
+        axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)
+
+
 def _figure() -> tuple[Figure, Any]:
     figure = Figure(figsize=_SIZE, layout="constrained")
     axes = figure.subplots()

@@ -1,6 +1,9 @@
-"""An evaluation as files: JSON and pictures."""
+"""Reports as files: JSON and pictures."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from dlsr.evaluation import Evaluation
 from dlsr.files import replacing
@@ -14,8 +17,17 @@ def write_evaluation(folder: Path, done: Evaluation, threshold: float) -> list[P
         OutputError: if they cannot be written.
     """
     paths = [folder / name for name in ("evaluation.json", "histogram.png", "roc.png")]
-    with replacing(paths[0]) as temporary:
-        temporary.write_text(done.report.model_dump_json(indent=2) + "\n")
+    write_json(paths[0], done.report.model_dump(mode="json"))
     save_histogram(paths[1], done.id_scores, done.ood_scores, threshold)
     save_roc(paths[2], done.id_scores, done.ood_scores)
     return paths
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a report as JSON.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dlsr.cli.console import progress_bars, say, say_unreadable, show_report, stdout
+from dlsr.cli.console import progress_bars, say, say_unreadable, show_report, show_speed, stdout
 from dlsr.errors import NoImagesError, SettingsError
 
 # The library is imported inside the commands: it takes seconds, and `dlsr --help` must not.
@@ -36,6 +36,13 @@ class BackendName(StrEnum):
     COMPILE = "compile"
     ONNXRUNTIME = "onnxruntime"
     OPENVINO = "openvino"
+
+
+class DecodingName(StrEnum):
+    """How JPEGs are decoded."""
+
+    FULL = "full"
+    DRAFT = "draft"
 
 
 class FormatName(StrEnum):
@@ -72,6 +79,9 @@ def fit(
     score: Annotated[str | None, typer.Option(help="residual, mfsim, mse, lr, mahalanobis or knn.")] = None,
     stages: Annotated[str | None, typer.Option(help="Encoder stages from 0, such as 1,2,3.")] = None,
     weights: Weights = None,
+    decoding: Annotated[
+        DecodingName, typer.Option(help="draft decodes large JPEGs at a fraction of their size: quicker, other scores.")
+    ] = DecodingName.FULL,
     t: Annotated[str | None, typer.Option(help="Time(s) of the restoration, such as 70 or 9,6,3.")] = None,
     draws: Annotated[int | None, typer.Option(help="Noise draws to average over.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Most epochs of training.")] = None,
@@ -102,6 +112,7 @@ def fit(
         preset=preset,
         stages=_numbers(stages, "--stages"),
         weights=weights,
+        decoding=decoding.value,
         t=_numbers(t, "--t"),
         draws=draws,
         epochs=epochs,
@@ -316,7 +327,8 @@ def info(model: Model, as_json: Json = False) -> None:
         "score": f"{settings.score} (preset {settings.preset})",
         "encoder": "none: fitted to features"
         if encoder is None
-        else f"{encoder.name}, stages {', '.join(map(str, encoder.stages))}, {encoder.size} px",
+        else f"{encoder.name}, stages {', '.join(map(str, encoder.stages))}, {encoder.size} px, "
+        f"{encoder.decoding} decoding",
         "weights": "" if encoder is None else f"{encoder.weights.kind}, SHA-256 {str(manifest.encoder_sha256)[:16]}..",
         "features": f"{sum(manifest.channels)} = {' + '.join(map(str, manifest.channels))}",
         "restoration": f"t = {', '.join(map(str, settings.restoration.steps))} of {settings.schedule.T}, "
@@ -350,6 +362,58 @@ def demo(
     show_report(done.report)
     written = write_evaluation(output, done, detector.threshold_)
     say(f"wrote {', '.join(str(path) for path in written)} and the model {output / 'model'}", quiet)
+
+
+bench_app = typer.Typer(no_args_is_help=True, help="Measure.")
+app.add_typer(bench_app, name="bench")
+
+
+@bench_app.command()
+def speed(
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write; a picture lies beside it.")],
+    images: Annotated[Path | None, typer.Option(help="Folder or tar; without it, photographs of scikit-learn.")] = None,
+    backends: Annotated[str | None, typer.Option(help="Such as torch,openvino; all but compile if not given.")] = None,
+    batch_sizes: Annotated[str, typer.Option(help="Images encoded at once.")] = "1,8,32",
+    count: Annotated[int, typer.Option(min=1, help="Images a round.")] = 256,
+    growth: Annotated[str, typer.Option(help="Numbers of images over which cost is watched.")] = "256,1024",
+    vectors: Annotated[int, typer.Option(min=2, help="Feature vectors in the timed epoch.")] = 8192,
+    encoder: Annotated[str, typer.Option(help="Encoder preset, or a network of timm.")] = "efficientnet_lite0",
+    preset: Annotated[str, typer.Option(help="Whose network and training are timed.")] = "default",
+    decoding: DecodingName = DecodingName.FULL,
+    weights: Weights = None,
+    workers: Workers = 2,
+    quiet: Quiet = False,
+) -> None:
+    """Images per second of each backend against its encoder alone, memory, and training against matrix products."""
+    from dlsr.bench.speed import SpeedSettings, default_backends, measure_speed  # noqa: PLC0415
+    from dlsr.plots import save_speed  # noqa: PLC0415
+    from dlsr.report_files import write_json  # noqa: PLC0415
+
+    settings = SpeedSettings(
+        backends=_backends(backends) if backends else default_backends(),
+        batch_sizes=_numbers(batch_sizes, "--batch-sizes") or (),
+        images=count,
+        growth=_numbers(growth, "--growth") or (),
+        vectors=vectors,
+        encoder=encoder,
+        weights=weights,
+        preset=preset,
+        decoding=decoding.value,
+        workers=workers,
+    )
+    measured = measure_speed(settings, images, lambda what: say(f"measuring {what}", quiet))
+    write_json(output, {"command": "dlsr " + " ".join(sys.argv[1:]), **measured})
+    save_speed(output.with_suffix(".png"), measured)
+    show_speed(measured)
+
+
+def _backends(text: str) -> Any:
+    import torch  # noqa: PLC0415
+
+    from dlsr.engines import choose_backend  # noqa: PLC0415
+
+    names: list[Any] = text.split(",")
+    return tuple(choose_backend(name, torch.device("cpu")) for name in names)
 
 
 class _Counts:

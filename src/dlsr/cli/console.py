@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -112,4 +112,29 @@ def show_report(report: "Report") -> None:
     stdout.print(
         f"{100 * report.false_alarms:.1f} % of the ID images are called OOD, at a false-alarm rate of "
         f"{100 * report.false_alarm_rate:g} %."
+    )
+
+
+def show_speed(measured: Mapping[str, Any]) -> None:
+    """What `dlsr bench speed` measured, as a table."""
+    table = Table(title="images per second", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("backend", "batch", "end to end", "encoder alone", "ratio", "first score", "peak memory"):
+        table.add_column(name, justify="left" if name == "backend" else "right")
+    for row in measured["scoring"]:
+        for batch, rate in row["end_to_end"].items():
+            table.add_row(
+                row["backend"],
+                batch,
+                f"{rate:.0f}",
+                f"{row['encoder_alone'][batch]:.0f}",
+                f"{row['end_to_end_over_encoder'][batch]:.2f}",
+                f"{row['seconds_to_first_score']:.1f} s",
+                f"{row['peak_memory_bytes'] / 2**20:.0f} MiB",
+            )
+    stdout.print(table)
+    training = measured["training"]
+    stdout.print(
+        f"eager PyTorch in its default layout: {measured['eager_default_layout_images_per_second']:.0f} images/s for "
+        f"the encoder alone\ntraining: {training['gflops']:.0f} GFLOP/s, {100 * training['share_of_products']:.0f} % "
+        "of bare matrix products of the same shapes"
     )

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from dlsr.errors import SettingsError
-from dlsr.images import Interpolation
+from dlsr.images import DECODINGS, Decoding, Interpolation
 
 
 class _Frozen(BaseModel):
@@ -61,7 +61,16 @@ class EncoderSpec(_Frozen):
     std: tuple[float, float, float]
     """Divides pixel values in 0..255, after the mean is subtracted."""
     interpolation: Interpolation
+    decoding: Decoding = "full"
+    """`draft` decodes large JPEGs at a fraction of their size, see `dlsr.images.decode`."""
     weights: WeightSource = Field(discriminator="kind")
+
+    @property
+    def weights_argument(self) -> str | None:
+        """What `encoder_spec` takes as `weights` to give this source again; None for the preset's own."""
+        if isinstance(self.weights, FileWeights):
+            return self.weights.path
+        return f"random:{self.weights.seed}" if isinstance(self.weights, RandomWeights) else None
 
 
 def _lite(n: int, size: int, sha256: str) -> EncoderSpec:
@@ -117,20 +126,25 @@ ENCODERS = {
 """Encoder presets by name."""
 
 
-def encoder_spec(name: str, stages: tuple[int, ...] | None = None, weights: str | None = None) -> EncoderSpec:
+def encoder_spec(
+    name: str, stages: tuple[int, ...] | None = None, weights: str | None = None, decoding: str = "full"
+) -> EncoderSpec:
     """The spec of a preset, or of any timm network that gives feature maps.
 
     Args:
         name: a preset of `ENCODERS`, or a network's name in timm (then `stages` defaults to all of them).
         stages: which stages to use instead of the preset's.
         weights: a file with weights, `"random"` or `"random:SEED"`, instead of the preset's source.
+        decoding: `full` or `draft`.
 
     Raises:
         SettingsError: for an unknown name, with what is allowed; for stages that are not falling in range,
             see `Encoder`.
     """
     spec = ENCODERS.get(name) or _timm_spec(name)
-    changes: dict[str, object] = {}
+    if decoding not in DECODINGS:
+        raise SettingsError(f"unknown decoding '{decoding}'; choose one of {', '.join(DECODINGS)}")
+    changes: dict[str, object] = {} if decoding == spec.decoding else {"decoding": decoding}
     if stages is not None:
         changes["stages"] = tuple(stages)
     if weights is not None:

@@ -1,0 +1,110 @@
+"""How small may LFDN be? The default's design with smaller networks and fewer epochs, against the paper's size.
+
+    python benchmarks/fast.py --data ../shared/data --output docs/fast.json
+
+CIFAR-10 train as ID, matched protocol, up to 2,000 random test images a set. What preset `fast` was chosen by.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from dlsr import Detector, evaluate_scores
+from dlsr.artifact import installed_versions
+from dlsr.cli.console import progress_bars
+from dlsr.evaluation import protocol_transform, sample
+from dlsr.files import replacing
+from dlsr.lfdn import LFDN
+from dlsr.store import default_store_root
+from quality import real_sets
+
+TEST_IMAGES = 2000
+
+PAPER_SIZE: dict[str, int] = {"width": 1024, "blocks": 16, "epochs": 8}
+VARIANTS: tuple[dict[str, int], ...] = (
+    {"width": 768, "blocks": 4, "epochs": 8},
+    {"width": 768, "blocks": 4, "epochs": 4},
+    {"width": 512, "blocks": 2, "epochs": 8},
+    {"width": 512, "blocks": 2, "epochs": 4},
+    {"width": 512, "blocks": 1, "epochs": 4},
+    {"width": 384, "blocks": 1, "epochs": 4},
+    {"width": 256, "blocks": 1, "epochs": 4},
+    {"width": 512, "blocks": 2, "epochs": 2},
+    PAPER_SIZE,
+)
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="Folder with the tars of shared/data.")],
+    output: Annotated[Path, typer.Option(help="JSON file to write; the Markdown lies beside it.")],
+    store: Path | None = None,
+) -> None:
+    train, sets = real_sets(data, None)
+    encoder = Detector(store=store or default_store_root())
+    with progress_bars(quiet=False) as bars:
+        channels = encoder.prepare_encoder().channels
+        training = encoder.encode(train, progress=bars.images("CIFAR-10 train", len(train)))
+        encoded = {
+            name: encoder.encode(
+                sample(one, TEST_IMAGES),
+                transform=protocol_transform("matched"),
+                progress=bars.images(name, min(TEST_IMAGES, len(one))),
+            )
+            for name, one in sets.items()
+            if name != "Tiny-ImageNet, all"
+        }
+    rows: list[dict[str, Any]] = []
+    for variant in VARIANTS:
+        detector = Detector(epochs=variant["epochs"], width=variant["width"], blocks=variant["blocks"])
+        start = time.perf_counter()
+        detector.fit_features(training.z0, channels, digests=training.digests)
+        seconds = time.perf_counter() - start
+        scores = {name: detector.score_features(one.z0, one.digests) for name, one in encoded.items()}
+        inside = scores.pop("CIFAR-10 test")
+        aurocs = {name: evaluate_scores(inside, outside).auroc for name, outside in scores.items()}
+        network = LFDN(sum(channels), variant["width"], variant["blocks"])
+        parameters = sum(one.numel() for one in network.parameters())
+        average = float(np.mean(list(aurocs.values())))
+        rows.append({**variant, "parameters": parameters, "fit_seconds": seconds, "average": average, "auroc": aurocs})
+        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    content = {
+        "command": "python benchmarks/fast.py " + " ".join(sys.argv[1:]),
+        "test_images_per_set": TEST_IMAGES,
+        "rows": rows,
+        "versions": installed_versions(),
+    }
+    with replacing(output) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
+    with replacing(output.with_suffix(".md")) as temporary:
+        temporary.write_text(markdown(content))
+    print(markdown(content))
+
+
+def markdown(content: dict[str, Any]) -> str:
+    """The table."""
+    rows = content["rows"]
+    names = list(rows[0]["auroc"])
+    lines = [
+        f"`{content['command']}`",
+        "",
+        f"| width x blocks, epochs | parameters, M | fit, s | {' | '.join(names)} | average | below the paper's size |",
+        "|---" * (len(names) + 5) + "|",
+    ]
+    reference = next(row["average"] for row in rows if row["blocks"] == PAPER_SIZE["blocks"])
+    for row in rows:
+        cells = " | ".join(f"{100 * row['auroc'][name]:.2f}" for name in names)
+        lines.append(
+            f"| {row['width']} x {row['blocks']}, {row['epochs']} | {row['parameters'] / 1e6:.1f} "
+            f"| {row['fit_seconds']:.0f} | {cells} | {100 * row['average']:.2f} "
+            f"| {100 * (reference - row['average']):.2f} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,1 @@
+"""Measurements: what `dlsr bench` runs."""
