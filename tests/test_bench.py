@@ -6,7 +6,7 @@ import time
 import pytest
 from PIL import Image
 
-from dlsr.bench.speed import SpeedSettings, default_backends, measure_speed, measure_training, peak_memory
+from dlsr.bench.speed import SpeedSettings, default_backends, measure_speed, measure_training
 from dlsr.plots import save_speed
 from dlsr.settings import resolve
 

@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from sklearn.base import clone
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
@@ -20,6 +21,7 @@ from dlsr import (
     TooFewImagesError,
     UnreadableImagesWarning,
     WeightsError,
+    artifact,
     evaluate,
     evaluate_scores,
     open_images,
@@ -138,7 +140,7 @@ def test_too_few_to_fit_or_calibrate():
     ("parameters", "message"),
     [
         ({"score": "best"}, "residual, mfsim, mse"),
-        ({"preset": "fast"}, "default, paper"),
+        ({"preset": "best"}, "default, fast, paper"),
         ({"t": 200}, r"1\.\.100"),
         ({"score": "mse", "t": (1, 5)}, "fall"),
         ({"score": "residual", "t": (9, 3)}, "single t"),
@@ -346,6 +348,22 @@ def test_other_files_are_not_overwritten(tmp_path, fitted):
         fitted["knn"].save(tmp_path)
     with pytest.raises(OutputError, match="is a file"):
         fitted["knn"].save(tmp_path / "thesis.txt")
+
+
+def test_a_setting_that_came_later_does_not_make_a_model_look_changed(saved, monkeypatch):
+    from typing import Literal
+
+    from dlsr.settings import Settings
+
+    class Later(Settings):
+        added: Literal["yes", "no"] = "no"
+
+    class LaterManifest(artifact.Manifest):
+        settings: Later
+
+    monkeypatch.setattr(artifact, "Manifest", LaterManifest)
+    manifest, _ = artifact.read_model(saved, torch.device("cpu"))
+    assert manifest.settings.added == "no"
 
 
 def test_a_full_disk_leaves_the_old_model(saved, fitted, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from conftest import SMALL
-from dlsr import Detector, ExportError, MissingExtraError, NotFittedError, OutputError, SettingsError
+from dlsr import Detector, ExportError, MissingExtraError, NotFittedError, OutputError, SettingsError, TooFewImagesError
 from dlsr.export import TOLERANCE
 
 
@@ -86,3 +86,59 @@ def test_an_export_replaces_an_export(image_folder, odd_folder, small_encoder, t
     assert json.loads((tmp_path / "out" / "export.json").read_text())["false_alarm_rate"] == 0.2
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert torch.is_grad_enabled()
+
+
+def test_eight_bits_are_kept_only_if_detection_hardly_suffers(
+    image_folder, odd_folder, small_encoder, tmp_path, monkeypatch
+):
+    pytest.importorskip("nncf")
+    detector = fitted(image_folder, small_encoder, false_alarm_rate=0.1)
+    with pytest.raises(ExportError, match="points of AUROC"):  # this encoder is tiny and untrained: 8 bits ruin it
+        detector.export_int8(tmp_path / "refused", image_folder, {"flower": odd_folder})
+    assert not (tmp_path / "refused").exists()
+
+    monkeypatch.setattr("dlsr.export.GREATEST_LOSS", 1.0)
+    report = detector.export_int8(tmp_path / "out", image_folder, {"flower": odd_folder})
+    assert report.loss == pytest.approx(report.auroc["flower"] - report.auroc_int8["flower"])
+    assert report.times_as_fast > 0
+    about = json.loads((tmp_path / "out" / "export.json").read_text())
+    assert about["int8"]["auroc_int8"] == report.auroc_int8
+    calibration = np.load(tmp_path / "out" / "calibration.npy")
+    assert len(calibration) == 90
+    assert about["threshold"] == calibration[-9 - 1]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "calibration.npy", "export.json", "model.bin", "model.xml", "score_image.py",
+    ]  # fmt: skip
+    image = sorted(odd_folder.iterdir())[0]
+    line = subprocess.check_output([sys.executable, "-I", tmp_path / "out" / "score_image.py", image], text=True)
+    assert "nan" not in line
+    assert float(line.rpartition(": score ")[2].split(",")[0]) != next(detector.results([image])).score
+
+
+def test_eight_bits_need_sets_and_enough_images(image_folder, odd_folder, small_encoder, tmp_path, monkeypatch):
+    detector = fitted(image_folder, small_encoder, score="mahalanobis")
+    with pytest.raises(SettingsError, match="at least one OOD set"):
+        detector.export_int8(tmp_path / "out", image_folder, {})
+    with pytest.raises(TooFewImagesError, match="at least 19"):
+        detector.export_int8(tmp_path / "out", sorted(image_folder.rglob("*.png"))[:20], {"flower": odd_folder})
+    monkeypatch.setattr("dlsr.quantise.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"dlsr\[int8\]"):
+        detector.export_int8(tmp_path / "out", image_folder, {"flower": odd_folder})
+
+
+def test_export_from_the_command_line(model, image_folder, tmp_path, monkeypatch, capsys):
+    from dlsr.cli import main
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["dlsr", "export", str(model), *map(str, arguments), "--backend", "torch"])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        return caught.value.code or 0, capsys.readouterr().err
+
+    status, err = run("-o", tmp_path / "out", "--images", image_folder)
+    assert (status, "agree with PyTorch" in err) == (0, True)
+    assert json.loads((tmp_path / "out" / "export.json").read_text())["parity"]["images"] == 120
+    for arguments in (["--int8"], ["--int8", "--format", "openvino", "--id", image_folder]):
+        status, err = run("-o", tmp_path / "new", *arguments)
+        assert status == 2
+        assert "--int8 needs" in err.splitlines()[-1]

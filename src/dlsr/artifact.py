@@ -8,7 +8,7 @@ import hashlib
 import json
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import safetensors.torch
@@ -81,7 +81,7 @@ def write_model(folder: Path, manifest: Manifest, tensors: dict[str, Tensor]) ->
     check_output(folder)
     content = safetensors.torch.save(
         {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-        metadata={"manifest_sha256": _digest(manifest)},
+        metadata={"manifest_sha256": _digest(manifest.model_dump(mode="json"))},
     )
     sha256 = hashlib.sha256(content).hexdigest()
     numbers = f"numbers-{sha256[:16]}.safetensors"
@@ -109,7 +109,8 @@ def read_model(folder: Path, device: torch.device) -> tuple[Manifest, dict[str, 
     Raises:
         ArtifactError: if it is missing, damaged, foreign or from a newer dlsr.
     """
-    manifest = read_manifest(folder)
+    written = _read_content(folder)
+    manifest = _validated(folder, written)
     path = folder / manifest.numbers
     if Path(manifest.numbers).name != manifest.numbers:
         raise ArtifactError(f"'{folder}' names numbers outside itself; it is damaged, fit it again")
@@ -119,7 +120,7 @@ def read_model(folder: Path, device: torch.device) -> tuple[Manifest, dict[str, 
             raise ArtifactError(f"'{path}' is damaged: its SHA-256 is not the one in {MANIFEST}; fit the model again")
         tensors = safetensors.torch.load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        if header.get("__metadata__", {}).get("manifest_sha256") != _digest(manifest):
+        if header.get("__metadata__", {}).get("manifest_sha256") != _digest(written):
             raise ArtifactError(f"'{folder / MANIFEST}' was changed since it was written; fit the model again")
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"cannot read '{path}' ({error}); fit the model again") from error
@@ -128,6 +129,10 @@ def read_model(folder: Path, device: torch.device) -> tuple[Manifest, dict[str, 
 
 def read_manifest(folder: Path) -> Manifest:
     """Read `model.json` alone. Raises as `read_model` does."""
+    return _validated(folder, _read_content(folder))
+
+
+def _read_content(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -139,6 +144,10 @@ def read_manifest(folder: Path) -> Manifest:
         raise ArtifactError(f"cannot read '{path}' ({error}); fit the model again") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ArtifactError(f"'{path}' is not of dlsr; give a model directory that dlsr fit made")
+    return content
+
+
+def _validated(folder: Path, content: dict[str, Any]) -> Manifest:
     version = content.get("schema_version")
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise ArtifactError(
@@ -149,13 +158,18 @@ def read_manifest(folder: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ArtifactError(f"'{path}' is damaged: {where}: {first['msg']}; fit the model again") from error
+        raise ArtifactError(
+            f"'{folder / MANIFEST}' is damaged: {where}: {first['msg']}; fit the model again"
+        ) from error
 
 
-def _digest(manifest: Manifest) -> str:
-    """SHA-256 of a manifest, apart from what says which numbers belong to it."""
-    bare = manifest.model_copy(update={"numbers": "", "numbers_sha256": ""})
-    return hashlib.sha256(bare.model_dump_json().encode()).hexdigest()
+def _digest(content: dict[str, Any]) -> str:
+    """SHA-256 of `model.json` as written, apart from what says which numbers belong to it.
+
+    Of what was written, not of what this dlsr makes of it, so that a later one may add settings with defaults.
+    """
+    bare = {name: value for name, value in content.items() if name not in ("numbers", "numbers_sha256")}
+    return hashlib.sha256(json.dumps(bare, sort_keys=True).encode()).hexdigest()
 
 
 def as_tensor(values: NDArray[np.float64]) -> Tensor:

@@ -7,7 +7,7 @@ the calibration images, for p-values) and `score_image.py`, an example with noth
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -16,16 +16,26 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
 
 from dlsr.artifact import installed_versions
+from dlsr.calibration import threshold
 from dlsr.encoders import Encoder, EncoderSpec
-from dlsr.engines import Engine, Graph, choose_backend, load_onnx, load_openvino, write_onnx, write_openvino
+from dlsr.engines import (
+    Engine,
+    Graph,
+    choose_backend,
+    load_onnx,
+    load_openvino,
+    save_openvino,
+    write_onnx,
+    write_openvino,
+)
 from dlsr.errors import ExportError, OutputError, SettingsError
 from dlsr.files import replacing_folder
 from dlsr.images import resize
 from dlsr.noise import content_digest, noise_for
-from dlsr.scorers import LayerScores, Scorer
+from dlsr.quantise import GREATEST_LOSS, Int8Images, Int8Report, compare, quantised_model
+from dlsr.scorers import ImageToScore, Scorer
 
 ExportFormat = Literal["onnx", "openvino"]
 EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
@@ -37,25 +47,6 @@ SCHEMA_VERSION = 1
 ABOUT = "export.json"
 GRAPHS = {"onnx": "model.onnx", "openvino": "model.xml"}
 CPU = torch.device("cpu")
-
-
-class ImageToScore(nn.Module):
-    """Encoder and scorer in one.
-
-    Takes resized images, uint8 of shape `(N, size, size, 3)`, and, if the scorer uses noise, standard normal noise of
-    shape `(N, K, c)`. Gives scores, shape `(N,)`, and those of the layers, shape `(N, M)`.
-    """
-
-    def __init__(self, encoder: nn.Module, scorer: Scorer) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.scorer = scorer
-
-    def forward(self, pixels: Tensor, noise: Tensor | None = None) -> LayerScores:
-        """See the class."""
-        z0 = self.encoder(pixels)
-        outputs: LayerScores = self.scorer(z0, z0.unsqueeze(1)[:, :0] if noise is None else noise)
-        return outputs
 
 
 @dataclass(frozen=True)
@@ -111,11 +102,7 @@ def write_export(what: Exportable, folder: Path, kind: ExportFormat, pixels: NDA
         OutputError: if the folder holds something else, or cannot be written.
         ExportError: if the graph disagrees.
     """
-    if kind not in EXPORT_FORMATS:
-        raise SettingsError(f"unknown format '{kind}'; choose one of {', '.join(EXPORT_FORMATS)}")
-    choose_backend("onnxruntime" if kind == "onnx" else "openvino", CPU)
-    if folder.exists() and not (folder / ABOUT).exists() and (folder.is_file() or any(folder.iterdir())):
-        raise OutputError(f"'{folder}' holds other files; give a new folder, or one with an export to replace")
+    _check(folder, kind)
     with replacing_folder(folder) as temporary:
         path = temporary / GRAPHS[kind]
         (write_onnx if kind == "onnx" else write_openvino)(what.graph(), path, CPU)
@@ -125,13 +112,66 @@ def write_export(what: Exportable, folder: Path, kind: ExportFormat, pixels: NDA
                 f"the exported graph disagrees with PyTorch: scores differ by {difference:.1e} of the score or of "
                 f"the spread of ID scores, over {TOLERANCE:g}; nothing was written, try the other format"
             )
-        np.save(temporary / "calibration.npy", np.sort(what.calibration_scores))
-        about = _about(what, kind, difference, len(pixels))
-        about["sha256"] = {one.name: _sha256(one) for one in sorted(temporary.iterdir())}
-        (temporary / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
-        example = resources.files("dlsr").joinpath(f"export_examples/{kind}.py").read_text()
-        (temporary / "score_image.py").write_text(example)
+        parity = {"images": len(pixels), "greatest_relative_difference": difference, "tolerance": TOLERANCE}
+        _write_rest(what, temporary, kind, {"parity": parity})
     return difference
+
+
+def write_int8_export(what: Exportable, folder: Path, images: Int8Images) -> Int8Report:
+    """Write an OpenVINO export whose encoder works in 8-bit integers, once it has proved to detect as well.
+
+    Args:
+        what: the detector's parts, on the CPU. Its calibration is replaced by the quantised scores of `images.inside`.
+        folder: to write; replaced if it is an export already.
+        images: to quantise, calibrate and measure with.
+
+    Returns:
+        What quantising did.
+
+    Raises:
+        MissingExtraError: without OpenVINO or NNCF.
+        OutputError: if the folder holds something else, or cannot be written.
+        TooFewImagesError: if `images.inside` are too few for the false-alarm rate.
+        ExportError: if mean AUROC falls by `dlsr.quantise.GREATEST_LOSS` or more.
+    """
+    _check(folder, "openvino")
+    with replacing_folder(folder) as temporary:
+        write_openvino(what.graph(), temporary / "full.xml", CPU)
+        save_openvino(
+            quantised_model(what.encoder.graph(), what.scorer, what.encoder.c, images.ranges),
+            temporary / GRAPHS["openvino"],
+        )
+        full, int8 = (load_openvino(temporary / name, CPU) for name in ("full.xml", GRAPHS["openvino"]))
+        inputs = {"": what.inputs(images.inside)} | {n: what.inputs(one) for n, one in images.outside.items()}
+        report, scores = compare(full, int8, inputs, inside="")
+        if not report.loss < GREATEST_LOSS:
+            raise ExportError(
+                f"8 bits cost {100 * report.loss:.2f} points of AUROC, {100 * GREATEST_LOSS:g} or more; nothing was "
+                "written, export in full precision"
+            )
+        for name in ("full.xml", "full.bin"):
+            (temporary / name).unlink()
+        recalibrated = replace(what, calibration_scores=scores, threshold=threshold(scores, what.false_alarm_rate))
+        _write_rest(recalibrated, temporary, "openvino", {"int8": asdict(report)})
+    return report
+
+
+def _check(folder: Path, kind: ExportFormat) -> None:
+    if kind not in EXPORT_FORMATS:
+        raise SettingsError(f"unknown format '{kind}'; choose one of {', '.join(EXPORT_FORMATS)}")
+    choose_backend("onnxruntime" if kind == "onnx" else "openvino", CPU)
+    if folder.exists() and not (folder / ABOUT).exists() and (folder.is_file() or any(folder.iterdir())):
+        raise OutputError(f"'{folder}' holds other files; give a new folder, or one with an export to replace")
+
+
+def _write_rest(what: Exportable, folder: Path, kind: ExportFormat, proof: dict[str, Any]) -> None:
+    """All but the graph."""
+    np.save(folder / "calibration.npy", np.sort(what.calibration_scores))
+    example = resources.files("dlsr").joinpath(f"export_examples/{kind}.py").read_text()
+    (folder / "score_image.py").write_text(example)
+    about = _about(what, kind) | proof
+    about["sha256"] = {one.name: hashlib.sha256(one.read_bytes()).hexdigest() for one in sorted(folder.iterdir())}
+    (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
 
 
 def disagreement(what: Exportable, engine: Engine, pixels: NDArray[np.uint8]) -> float:
@@ -166,7 +206,7 @@ def _load(kind: ExportFormat, path: Path) -> Engine:
     return load_onnx(path, CPU) if kind == "onnx" else load_openvino(path, CPU)
 
 
-def _about(what: Exportable, kind: ExportFormat, difference: float, images: int) -> dict[str, Any]:
+def _about(what: Exportable, kind: ExportFormat) -> dict[str, Any]:
     return {
         "format": "dlsr-export",
         "schema_version": SCHEMA_VERSION,
@@ -189,10 +229,5 @@ def _about(what: Exportable, kind: ExportFormat, difference: float, images: int)
         "layer_std": what.layer_std.tolist(),
         "false_alarm_rate": what.false_alarm_rate,
         "threshold": what.threshold,
-        "parity": {"images": images, "greatest_relative_difference": difference, "tolerance": TOLERANCE},
         "versions": installed_versions(),
     }
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -213,6 +213,25 @@ class ResidualScorer(Scorer):
         )
 
 
+class ImageToScore(nn.Module):
+    """Encoder and scorer in one.
+
+    Takes resized images, uint8 of shape `(N, size, size, 3)`, and, if the scorer uses noise, standard normal noise of
+    shape `(N, K, c)`. Gives scores, shape `(N,)`, and those of the layers, shape `(N, M)`.
+    """
+
+    def __init__(self, encoder: nn.Module, scorer: Scorer) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.scorer = scorer
+
+    def forward(self, pixels: Tensor, noise: Tensor | None = None) -> LayerScores:
+        """See the class."""
+        z0 = self.encoder(pixels)
+        outputs: LayerScores = self.scorer(z0, z0.unsqueeze(1)[:, :0] if noise is None else noise)
+        return outputs
+
+
 def score_rows(scorer: Scorer, z0: Tensor, digests: Digests, seed: int) -> LayerScores:
     """Score any number of rows, a bounded number at once; their noise is that of their digests and the seed."""
     return in_rows(scorer, z0, digests, scorer.noise_vectors, seed)

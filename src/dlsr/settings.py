@@ -1,4 +1,4 @@
-"""What a detector is set to, validated; and the presets `default` and `paper`."""
+"""What a detector is set to, validated; and the presets `default`, `fast` and `paper`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
@@ -87,18 +87,28 @@ class Settings(_Frozen):
         return self
 
 
+_DEFAULT = Settings(
+    preset="default",
+    score="residual",
+    schedule=ScheduleSettings(kind="cosine"),
+    network=NetworkSettings(width=768, blocks=4),
+    training=TrainingSettings(epochs=8, batch_size=256, lr=6e-4, lr_decay="cosine", ema_decay=0.999, patience=3),
+    restoration=RestorationSettings(steps=(80,), eta=0.0, draws=4),
+)
+
 PRESETS = {
-    "default": Settings(
-        preset="default",
-        score="residual",
-        schedule=ScheduleSettings(kind="cosine"),
-        network=NetworkSettings(width=768, blocks=4),
-        training=TrainingSettings(epochs=8, batch_size=256, lr=6e-4, lr_decay="cosine", ema_decay=0.999, patience=3),
-        restoration=RestorationSettings(steps=(80,), eta=0.0, draws=4),
+    "default": _DEFAULT,
+    "fast": _DEFAULT.model_copy(
+        update={
+            "preset": "fast",
+            "network": NetworkSettings(width=512, blocks=1),
+            "training": _DEFAULT.training.model_copy(update={"epochs": 4}),
+        }
     ),
     "paper": Settings(preset="paper", score="mfsim"),
 }
-"""`default`: what measured best, see docs/design.md. `paper`: the paper's setting, its code's where it is silent."""
+"""`default`: see docs/design.md. `fast`: the smallest network that measured no worse, see docs/results.md. `paper`: the
+paper's setting, its code's where it is silent."""
 
 PRESET_OF_SCORE: Mapping[ScoreName, str] = {
     "residual": "default",
@@ -127,7 +137,7 @@ def resolve(
     """A preset with changes; None keeps the preset's value.
 
     Args:
-        preset: `default` or `paper`; None for the one that the score belongs to.
+        preset: `default`, `fast` or `paper`; None for the one that the score belongs to.
         score: one of `SCORES`.
         t: the time to distort to and restore from, or all falling times of the restoration.
         draws: noise draws to average over.

@@ -108,6 +108,10 @@ class Encoder:
         shape = (count, self.spec.size, self.spec.size, 3)
         return torch.randint(256, shape, dtype=torch.uint8, generator=generator)
 
+    def graph(self) -> Graph:
+        """What an engine runs: `pixels` to `z0`."""
+        return self._graph(None)
+
     def _graph(self, network: Any) -> Graph:
         def build() -> PixelsToZ0:
             return PixelsToZ0(network, self.spec.mean, self.spec.std) if network is not None else self.module()
