@@ -105,7 +105,7 @@ def test_eight_bits_are_kept_only_if_detection_hardly_suffers(
     assert about["int8"]["auroc_int8"] == report.auroc_int8
     calibration = np.load(tmp_path / "out" / "calibration.npy")
     assert len(calibration) == 90
-    assert about["threshold"] == calibration[-9 - 1]
+    assert about["threshold"] == calibration[-9]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "calibration.npy", "export.json", "model.bin", "model.xml", "score_image.py",
     ]  # fmt: skip

@@ -12,8 +12,8 @@ from dlsr import ArtifactError
 from dlsr.checkpoint import Checkpoint
 from dlsr.lfdn import LFDN
 from dlsr.schedule import scaled_linear_alpha_bar
-from dlsr.settings import TrainingSettings
-from dlsr.training import learning_rate, new_state, train
+from dlsr.settings import TrainingSettings, resolve
+from dlsr.training import learning_rate, most_epochs, new_state, train
 
 ALPHA_BAR = scaled_linear_alpha_bar(20, 0.01, 0.3)
 
@@ -154,3 +154,10 @@ with replacing(pathlib.Path(sys.argv[1])) as temporary:
     process.wait()
     time.sleep(0.1)
     assert target.read_bytes() == b"before"
+
+
+@pytest.mark.parametrize(("n", "epochs"), [(100_000, 4), (1000, 150), (10, 600)])
+def test_small_sets_get_more_epochs(n, epochs):
+    settings = resolve().training.model_copy(update={"epochs": 4, "min_steps": 600, "batch_size": 256})
+    assert most_epochs(settings, n) == epochs
+    assert most_epochs(resolve(epochs=4).training, n) == 4, "an explicit number is kept to"

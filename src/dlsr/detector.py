@@ -77,7 +77,7 @@ class Detector(Estimator):
         decoding: `full`, or `draft` to decode large JPEGs at a fraction of their size: quicker, other scores.
         t: time to distort to and restore from, or all falling times of the restoration; None for the preset's.
         draws: noise draws that a score is averaged over; likewise.
-        epochs: most epochs of training; likewise.
+        epochs: most epochs of training; None for the preset's, which are more for small sets.
         batch_size: of training; likewise.
         lr: learning rate; likewise.
         width: of LFDN; likewise.
@@ -466,7 +466,7 @@ class Detector(Estimator):
             decoding=spec.decoding if spec else "full",
             t=settings.restoration.steps,
             draws=settings.restoration.draws,
-            epochs=settings.training.epochs,
+            epochs=None if settings.training.min_steps else settings.training.epochs,
             batch_size=settings.training.batch_size,
             lr=settings.training.lr,
             width=settings.network.width,

@@ -62,6 +62,7 @@ class _Prepared:
     error: str | None = None
     known: tuple[NDArray[np.uint8], NDArray[np.float32]] | None = None
     pixels: NDArray[np.uint8] | None = None
+    digest: NDArray[np.uint8] | None = None
 
 
 def open_store(root: Path | None, encoder: Encoder, transform: Transform | None = None) -> FeatureStore | None:
@@ -185,7 +186,9 @@ def _prepare(item: ImageItem, encoder: Encoder, store: FeatureStore | None, tran
         if transform is not None:
             image = transform.apply(image)
         pixels = resize(image, encoder.spec.size, encoder.spec.interpolation)
-        return _Prepared(item.name, key, pixels=pixels)
+        # Here, in the threads that decode: the engine would wait for it otherwise.
+        digest = np.frombuffer(content_digest(pixels.tobytes(), pixels.shape), np.uint8)
+        return _Prepared(item.name, key, pixels=pixels, digest=digest)
     except ImageError as error:
         return _Prepared(item.name, error=str(error))
     except OSError as error:
@@ -218,11 +221,10 @@ def _encode(
     if missing:
         features = encoder.encode(np.stack([one.pixels for one in missing if one.pixels is not None]))
         for one, z0 in zip(missing, features, strict=True):
-            assert one.pixels is not None
-            digest = np.frombuffer(content_digest(one.pixels.tobytes(), one.pixels.shape), np.uint8)
-            one.known, one.pixels = (digest, z0), None
+            assert one.digest is not None
+            one.known, one.pixels = (one.digest, z0), None
             if store is not None:
-                store.add(one.key, digest, z0)
+                store.add(one.key, one.digest, z0)
     if progress is not None and waiting:
         progress(len(waiting))
     return waiting

@@ -24,7 +24,7 @@ from dlsr.scorers import (
     without_prefix,
 )
 from dlsr.settings import Settings
-from dlsr.training import EpochLog, TrainingState, new_state, train
+from dlsr.training import EpochLog, TrainingState, most_epochs, new_state, train
 
 SMALLEST_TRAINING_SET = 20
 VALIDATION_SHARE = 0.05
@@ -120,7 +120,7 @@ def _train(
         if checkpoint:
             checkpoint.save(state)
         if on_epoch:
-            on_epoch(state.log[-1], settings.training.epochs)
+            on_epoch(state.log[-1], most_epochs(settings.training, len(training)))
     return state
 
 

@@ -59,11 +59,13 @@ def save_speed(path: Path, measured: Mapping[str, Any]) -> None:
         )
     eager = measured["eager_default_layout_images_per_second"]
     rates.axhline(eager, color="0.5", linewidth=1, label="eager PyTorch, default layout")
-    rates.set(xlabel="batch size", ylabel="images per second", ylim=(0, None))
-    rates.legend(frameon=False, fontsize="x-small")
+    rates.set(xlabel="batch size", ylabel="images per second")
+    rates.set_ylim(0, 1.1 * max(max(row["encoder_alone"].values()) for row in measured["scoring"]))
+    rates.legend(frameon=False, fontsize="x-small", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     counts = [row["images"] for row in measured["growth"]]
     costs.plot(counts, [row["peak_memory_bytes"] / 2**20 for row in measured["growth"]], marker="o")
-    costs.set(xlabel="images scored", ylabel="peak memory, MiB", ylim=(0, None), xscale="log")
+    costs.set(xlabel="images scored", ylabel="peak memory, MiB", xscale="log")
+    costs.set_ylim(0, 1.1 * max(row["peak_memory_bytes"] for row in measured["growth"]) / 2**20)
     for axes in (rates, costs):
         axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path)

@@ -84,7 +84,8 @@ def train(
     _restore_optimizer(optimizer, parameters, state.optimizer)
     ema = {name: tensor.clone() for name, tensor in state.ema.items()}
     steps_per_epoch = math.ceil(len(z0) / settings.batch_size)
-    while state.epoch < settings.epochs and state.epoch - state.best_epoch < settings.patience:
+    epochs = most_epochs(settings, len(z0))
+    while state.epoch < epochs and state.epoch - state.best_epoch < settings.patience:
         generator = epoch_generator(seed, state.epoch)
         network.train()
         total = torch.zeros((), device=z0.device)
@@ -92,7 +93,7 @@ def train(
         for i, rows in enumerate(torch.split(order, settings.batch_size)):
             step = state.epoch * steps_per_epoch + i
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(settings, step, settings.epochs * steps_per_epoch)
+                group["lr"] = learning_rate(settings, step, epochs * steps_per_epoch)
             loss = _loss(network, z0[rows.to(z0.device)], alpha_bar, generator)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -118,6 +119,11 @@ def train(
             log=[*state.log, entry],
         )
         yield state
+
+
+def most_epochs(settings: TrainingSettings, n: int) -> int:
+    """How many epochs a training on `n` rows takes unless it stops early."""
+    return max(settings.epochs, math.ceil(settings.min_steps / math.ceil(n / settings.batch_size)))
 
 
 def learning_rate(settings: TrainingSettings, step: int, steps: int) -> float:
