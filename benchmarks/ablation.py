@@ -25,14 +25,13 @@ from dlsr.diffusion import distort
 from dlsr.encoding import Encoded
 from dlsr.evaluation import protocol_transform
 from dlsr.expected_error import ErrorAwareLFDN
-from dlsr.files import replacing
 from dlsr.fitting import fit_scorer, split
 from dlsr.lfdn import LFDN
 from dlsr.scorers import LayerScores, ResidualScorer, Scorer, score_rows
 from dlsr.settings import PRESETS, NetworkSettings, Settings
 from dlsr.store import default_store_root
 from dlsr.training import new_state, train
-from quality import CHOSEN_ON, real_sets
+from quality import CHOSEN_ON, real_sets, write_report
 
 TEST_IMAGES = 2000
 
@@ -190,10 +189,7 @@ def main(
         "held_out_loss": linear_restoration(trained, settings, parts),
         "versions": installed_versions(),
     }
-    with replacing(output) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
-    with replacing(output.with_suffix(".md")) as temporary:
-        temporary.write_text(markdown(content, names))
+    write_report(output, content, markdown(content, names))
 
 
 def first(encoded: Encoded) -> Encoded:

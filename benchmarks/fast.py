@@ -18,10 +18,9 @@ from dlsr import Detector, evaluate_scores
 from dlsr.artifact import installed_versions
 from dlsr.cli.console import progress_bars
 from dlsr.evaluation import protocol_transform, sample
-from dlsr.files import replacing
 from dlsr.lfdn import LFDN
 from dlsr.store import default_store_root
-from quality import CHOSEN_ON, real_sets
+from quality import CHOSEN_ON, real_sets, write_report
 
 TEST_IMAGES = 2000
 
@@ -87,11 +86,7 @@ def main(
         "rows": rows,
         "versions": installed_versions(),
     }
-    with replacing(output) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
-    with replacing(output.with_suffix(".md")) as temporary:
-        temporary.write_text(markdown(content))
-    print(markdown(content))
+    write_report(output, content, markdown(content))
 
 
 def markdown(content: dict[str, Any]) -> str:

@@ -175,11 +175,16 @@ def main(
         "versions": installed_versions(),
         "rows": reports,
     }
+    write_report(output, content, markdown(content))
+
+
+def write_report(output: Path, content: dict[str, Any], table: str) -> None:
+    """Write JSON to `output` and its table beside it, and print the table."""
     with replacing(output) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n")
     with replacing(output.with_suffix(".md")) as temporary:
-        temporary.write_text(markdown(content))
-    print(markdown(content))
+        temporary.write_text(table)
+    print(table)
 
 
 def markdown(content: dict[str, Any]) -> str:

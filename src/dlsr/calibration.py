@@ -50,3 +50,8 @@ def threshold(calibration: NDArray[np.floating], rate: float) -> float:
             "give more images or a higher rate"
         )
     return float(np.sort(calibration)[n - allowed])
+
+
+def layer_scale(layers: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation (never zero) of each layer's calibration scores: shape `(n, M)` to `(M,)` twice."""
+    return layers.mean(axis=0, dtype=np.float64), layers.std(axis=0, dtype=np.float64) + 1e-12

@@ -13,10 +13,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from dlsr.artifact import FitSummary, Manifest, as_tensor, installed_versions, read_model, write_model
-from dlsr.calibration import p_values, threshold
+from dlsr.calibration import layer_scale, p_values, threshold
 from dlsr.checkpoint import Checkpoint, training_key
 from dlsr.encoders import Encoder, encoder_spec
-from dlsr.encoding import BATCH, Encoded, Progress, Transform, encode_all, encode_chunks, open_store, readable_pixels
+from dlsr.encoding import Encoded, Progress, Transform, encode_all, encode_chunks, open_store, readable_pixels
 from dlsr.engines import Backend
 from dlsr.errors import ArtifactError, FeatureError, NoImagesError, NotFittedError, SettingsError
 from dlsr.estimator import Estimator
@@ -269,12 +269,12 @@ class Detector(Estimator):
 
     def _calibrate(self, z0: NDArray[np.float32], digests: Digests) -> None:
         scores, layers = self._layer_scores(z0, digests)
-        self._calibration = _Calibration(scores, layers.mean(axis=0), layers.std(axis=0) + 1e-12)
+        self._calibration = _Calibration(scores, *layer_scale(layers))
 
     # Scoring
 
     def results(
-        self, images: ImagesLike, *, batch_size: int = BATCH, progress: Progress | None = None
+        self, images: ImagesLike, *, batch_size: int | None = None, progress: Progress | None = None
     ) -> Iterator[Result]:
         """Score images one after the other, in order; unreadable ones are results with an error.
 
@@ -282,11 +282,11 @@ class Detector(Estimator):
 
         Args:
             images: see `dlsr.open_images`.
-            batch_size: images encoded at once; of no account for scores.
+            batch_size: images in one call of the engine, of no account for scores; None for what it is quickest with.
             progress: told of each image done.
         """
         self._check_fitted()
-        encoder = self._loaded_encoder()
+        encoder = self.encoder_
         cut = self.threshold_
         for chunk in encode_chunks(
             encoder,
@@ -346,7 +346,7 @@ class Detector(Estimator):
         self, images: ImagesLike, *, transform: Transform | None = None, progress: Progress | None = None
     ) -> Encoded:
         """Features of images, from the feature store where they are known."""
-        encoder = self._loaded_encoder()
+        encoder = self.encoder_
         return encode_all(
             encoder,
             open_images(images),
@@ -355,6 +355,29 @@ class Detector(Estimator):
             workers=self.workers,
             progress=progress,
         )
+
+    @property
+    def encoder_(self) -> Encoder:
+        """The encoder, loaded at its first use.
+
+        Raises:
+            NotFittedError: for a detector that is not fitted, or was fitted to features.
+            WeightsError: if the encoder's weights cannot be had.
+        """
+        encoder: Encoder | None = getattr(self, "_encoder", None)
+        if encoder is None:
+            self._check_fitted()
+            if self._spec is None:
+                raise NotFittedError("this model was fitted to features and has no encoder; use score_features")
+            encoder = Encoder(
+                self._spec,
+                self._device(),
+                self.backend,
+                weights_sha256=self._encoder_sha256,
+                channels=self.channels_,
+            )
+            self._encoder = encoder
+        return encoder
 
     @property
     def threshold_(self) -> float:
@@ -558,7 +581,7 @@ class Detector(Estimator):
     def _exportable(self) -> Exportable:
         if self._device().type != "cpu":
             raise SettingsError("exporting works on the CPU; load the model with device='cpu'")
-        encoder, calibration = self._loaded_encoder(), self._calibration
+        encoder, calibration = self.encoder_, self._calibration
         return Exportable(
             encoder=encoder,
             scorer=self._scorer,
@@ -599,22 +622,6 @@ class Detector(Estimator):
 
     def _store_root(self) -> Path | None:
         return None if self.store is None else Path(self.store)
-
-    def _loaded_encoder(self) -> Encoder:
-        encoder: Encoder | None = getattr(self, "_encoder", None)
-        if encoder is None:
-            self._check_fitted()
-            if self._spec is None:
-                raise NotFittedError("this model was fitted to features and has no encoder; use score_features")
-            encoder = Encoder(
-                self._spec,
-                self._device(),
-                self.backend,
-                weights_sha256=self._encoder_sha256,
-                channels=self.channels_,
-            )
-            self._encoder = encoder
-        return encoder
 
     def _layer_scores(self, z0: NDArray[np.float32], digests: Digests) -> tuple[Array, Array]:
         if not len(z0):

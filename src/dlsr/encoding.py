@@ -1,8 +1,8 @@
 """From images to features: read, look up or encode, keep. The one path that every front end takes."""
 
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,11 +14,10 @@ from PIL import Image
 from dlsr.encoders import Encoder
 from dlsr.errors import ImageError, NoImagesError, OutputError
 from dlsr.images import ImageItem, ImageSet, decode, map_ahead, resize
-from dlsr.noise import DIGEST_BYTES, content_digest
+from dlsr.noise import DIGEST_BYTES, pixel_digest
 from dlsr.store import FeatureStore
 
 CHUNK = 512
-BATCH = 32
 
 Progress = Callable[[int], None]
 """Told how many more images are done."""
@@ -63,6 +62,7 @@ class _Prepared:
     known: tuple[NDArray[np.uint8], NDArray[np.float32]] | None = None
     pixels: NDArray[np.uint8] | None = None
     digest: NDArray[np.uint8] | None = None
+    is_new: bool = False
 
 
 def open_store(root: Path | None, encoder: Encoder, transform: Transform | None = None) -> FeatureStore | None:
@@ -79,7 +79,7 @@ def encode_chunks(
     *,
     store: FeatureStore | None = None,
     transform: Transform | None = None,
-    batch_size: int = BATCH,
+    batch_size: int | None = None,
     workers: int = 2,
     progress: Progress | None = None,
 ) -> Iterator[Encoded]:
@@ -90,7 +90,7 @@ def encode_chunks(
         images: what to encode.
         store: where features are looked up and kept.
         transform: applied to each decoded image.
-        batch_size: images encoded at once.
+        batch_size: images in one call of the engine; None for what it is quickest with.
         workers: threads that read and decode ahead of the encoder.
         progress: told of each image done.
     """
@@ -98,9 +98,18 @@ def encode_chunks(
     def prepare(item: ImageItem) -> _Prepared:
         return _prepare(item, encoder, store, transform)
 
-    prepared = map_ahead(prepare, images.items, workers, ahead=4 * batch_size)
-    try:
-        while chunk := list(_filled(islice(prepared, CHUNK), encoder, store, batch_size, progress)):
+    def encode(batch: list[_Prepared]) -> list[_Prepared]:
+        _encode(batch, encoder)
+        return batch
+
+    size, streams = batch_size or encoder.batch, encoder.streams
+    with (
+        closing(map_ahead(prepare, images.items, workers, ahead=max(CHUNK // 4, 2 * size * streams))) as prepared,
+        closing(map_ahead(encode, _batches(prepared, size), streams, ahead=8 * streams)) as batches,
+        _flushed(store),
+    ):
+        encoded = _kept(batches, store, progress)
+        while chunk := list(islice(encoded, CHUNK)):
             known = [one.known for one in chunk if one.known is not None]
             yield Encoded(
                 names=[one.name for one in chunk],
@@ -108,18 +117,19 @@ def encode_chunks(
                 z0=np.stack([z0 for _, z0 in known]) if known else np.empty((0, encoder.c), np.float32),
                 digests=np.stack([d for d, _ in known]) if known else np.empty((0, DIGEST_BYTES), np.uint8),
             )
+
+
+@contextmanager
+def _flushed(store: FeatureStore | None) -> Iterator[None]:
+    """Flush the store at the end, come what may."""
+    try:
+        yield
     except BaseException:
         # What is done is kept; but the error under way says more than one of the store's would.
-        with suppress(OutputError):
-            _flush(store)
+        if store is not None:
+            with suppress(OutputError):
+                store.flush()
         raise
-    else:
-        _flush(store)
-    finally:
-        prepared.close()  # type: ignore[attr-defined]  # a generator behind its Iterator
-
-
-def _flush(store: FeatureStore | None) -> None:
     if store is not None:
         store.flush()
 
@@ -130,7 +140,6 @@ def encode_all(
     *,
     store: FeatureStore | None = None,
     transform: Transform | None = None,
-    batch_size: int = BATCH,
     workers: int = 2,
     progress: Progress | None = None,
 ) -> Encoded:
@@ -141,7 +150,6 @@ def encode_all(
             images,
             store=store,
             transform=transform,
-            batch_size=batch_size,
             workers=workers,
             progress=progress,
         )
@@ -161,7 +169,7 @@ def readable_pixels(encoder: Encoder, images: ImageSet, limit: int, workers: int
         NoImagesError: if none can.
     """
     pixels: list[NDArray[np.uint8]] = []
-    for one in map_ahead(lambda item: _prepare(item, encoder, None, None), images.items, workers, ahead=BATCH):
+    for one in map_ahead(lambda item: _prepare(item, encoder, None, None), images.items, workers, ahead=CHUNK // 4):
         if one.pixels is not None:
             pixels.append(one.pixels)
         if len(pixels) == limit:
@@ -187,44 +195,45 @@ def _prepare(item: ImageItem, encoder: Encoder, store: FeatureStore | None, tran
             image = transform.apply(image)
         pixels = resize(image, encoder.spec.size, encoder.spec.interpolation)
         # Here, in the threads that decode: the engine would wait for it otherwise.
-        digest = np.frombuffer(content_digest(pixels.tobytes(), pixels.shape), np.uint8)
-        return _Prepared(item.name, key, pixels=pixels, digest=digest)
+        return _Prepared(item.name, key, pixels=pixels, digest=pixel_digest(pixels))
     except ImageError as error:
         return _Prepared(item.name, error=str(error))
     except OSError as error:
         return _Prepared(item.name, error=error.strerror or str(error))
 
 
-def _filled(
-    prepared: Iterator[_Prepared],
-    encoder: Encoder,
-    store: FeatureStore | None,
-    batch_size: int,
-    progress: Progress | None,
-) -> Iterator[_Prepared]:
-    """Encode what is not known, a batch at a time; order is kept."""
-    waiting: list[_Prepared] = []
+def _batches(prepared: Iterable[_Prepared], size: int) -> Iterator[list[_Prepared]]:
+    """Images in order, in groups of which at most `size` are to be encoded."""
+    batch: list[_Prepared] = []
     missing = 0
     for one in prepared:
-        waiting.append(one)
+        batch.append(one)
         missing += one.pixels is not None
-        if missing == batch_size or len(waiting) == CHUNK:
-            yield from _encode(waiting, encoder, store, progress)
-            waiting, missing = [], 0
-    yield from _encode(waiting, encoder, store, progress)
+        if missing == size or len(batch) == CHUNK:
+            yield batch
+            batch, missing = [], 0
+    if batch:
+        yield batch
 
 
-def _encode(
-    waiting: list[_Prepared], encoder: Encoder, store: FeatureStore | None, progress: Progress | None
-) -> list[_Prepared]:
-    missing = [one for one in waiting if one.pixels is not None]
+def _encode(batch: list[_Prepared], encoder: Encoder) -> None:
+    """Encode what is not known."""
+    missing = [one for one in batch if one.pixels is not None]
     if missing:
         features = encoder.encode(np.stack([one.pixels for one in missing if one.pixels is not None]))
         for one, z0 in zip(missing, features, strict=True):
             assert one.digest is not None
-            one.known, one.pixels = (one.digest, z0), None
-            if store is not None:
-                store.add(one.key, one.digest, z0)
-    if progress is not None and waiting:
-        progress(len(waiting))
-    return waiting
+            one.known, one.pixels, one.is_new = (one.digest, z0), None, True
+
+
+def _kept(
+    batches: Iterable[list[_Prepared]], store: FeatureStore | None, progress: Progress | None
+) -> Iterator[_Prepared]:
+    """Put what was encoded into the store."""
+    for batch in batches:
+        for one in batch:
+            if store is not None and one.is_new and one.known is not None:
+                store.add(one.key, *one.known)
+        if progress is not None:
+            progress(len(batch))
+        yield from batch

@@ -8,6 +8,7 @@ import hashlib
 import json
 import platform
 import shutil
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -21,14 +22,29 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dlsr.errors import MissingExtraError, SettingsError
-from dlsr.files import cache_root, replacing_folder
+from dlsr.files import cache_root, file_sums, replacing_folder
 
 Backend = Literal["auto", "torch", "compile", "onnxruntime", "openvino"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
 Array = NDArray[Any]
-Engine = Callable[..., tuple[Array, ...]]
-"""The graph's inputs as arrays, in order, to its outputs. The first dimension of all is that of the images, N >= 1."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Runs a graph. May be called from several threads at once."""
+
+    run: Callable[..., tuple[Array, ...]]
+    """The graph's inputs as arrays, in order, to its outputs. All have N >= 1 images as first dimension."""
+    streams: int = 1
+    """How many calls at once are quickest."""
+    batch: int = 32
+    """How many images a call are quickest."""
+
+    def __call__(self, *arrays: Array) -> tuple[Array, ...]:
+        """As `run`."""
+        return self.run(*arrays)
+
 
 HALF_TOLERANCE = 1e-3
 """Half precision is used where the graph's outputs differ by no more than this from single precision."""
@@ -39,6 +55,7 @@ _NEEDS: Mapping[str, tuple[str, ...]] = {
     "onnxruntime": ("onnxruntime", "onnx", "onnxscript"),
     "openvino": ("openvino",),
 }
+_SUMS = "sha256.json"
 _FASTEST_ON_CPU: tuple[Backend, ...] = ("openvino", "onnxruntime", "torch")
 """As measured, see docs/results.md. `compile` needs a C++ compiler and minutes, so it must be asked for."""
 
@@ -115,14 +132,9 @@ def make_engine(graph: Graph, backend: Backend, device: torch.device) -> Engine:
     if not _is_whole(folder):
         with replacing_folder(folder) as temporary:
             write(graph, temporary / name, device)
-            files = sorted(path.name for path in temporary.iterdir())
-            (temporary / "sha256.json").write_text(json.dumps(_sums(temporary, files)))
+            sums = file_sums(temporary)
+            (temporary / _SUMS).write_text(json.dumps(sums))
     return load(folder / name, device)
-
-
-def is_cached(graph: Graph, backend: Backend, device: torch.device) -> bool:
-    """Whether `make_engine` can do without building the module."""
-    return backend != "torch" and _is_whole(_engine_folder(graph, backend, device))
 
 
 def _engine_folder(graph: Graph, backend: Backend, device: torch.device) -> Path:
@@ -133,14 +145,10 @@ def _engine_folder(graph: Graph, backend: Backend, device: torch.device) -> Path
     return cache_root() / "engines" / f"{backend}-{hashlib.sha256(repr(what).encode()).hexdigest()}"
 
 
-def _sums(folder: Path, names: list[str]) -> dict[str, str]:
-    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
-
-
 def _is_whole(folder: Path) -> bool:
     try:
-        written = json.loads((folder / "sha256.json").read_text())
-        return bool(written) and written == _sums(folder, list(written))
+        written = json.loads((folder / _SUMS).read_text())
+        return bool(written) and written == {n: one for n, one in file_sums(folder).items() if n != _SUMS}
     except (OSError, ValueError):
         return False
 
@@ -159,7 +167,7 @@ def _torch_engine(module: nn.Module, inputs: Mapping[str, Tensor], device: torch
             outputs = _as_tuple(module(*(torch.from_numpy(array).to(device) for array in arrays)))
         return tuple(output.float().cpu().numpy() for output in outputs)
 
-    return run
+    return Engine(run)
 
 
 @torch.inference_mode()
@@ -195,7 +203,7 @@ def load_compiled(path: Path, device: torch.device) -> Engine:
         outputs = _as_tuple(package(*(torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays)))
         return tuple(output.cpu().numpy() for output in outputs)
 
-    return run
+    return Engine(run)
 
 
 # ONNX Runtime
@@ -223,7 +231,7 @@ def load_onnx(path: Path, device: torch.device) -> Engine:
     def run(*arrays: Array) -> tuple[Array, ...]:
         return tuple(session.run(None, dict(zip(names, arrays, strict=True))))
 
-    return run
+    return Engine(run)
 
 
 # OpenVINO
@@ -261,15 +269,18 @@ def load_openvino(path: Path, device: torch.device) -> Engine:
 
     core = openvino.Core()
     compiled: Any = core.compile_model(
-        core.read_model(path), "CPU", {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        core.read_model(path), "CPU", {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"}
     )
-    count = len(compiled.outputs)
+    requests = threading.local()
 
     def run(*arrays: Array) -> tuple[Array, ...]:
-        outputs = compiled(list(arrays))
-        return tuple(np.array(outputs[i]) for i in range(count))
+        if not hasattr(requests, "own"):
+            requests.own = compiled.create_infer_request()
+        outputs = requests.own.infer(list(arrays))
+        return tuple(np.array(outputs[i]) for i in range(len(compiled.outputs)))
 
-    return run
+    # Streams of one core each: threads that share an image batch wait for one another whenever one of them decodes.
+    return Engine(run, streams=compiled.get_property("NUM_STREAMS"), batch=4)
 
 
 def _exported(graph: Graph, device: torch.device) -> torch.export.ExportedProgram:

@@ -4,7 +4,6 @@ The directory holds the graph, `export.json` (preprocessing, noise, threshold, l
 the calibration images, for p-values) and `score_image.py`, an example with nothing but the runtime, NumPy and Pillow.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dlsr.artifact import installed_versions
-from dlsr.calibration import threshold
+from dlsr.calibration import layer_scale, threshold
 from dlsr.encoders import Encoder, EncoderSpec
 from dlsr.engines import (
     Engine,
@@ -31,9 +30,9 @@ from dlsr.engines import (
     write_openvino,
 )
 from dlsr.errors import ExportError, OutputError, SettingsError
-from dlsr.files import replacing_folder
+from dlsr.files import file_sums, replacing_folder
 from dlsr.images import resize
-from dlsr.noise import content_digest, noise_for
+from dlsr.noise import noise_for, pixel_digest
 from dlsr.quantise import GREATEST_LOSS, Int8Images, Int8Report, compare, quantised_model
 from dlsr.scorers import ImageToScore, Scorer
 
@@ -79,7 +78,7 @@ class Exportable:
         """The graph's inputs for resized images, shape `(N, size, size, 3)`."""
         if not self.scorer.noise_vectors:
             return (pixels,)
-        digests = np.stack([np.frombuffer(content_digest(one.tobytes(), one.shape), np.uint8) for one in pixels])
+        digests = np.stack([pixel_digest(one) for one in pixels])
         noise = noise_for(digests, self.seed, self.scorer.noise_vectors, self.encoder.c)
         return pixels, noise.numpy()
 
@@ -143,7 +142,7 @@ def write_int8_export(what: Exportable, folder: Path, images: Int8Images) -> Int
         )
         full, int8 = (load_openvino(temporary / name, CPU) for name in ("full.xml", GRAPHS["openvino"]))
         inputs = {"": what.inputs(images.inside)} | {n: what.inputs(one) for n, one in images.outside.items()}
-        report, scores = compare(full, int8, inputs, inside="")
+        report, (scores, layers) = compare(full, int8, inputs, inside="")
         if not report.loss < GREATEST_LOSS:
             raise ExportError(
                 f"8 bits cost {100 * report.loss:.2f} points of AUROC, {100 * GREATEST_LOSS:g} or more; nothing was "
@@ -151,7 +150,14 @@ def write_int8_export(what: Exportable, folder: Path, images: Int8Images) -> Int
             )
         for name in ("full.xml", "full.bin"):
             (temporary / name).unlink()
-        recalibrated = replace(what, calibration_scores=scores, threshold=threshold(scores, what.false_alarm_rate))
+        layer_mean, layer_std = layer_scale(layers)
+        recalibrated = replace(
+            what,
+            calibration_scores=scores,
+            layer_mean=layer_mean,
+            layer_std=layer_std,
+            threshold=threshold(scores, what.false_alarm_rate),
+        )
         _write_rest(recalibrated, temporary, "openvino", {"int8": asdict(report)})
     return report
 
@@ -170,7 +176,7 @@ def _write_rest(what: Exportable, folder: Path, kind: ExportFormat, proof: dict[
     example = resources.files("dlsr").joinpath(f"export_examples/{kind}.py").read_text()
     (folder / "score_image.py").write_text(example)
     about = _about(what, kind) | proof
-    about["sha256"] = {one.name: hashlib.sha256(one.read_bytes()).hexdigest() for one in sorted(folder.iterdir())}
+    about["sha256"] = file_sums(folder)
     (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
 
 

@@ -1,5 +1,6 @@
 """Writing files so that a killed process never leaves half of one behind; and where the cache is."""
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -70,6 +71,11 @@ def _make_ordinary(path: Path, mode: int) -> None:
 def _cannot_write(path: Path, error: Exception) -> OutputError:
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())
     return OutputError(f"cannot write '{path}': {reason}; check space and permissions")
+
+
+def file_sums(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file in a folder, by name."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
 def cache_root() -> Path:

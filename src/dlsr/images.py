@@ -10,7 +10,7 @@ import os
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -294,7 +294,7 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
-def map_ahead(function: Callable[[A], B], items: Iterable[A], workers: int, ahead: int) -> Iterator[B]:
+def map_ahead(function: Callable[[A], B], items: Iterable[A], workers: int, ahead: int) -> Generator[B]:
     """Map in threads, in order, working at most `ahead` items ahead of the consumer (so memory stays bounded)."""
     with ThreadPoolExecutor(workers) as pool:
         remaining = iter(items)

@@ -4,7 +4,6 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from dlsr.errors import InputError
 
@@ -34,6 +33,8 @@ def evaluate_scores(id_scores: Scores, ood_scores: Scores) -> Metrics:
     Raises:
         InputError: if either is empty or not finite.
     """
+    from sklearn.metrics import average_precision_score, roc_auc_score  # noqa: PLC0415 - half a second, not for scoring
+
     for name, scores in (("ID", id_scores), ("OOD", ood_scores)):
         if len(scores) == 0 or not np.isfinite(scores).all():
             raise InputError(f"the {name} scores are empty or not finite; give at least one readable {name} image")

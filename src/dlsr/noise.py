@@ -11,11 +11,16 @@ from torch import Tensor
 DIGEST_BYTES = 16
 
 
-def content_digest(content: bytes, shape: Sequence[int] = ()) -> bytes:
+def content_digest(content: bytes | memoryview, shape: Sequence[int] = ()) -> bytes:
     """Digest of an image's decoded pixels (or of a feature row) and their shape: 16 bytes."""
     digest = hashlib.blake2b(repr(tuple(shape)).encode(), digest_size=DIGEST_BYTES)
     digest.update(content)
     return digest.digest()
+
+
+def pixel_digest(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Content digest of an image as the encoder sees it, uint8 of shape `(size, size, 3)`: shape `(16,)`."""
+    return np.frombuffer(content_digest(np.ascontiguousarray(pixels).data, pixels.shape), np.uint8)
 
 
 def row_digests(features: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -13,10 +13,13 @@ from torch import nn
 
 from dlsr.engines import Engine, Graph, converted_to_openvino
 from dlsr.errors import MissingExtraError
+from dlsr.images import map_ahead
 from dlsr.metrics import evaluate_scores
 from dlsr.scorers import ImageToScore, Scorer
 
 Pixels = NDArray[np.uint8]
+LayerScores = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""Scores, shape `(N,)`, and those of the layers, shape `(N, M)`."""
 CPU = torch.device("cpu")
 
 GREATEST_LOSS = 0.002
@@ -83,11 +86,11 @@ def quantised_model(encoder: Graph, scorer: Scorer, c: int, ranges: Pixels) -> A
 
 def compare(
     full: Engine, int8: Engine, inputs: Mapping[str, tuple[NDArray[Any], ...]], inside: str
-) -> tuple[Int8Report, NDArray[np.float64]]:
+) -> tuple[Int8Report, LayerScores]:
     """Detection and speed of two engines on the same inputs, by set; `inside` names the ID set.
 
     Returns:
-        The report, and the quantised scores of the ID set.
+        The report, and the quantised scores of the ID set and its layers.
     """
     scores, seconds = [], []
     for engine in (full, int8):
@@ -100,13 +103,15 @@ def compare(
             rounds.append(perf_counter() - start)
         seconds.append(rounds[0] / rounds[1])
     aurocs = [
-        {name: evaluate_scores(one[inside], outside).auroc for name, outside in one.items() if name != inside}
+        {name: evaluate_scores(one[inside][0], outside).auroc for name, (outside, _) in one.items() if name != inside}
         for one in scores
     ]
     loss = float(np.mean(list(aurocs[0].values())) - np.mean(list(aurocs[1].values())))
     return Int8Report(aurocs[0], aurocs[1], loss, float(np.median(seconds))), scores[1][inside]
 
 
-def _run(engine: Engine, arrays: tuple[NDArray[Any], ...]) -> NDArray[np.float64]:
-    parts = [engine(*(array[i : i + 32] for array in arrays))[0] for i in range(0, len(arrays[0]), 32)]
-    return np.concatenate(parts).astype(np.float64)
+def _run(engine: Engine, arrays: tuple[NDArray[Any], ...]) -> LayerScores:
+    batches = (tuple(array[i : i + engine.batch] for array in arrays) for i in range(0, len(arrays[0]), engine.batch))
+    parts = list(map_ahead(lambda batch: engine(*batch), batches, engine.streams, ahead=2 * engine.streams))
+    scores, layers = (np.concatenate([part[i] for part in parts]).astype(np.float64) for i in range(2))
+    return scores, layers

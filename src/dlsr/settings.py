@@ -50,6 +50,8 @@ class TrainingSettings(_Frozen):
     ema_decay: float = Field(default=0.9999, ge=0, lt=1)
     patience: int = Field(default=10, ge=1)
     """Epochs without a lower validation loss after which training stops."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the matrix products; `auto` is bfloat16 where the hardware multiplies in it. Weights are float32 always."""
 
 
 class RestorationSettings(_Frozen):

@@ -85,6 +85,7 @@ def train(
     ema = {name: tensor.clone() for name, tensor in state.ema.items()}
     steps_per_epoch = math.ceil(len(z0) / settings.batch_size)
     epochs = most_epochs(settings, len(z0))
+    bfloat16 = uses_bfloat16(settings, z0.device)
     while state.epoch < epochs and state.epoch - state.best_epoch < settings.patience:
         generator = epoch_generator(seed, state.epoch)
         network.train()
@@ -94,7 +95,8 @@ def train(
             step = state.epoch * steps_per_epoch + i
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(settings, step, epochs * steps_per_epoch)
-            loss = _loss(network, z0[rows.to(z0.device)], alpha_bar, generator)
+            with torch.autocast(z0.device.type, torch.bfloat16, enabled=bfloat16):
+                loss = _loss(network, z0[rows.to(z0.device)], alpha_bar, generator)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -119,6 +121,16 @@ def train(
             log=[*state.log, entry],
         )
         yield state
+
+
+def uses_bfloat16(settings: TrainingSettings, device: torch.device) -> bool:
+    """Whether training on a device multiplies in bfloat16: by the settings, or if the hardware does."""
+    if settings.precision != "auto":
+        return settings.precision == "bfloat16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # PyTorch 2.5 has not both
+    return device.type == "cpu" and any(getattr(torch.cpu, check, bool)() for check in checks)
 
 
 def most_epochs(settings: TrainingSettings, n: int) -> int:

@@ -15,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,11 +25,12 @@ from dlsr.artifact import installed_versions
 from dlsr.detector import Detector
 from dlsr.encoding import readable_pixels
 from dlsr.engines import Backend, available_backends
-from dlsr.errors import NoImagesError
-from dlsr.images import ImageSet, open_images
+from dlsr.images import ImageSet, map_ahead, open_images
 from dlsr.lfdn import LFDN
-from dlsr.settings import Settings, resolve
-from dlsr.training import new_state, train
+from dlsr.settings import Settings, TrainingSettings, resolve
+from dlsr.training import new_state, train, uses_bfloat16
+
+Precision = Literal["float32", "bfloat16"]
 
 SAMPLE_PHOTOGRAPHS = 64
 ROUNDS = 3
@@ -40,7 +41,7 @@ class SpeedSettings:
     """What to measure."""
 
     backends: tuple[Backend, ...]
-    batch_sizes: tuple[int, ...] = (1, 8, 32)
+    batch_sizes: tuple[int, ...] = (1, 4, 32)
     images: int = 256
     """Images a round."""
     growth: tuple[int, ...] = (256, 1024)
@@ -96,7 +97,7 @@ def measure_speed(
             said(f"scoring with {backend}")
             row = _alone(_scoring, settings, backend, str(model), str(source))
             row["seconds_to_first_score"] = _first_score_seconds(backend, model, Path(own))
-            row["over_eager"] = row["end_to_end"][str(max(settings.batch_sizes))] / eager
+            row["over_eager"] = max(row["end_to_end"].values()) / eager
             scoring.append(row)
         growth = []
         for count in settings.growth:
@@ -104,9 +105,12 @@ def measure_speed(
             growth.append(_alone(_growth, settings, str(model), str(source), count))
         model_bytes = sum(path.stat().st_size for path in model.iterdir())
     said("training")
-    training = measure_training(resolve(settings.preset), settings.vectors)
-    rate = max(row["encoder_alone"][str(max(settings.batch_sizes))] for row in scoring)
-    training["re_encoding_over_cached"] = 1 + settings.vectors / rate / training["epoch_seconds"]
+    rate = max(max(row["encoder_alone"].values()) for row in scoring)
+    training = []
+    for precision in precisions():
+        row = measure_training(resolve(settings.preset), settings.vectors, precision)
+        row["re_encoding_over_cached"] = 1 + settings.vectors / rate / row["epoch_seconds"]
+        training.append(row)
     return {
         "images": "photographs of scikit-learn, 400x300" if images is None else images.name,
         "encoder": settings.encoder,
@@ -124,10 +128,6 @@ def measure_speed(
 
 def _fitted(settings: SpeedSettings, source: Path) -> Detector:
     """A detector of the real size. Its quality is of no account here, so it is fitted to few images."""
-    found = open_images(source)
-    if not found.items:
-        raise NoImagesError(f"no image in '{source}'")
-    few = ImageSet(list(islice(cycle(found.items), 64)))
     return Detector(
         settings.encoder,
         preset=settings.preset,
@@ -135,7 +135,7 @@ def _fitted(settings: SpeedSettings, source: Path) -> Detector:
         decoding=settings.decoding,
         epochs=1,
         workers=settings.workers,
-    ).fit(few)
+    ).fit(_repeated(str(source), 64))
 
 
 def _alone(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -155,9 +155,7 @@ def _eager_rate(settings: SpeedSettings, source: str) -> float:
     batch = max(settings.batch_sizes)
     pixels = readable_pixels(encoder, _repeated(source, batch), batch)
     module = encoder.module()
-    # What the module makes of a batch before the network sees it, laid out channel by channel.
-    normalised = (torch.from_numpy(pixels).float() - module.mean) / module.std
-    planes = normalised.permute(0, 3, 1, 2).contiguous()
+    planes = module.normalised(torch.from_numpy(pixels)).contiguous()
 
     @torch.inference_mode()
     def encode() -> None:
@@ -172,29 +170,30 @@ def _scoring(settings: SpeedSettings, backend: Backend, model: str, source: str)
     """Images per second end to end and of the encoder alone, at each batch size."""
     detector = Detector.load(model, backend=backend, workers=settings.workers)
     images = _repeated(source, settings.images)
-    encoder = detector.prepare_encoder()
+    encoder = detector.encoder_
     pixels = readable_pixels(encoder, images, settings.images)
     features = detector.encode(images)
     rows: dict[str, Any] = {"backend": backend, "end_to_end": {}, "encoder_alone": {}}
-    rows["end_to_end_over_encoder"] = {}
+    rows |= {"end_to_end_over_encoder": {}, "restoration_share": {}}
     for batch in settings.batch_sizes:
 
         def encode(size: int = batch) -> None:
-            for begin in range(0, len(pixels), size):
-                encoder.encode(pixels[begin : begin + size])
+            batches = (pixels[begin : begin + size] for begin in range(0, len(pixels), size))
+            _drain(map_ahead(encoder.encode, batches, encoder.streams, ahead=2 * encoder.streams))
 
         def score(size: int = batch) -> None:
             _drain(detector.results(images, batch_size=size))
 
+        def restore() -> None:
+            detector.score_features(features.z0, features.digests)
+
         score()
         encode()
-        rounds = np.array([(_seconds(encode), _seconds(score)) for _ in range(ROUNDS)])
+        rounds = np.array([(_seconds(encode), _seconds(score), _seconds(restore)) for _ in range(ROUNDS)])
         rows["encoder_alone"][str(batch)] = len(pixels) / float(np.median(rounds[:, 0]))
         rows["end_to_end"][str(batch)] = len(pixels) / float(np.median(rounds[:, 1]))
         rows["end_to_end_over_encoder"][str(batch)] = float(np.median(rounds[:, 0] / rounds[:, 1]))
-    restoring = [_seconds(lambda: detector.score_features(features.z0, features.digests)) for _ in range(ROUNDS)]
-    per_image = 1 / rows["end_to_end"][str(max(settings.batch_sizes))]
-    rows["restoration_share"] = float(np.median(restoring)) / len(features.z0) / per_image
+        rows["restoration_share"][str(batch)] = float(np.median(rounds[:, 2] / rounds[:, 1]))
     rows["peak_memory_bytes"] = peak_memory()
     return rows
 
@@ -224,18 +223,24 @@ def _growth(settings: SpeedSettings, model: str, source: str, count: int) -> dic
     }
 
 
-def measure_training(settings: Settings, vectors: int, c: int = 512) -> dict[str, float]:
+def precisions() -> tuple[Precision, ...]:
+    """Those that this machine trains in of its own accord, `float32` first."""
+    return ("float32", "bfloat16") if uses_bfloat16(TrainingSettings(), torch.device("cpu")) else ("float32",)
+
+
+def measure_training(settings: Settings, vectors: int, precision: Precision, c: int = 512) -> dict[str, Any]:
     """The time of an epoch, and the arithmetic it does per second against bare matrix products of the same shapes.
 
     Args:
         settings: network and training; the plain LFDN is timed, for a preset's additions to it are small.
         vectors: feature vectors in the epoch.
+        precision: of training; the bare products are in the same.
         c: their dimension.
 
     Returns:
         `epoch_seconds`, `gflops` of training, `gflops_of_products` and their ratio `share_of_products`.
     """
-    training = settings.training.model_copy(update={"epochs": ROUNDS})
+    training = settings.training.model_copy(update={"epochs": ROUNDS, "min_steps": 0, "precision": precision})
     network = LFDN(c, settings.network.width or 2 * c, settings.network.blocks)
     z0 = torch.randn(vectors, c)
     ends: list[float] = [time.perf_counter()]
@@ -250,10 +255,11 @@ def measure_training(settings: Settings, vectors: int, c: int = 512) -> dict[str
             # What depends on the time alone is computed once for each distinct time of a batch.
             rows = round(T * (1 - (1 - 1 / T) ** batch)) if "time" in name else batch
             flops += 3 * 2 * rows * layer.in_features * layer.out_features
-            products += _products_seconds(rows, layer.in_features, layer.out_features)
+            products += _products_seconds(rows, layer.in_features, layer.out_features, getattr(torch, precision))
     steps = math.ceil(vectors / batch)
     gflops, limit = flops * steps / epoch / 1e9, flops / products / 1e9
     return {
+        "precision": precision,
         "vectors": vectors,
         "parameters": float(sum(one.numel() for one in network.parameters())),
         "epoch_seconds": epoch,
@@ -263,9 +269,9 @@ def measure_training(settings: Settings, vectors: int, c: int = 512) -> dict[str
     }
 
 
-def _products_seconds(rows: int, inputs: int, outputs: int) -> float:
+def _products_seconds(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> float:
     """Time of a linear layer's three matrix products: forward, by its input and by its weight."""
-    x, w, g = torch.randn(rows, inputs), torch.randn(outputs, inputs), torch.randn(rows, outputs)
+    x, w, g = (torch.randn(shape).to(dtype) for shape in ((rows, inputs), (outputs, inputs), (rows, outputs)))
 
     def products() -> None:
         torch.mm(x, w.T)

@@ -384,7 +384,7 @@ def speed(
     output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write; a picture lies beside it.")],
     images: Annotated[Path | None, typer.Option(help="Folder or tar; without it, photographs of scikit-learn.")] = None,
     backends: Annotated[str | None, typer.Option(help="Such as torch,openvino; all but compile if not given.")] = None,
-    batch_sizes: Annotated[str, typer.Option(help="Images encoded at once.")] = "1,8,32",
+    batch_sizes: Annotated[str, typer.Option(help="Images encoded at once.")] = "1,4,32",
     count: Annotated[int, typer.Option(min=1, help="Images a round.")] = 256,
     growth: Annotated[str, typer.Option(help="Numbers of images over which cost is watched.")] = "256,1024",
     vectors: Annotated[int, typer.Option(min=2, help="Feature vectors in the timed epoch.")] = 8192,

@@ -132,9 +132,10 @@ def show_speed(measured: Mapping[str, Any]) -> None:
                 f"{row['peak_memory_bytes'] / 2**20:.0f} MiB",
             )
     stdout.print(table)
-    training = measured["training"]
-    stdout.print(
-        f"eager PyTorch in its default layout: {measured['eager_default_layout_images_per_second']:.0f} images/s for "
-        f"the encoder alone\ntraining: {training['gflops']:.0f} GFLOP/s, {100 * training['share_of_products']:.0f} % "
-        "of bare matrix products of the same shapes"
-    )
+    eager = measured["eager_default_layout_images_per_second"]
+    stdout.print(f"eager PyTorch in its default layout: {eager:.0f} images/s for the encoder alone")
+    for row in measured["training"]:
+        stdout.print(
+            f"training in {row['precision']}: {row['gflops']:.0f} GFLOP/s, {100 * row['share_of_products']:.0f} % of "
+            "bare matrix products of the same shapes"
+        )

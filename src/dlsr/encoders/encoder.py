@@ -32,8 +32,11 @@ class PixelsToZ0(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """See the class."""
-        normalised = (pixels.float() - self.mean) / self.std
-        return to_z0(self.network(normalised.permute(0, 3, 1, 2)))
+        return to_z0(self.network(self.normalised(pixels)))
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """What the network takes, shape `(N, 3, size, size)`."""
+        return ((pixels.float() - self.mean) / self.std).permute(0, 3, 1, 2)
 
 
 class Encoder:
@@ -81,6 +84,16 @@ class Encoder:
     def c(self) -> int:
         """Dimension of `z0`."""
         return sum(self.channels)
+
+    @property
+    def batch(self) -> int:
+        """How many images a call of `encode` are quickest."""
+        return self._engine.batch
+
+    @property
+    def streams(self) -> int:
+        """How many calls of `encode` at once are quickest."""
+        return self._engine.streams
 
     @property
     def key(self) -> str:
