@@ -23,7 +23,7 @@ def cifar():
     def part(name, count):
         return sample(ImageSet([item for item in everything.items if f"/{name}/" in item.name]), count)
 
-    return part("train", 1500), part("test", 400)
+    return part("train", 1500), part("test", 1000)
 
 
 def test_default_detects_real_images(cifar, tmp_path):

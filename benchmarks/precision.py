@@ -1,0 +1,111 @@
+"""Does training in bfloat16 cost detection? The presets `default` and `paper` trained in both precisions.
+
+    python benchmarks/precision.py --data ../shared/data --output docs/precision.json
+
+CIFAR-10 train as ID, matched protocol, up to 2,000 random test images a set; `paper` for fewer epochs than its own.
+"""
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+
+from dlsr import PRESETS, Detector, evaluate_scores
+from dlsr.artifact import installed_versions
+from dlsr.cli.console import progress_bars
+from dlsr.evaluation import protocol_transform, sample
+from dlsr.fitting import fit_scorer, split
+from dlsr.scorers import score_rows
+from dlsr.store import default_store_root
+from quality import real_sets, write_report
+
+TEST_IMAGES = 2000
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="Folder with the tars of shared/data.")],
+    output: Annotated[Path, typer.Option(help="JSON file to write; the Markdown lies beside it.")],
+    paper_epochs: Annotated[int, typer.Option(help="Epochs for the preset paper.")] = 2,
+    seeds: int = 2,
+    store: Path | None = None,
+) -> None:
+    train, sets = real_sets(data, None)
+    encoder = Detector(store=store or default_store_root())
+    with progress_bars(quiet=False) as bars:
+        channels = encoder.prepare_encoder().channels
+        training = encoder.encode(train, progress=bars.images("CIFAR-10 train", len(train)))
+        encoded = {
+            name: encoder.encode(sample(one, TEST_IMAGES), transform=protocol_transform("matched"))
+            for name, one in sets.items()
+            if name != "Tiny-ImageNet, all"
+        }
+    rows: list[dict[str, Any]] = []
+    for preset in ("default", "paper"):
+        for precision in ("float32", "bfloat16"):
+            aurocs, seconds = [], []
+            for seed in range(seeds if preset == "default" else 1):
+                settings = PRESETS[preset].model_copy(update={"seed": seed})
+                epochs = settings.training.epochs if preset == "default" else paper_epochs
+                changed = settings.training.model_copy(update={"precision": precision, "epochs": epochs})
+                parts = split(len(training.z0), 0.05, seed)
+                start = time.perf_counter()
+                scorer, _ = fit_scorer(
+                    settings.model_copy(update={"training": changed}),
+                    channels,
+                    torch.from_numpy(training.z0[parts.training]),
+                    torch.from_numpy(training.z0[parts.validation]),
+                    training.digests[parts.validation],
+                )
+                seconds.append(time.perf_counter() - start)
+                scores = {
+                    name: score_rows(scorer, torch.from_numpy(one.z0), one.digests, seed)[0].numpy()
+                    for name, one in encoded.items()
+                }
+                inside = scores.pop("CIFAR-10 test")
+                aurocs.append({name: evaluate_scores(inside, outside).auroc for name, outside in scores.items()})
+            auroc = {name: float(np.mean([one[name] for one in aurocs])) for name in aurocs[0]}
+            rows.append(
+                {
+                    "preset": preset,
+                    "precision": precision,
+                    "epochs": epochs,
+                    "seeds": len(aurocs),
+                    "fit_seconds": float(np.mean(seconds)),
+                    "auroc": auroc,
+                    "average": float(np.mean(list(auroc.values()))),
+                }
+            )
+            print(rows[-1], file=sys.stderr, flush=True)
+    content = {
+        "command": "python benchmarks/precision.py " + " ".join(sys.argv[1:]),
+        "test_images_per_set": TEST_IMAGES,
+        "rows": rows,
+        "versions": installed_versions(),
+    }
+    write_report(output, content, markdown(content))
+
+
+def markdown(content: dict[str, Any]) -> str:
+    """The table."""
+    names = list(content["rows"][0]["auroc"])
+    lines = [
+        f"`{content['command']}`",
+        "",
+        f"| preset, epochs, seeds | precision | fit, s | {' | '.join(names)} | average |",
+        "|---" * (len(names) + 4) + "|",
+    ]
+    for row in content["rows"]:
+        cells = " | ".join(f"{100 * row['auroc'][name]:.2f}" for name in names)
+        lines.append(
+            f"| {row['preset']}, {row['epochs']}, {row['seeds']} | {row['precision']} | {row['fit_seconds']:.0f} "
+            f"| {cells} | {100 * row['average']:.2f} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+if __name__ == "__main__":
+    typer.run(main)
