@@ -30,7 +30,7 @@ from dlsr.lfdn import LFDN
 from dlsr.scorers import LayerScores, ResidualScorer, Scorer, score_rows
 from dlsr.settings import PRESETS, NetworkSettings, Settings
 from dlsr.store import default_store_root
-from dlsr.training import new_state, train
+from dlsr.training import new_state, restoration_loss, train
 from quality import CHOSEN_ON, real_sets, write_report
 
 TEST_IMAGES = 2000
@@ -131,7 +131,7 @@ def linear_restoration(trained: ErrorAwareLFDN, settings: Settings, parts: dict[
     torch.manual_seed(0)
     plain = LFDN(c, width, blocks)
     state = new_state(plain)
-    for done in train(plain, x0, validation, alpha_bar, settings.training, 0, state):
+    for done in train(plain, x0, validation, restoration_loss(plain, alpha_bar), settings.training, 0, state):
         state = done
     plain.load_state_dict(state.best)
     with torch.inference_mode():

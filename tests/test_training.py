@@ -13,7 +13,7 @@ from dlsr.checkpoint import Checkpoint
 from dlsr.lfdn import LFDN
 from dlsr.schedule import scaled_linear_alpha_bar
 from dlsr.settings import TrainingSettings, resolve
-from dlsr.training import learning_rate, most_epochs, new_state, train
+from dlsr.training import learning_rate, most_epochs, new_state, restoration_loss, train
 
 ALPHA_BAR = scaled_linear_alpha_bar(20, 0.01, 0.3)
 
@@ -31,7 +31,7 @@ def rows(n=256, seed=0):
 def run(settings, state=None, epochs=None):
     network = small_network()
     state = state or new_state(network)
-    for done in train(network, rows(), rows(64, 1), ALPHA_BAR, settings, 0, state):
+    for done in train(network, rows(), rows(64, 1), restoration_loss(network, ALPHA_BAR), settings, 0, state):
         state = done
         if done.epoch == epochs:
             break

@@ -6,9 +6,10 @@ Both are written whole, the numbers first and under the name of their digest, so
 
 import hashlib
 import json
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import safetensors.torch
@@ -25,7 +26,6 @@ from dlsr.settings import Settings
 from dlsr.training import EpochLog
 
 SCHEMA_VERSION = 1
-FORMAT = "dlsr-model"
 MANIFEST = "model.json"
 
 
@@ -42,14 +42,22 @@ class FitSummary(BaseModel):
     log: list[EpochLog] = []
 
 
-class Manifest(BaseModel):
-    """The contents of `model.json`."""
+class Header(BaseModel):
+    """What `model.json` says of any kind of model."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal["dlsr-model"] = "dlsr-model"
     schema_version: Literal[1] = 1
     versions: dict[str, str]
+    numbers: str = ""
+    """Name of the file with the numbers."""
+    numbers_sha256: str = ""
+
+
+class Manifest(Header):
+    """The contents of a detector's `model.json`."""
+
+    format: Literal["dlsr-model"] = "dlsr-model"
     settings: Settings
     encoder: EncoderSpec | None
     """None for a model fitted to given features."""
@@ -57,9 +65,21 @@ class Manifest(BaseModel):
     channels: tuple[int, ...]
     false_alarm_rate: float = Field(gt=0, lt=1)
     fit: FitSummary
-    numbers: str
-    """Name of the file with the numbers."""
-    numbers_sha256: str
+
+
+class BaselineManifest(Header):
+    """The contents of a baseline's `model.json`, see `dlsr.baselines`."""
+
+    format: Literal["dlsr-baseline"] = "dlsr-baseline"
+    detector: str
+    """Its name in the registry."""
+    parameters: dict[str, Any]
+    classes: int
+    """That it was fitted to; 0 without labels."""
+    log: list[EpochLog]
+
+
+M = TypeVar("M", bound=Header)
 
 
 def installed_versions() -> dict[str, str]:
@@ -67,7 +87,7 @@ def installed_versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in ("dlsr", "torch", "timm", "numpy", "pillow")}
 
 
-def write_model(folder: Path, manifest: Manifest, tensors: dict[str, Tensor]) -> None:
+def write_model(folder: Path, manifest: Header, tensors: Mapping[str, Tensor]) -> None:
     """Write a model directory, or replace the model in one.
 
     Args:
@@ -104,13 +124,18 @@ def check_output(folder: Path) -> None:
 
 
 def read_model(folder: Path, device: torch.device) -> tuple[Manifest, dict[str, Tensor]]:
-    """Read a model directory.
+    """Read the model directory of a detector.
 
     Raises:
         ArtifactError: if it is missing, damaged, foreign or from a newer dlsr.
     """
-    written = _read_content(folder)
-    manifest = _validated(folder, written)
+    return read_artifact(folder, Manifest, device)
+
+
+def read_artifact(folder: Path, kind: type[M], device: torch.device) -> tuple[M, dict[str, Tensor]]:
+    """Read a model directory whose manifest is of this kind. Raises as `read_model` does."""
+    written = _read_content(folder, kind)
+    manifest = _validated(folder, written, kind)
     path = folder / manifest.numbers
     if Path(manifest.numbers).name != manifest.numbers:
         raise ArtifactError(f"'{folder}' names numbers outside itself; it is damaged, fit it again")
@@ -129,10 +154,10 @@ def read_model(folder: Path, device: torch.device) -> tuple[Manifest, dict[str, 
 
 def read_manifest(folder: Path) -> Manifest:
     """Read `model.json` alone. Raises as `read_model` does."""
-    return _validated(folder, _read_content(folder))
+    return _validated(folder, _read_content(folder, Manifest), Manifest)
 
 
-def _read_content(folder: Path) -> dict[str, Any]:
+def _read_content(folder: Path, kind: type[Header]) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -142,19 +167,20 @@ def _read_content(folder: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise ArtifactError(f"cannot read '{path}' ({error}); fit the model again") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ArtifactError(f"'{path}' is not of dlsr; give a model directory that dlsr fit made")
+    expected = kind.model_fields["format"].default
+    if not isinstance(content, dict) or content.get("format") != expected:
+        raise ArtifactError(f"'{path}' is no {expected} of dlsr; give a model directory of that kind")
     return content
 
 
-def _validated(folder: Path, content: dict[str, Any]) -> Manifest:
+def _validated(folder: Path, content: dict[str, Any], kind: type[M]) -> M:
     version = content.get("schema_version")
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise ArtifactError(
             f"'{folder}' has schema version {version}, this dlsr reads up to {SCHEMA_VERSION}; upgrade dlsr"
         )
     try:
-        return Manifest.model_validate(content)
+        return kind.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+from pydantic import BaseModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dlsr.errors import ArtifactError
 from dlsr.files import replacing
-from dlsr.settings import Settings
 from dlsr.training import EpochLog, TrainingState
 
 SCHEMA = 1
@@ -75,9 +75,9 @@ class Checkpoint:
         self.path.unlink(missing_ok=True)
 
 
-def training_key(settings: Settings, training: Tensor, validation: Tensor) -> str:
-    """Digest of the settings and features that a training depends on."""
+def training_key(settings: BaseModel, *inputs: Tensor) -> str:
+    """Digest of the settings and rows that a training depends on."""
     digest = hashlib.sha256(settings.model_dump_json().encode())
-    for rows in (training, validation):
+    for rows in inputs:
         digest.update(rows.cpu().numpy().tobytes())
     return digest.hexdigest()

@@ -440,8 +440,6 @@ class Detector(Estimator):
             channels=self.channels_,
             false_alarm_rate=self.false_alarm_rate,
             fit=self.fit_summary_,
-            numbers="",
-            numbers_sha256="",
         )
         tensors = {f"scorer.{name}": tensor for name, tensor in self._scorer.tensors().items()}
         tensors |= {

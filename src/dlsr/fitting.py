@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dlsr.autoencoder import AutoEncoder, FeatureVAE, Reconstructor
 from dlsr.checkpoint import Checkpoint
 from dlsr.errors import TooFewImagesError
 from dlsr.expected_error import ErrorAwareLFDN
@@ -19,12 +20,21 @@ from dlsr.scorers import (
     KnnScorer,
     MahalanobisScorer,
     PaperScorer,
+    ReconstructionScorer,
     ResidualScorer,
     Scorer,
     without_prefix,
 )
 from dlsr.settings import Settings
-from dlsr.training import EpochLog, TrainingState, most_epochs, new_state, train
+from dlsr.training import (
+    EpochLog,
+    TrainingState,
+    most_epochs,
+    new_state,
+    reconstruction_loss,
+    restoration_loss,
+    train,
+)
 
 SMALLEST_TRAINING_SET = 20
 VALIDATION_SHARE = 0.05
@@ -98,6 +108,11 @@ def fit_scorer(
         state = _train(aware, *rows, settings, checkpoint, on_epoch)
         aware.load_state_dict(state.best)
         return ResidualScorer.standardised(aware.eval(), settings, validation, validation_digests), state.log
+    if settings.score in ("autoencoder", "feature-vae"):
+        reconstructor = _reconstructor(settings, channels, training.device)
+        state = _train(reconstructor, training, validation, settings, checkpoint, on_epoch)
+        reconstructor.load_state_dict(state.best)
+        return ReconstructionScorer(reconstructor.eval(), channels), state.log
     network, initial = (_lfdn(settings, channels, training.device) for _ in range(2))
     state = _train(network, training, validation, settings, checkpoint, on_epoch)
     network.load_state_dict(state.best)
@@ -106,7 +121,7 @@ def fit_scorer(
 
 
 def _train(
-    network: RestorationNetwork,
+    network: RestorationNetwork | Reconstructor,
     training: Tensor,
     validation: Tensor,
     settings: Settings,
@@ -114,8 +129,11 @@ def _train(
     on_epoch: OnEpoch | None,
 ) -> TrainingState:
     state = (checkpoint.load(training.device) if checkpoint else None) or new_state(network)
-    alpha_bar = settings.schedule.alpha_bar().to(training.device)
-    for done in train(network, training, validation, alpha_bar, settings.training, settings.seed, state):
+    if isinstance(network, Reconstructor):
+        loss = reconstruction_loss(network)
+    else:
+        loss = restoration_loss(network, settings.schedule.alpha_bar().to(training.device))
+    for done in train(network, training, validation, loss, settings.training, settings.seed, state):
         state = done
         if checkpoint:
             checkpoint.save(state)
@@ -140,6 +158,10 @@ def restored_scorer(
         aware = _error_aware(settings, channels, Gaussian(**without_prefix("gaussian", tensors)))
         aware.load_state_dict(without_prefix("network", tensors))
         return ResidualScorer(aware.eval(), settings, tensors["ceiling"], tensors["location"], tensors["spread"])
+    if settings.score in ("autoencoder", "feature-vae"):
+        reconstructor = _reconstructor(settings, channels, device)
+        reconstructor.load_state_dict(without_prefix("network", tensors))
+        return ReconstructionScorer(reconstructor.eval(), channels)
     network, initial = (_lfdn(settings, channels, device) for _ in range(2))
     network.load_state_dict(without_prefix("network", tensors))
     initial.load_state_dict(without_prefix("initial", tensors))
@@ -151,6 +173,16 @@ def _lfdn(settings: Settings, channels: tuple[int, ...], device: torch.device) -
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         return LFDN(c, settings.network.width or 2 * c, settings.network.blocks).to(device)
+
+
+def _reconstructor(settings: Settings, channels: tuple[int, ...], device: torch.device) -> Reconstructor:
+    c = sum(channels)
+    width = settings.network.width or 2 * c
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        if settings.score == "autoencoder":
+            return AutoEncoder(c, width, settings.network.blocks).to(device)
+        return FeatureVAE(c, width, settings.latent).to(device)
 
 
 def _error_aware(settings: Settings, channels: tuple[int, ...], gaussian: Gaussian) -> ErrorAwareLFDN:

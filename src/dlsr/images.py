@@ -283,6 +283,42 @@ def resize(image: Image.Image, size: int, interpolation: Interpolation) -> NDArr
     return np.asarray(image.resize((size, size), _RESAMPLING[interpolation]), dtype=np.uint8)
 
 
+def read_pixels(
+    images: ImageSet,
+    size: int,
+    interpolation: Interpolation,
+    *,
+    apply: Callable[[Image.Image], Image.Image] | None = None,
+    workers: int = 2,
+) -> tuple[NDArray[np.uint8], list[str | None]]:
+    """Decode and resize all images of a set.
+
+    Args:
+        images: what to read.
+        size: pixels a side.
+        interpolation: of the resize.
+        apply: a change made to each image before it is resized.
+        workers: threads.
+
+    Returns:
+        The readable ones, uint8 of shape `(R, size, size, 3)`; and for each image why it cannot be read, or None.
+    """
+
+    def read(item: ImageItem) -> NDArray[np.uint8] | str:
+        try:
+            image = decode(item.read())
+            return resize(apply(image) if apply else image, size, interpolation)
+        except ImageError as error:
+            return str(error)
+        except OSError as error:
+            return error.strerror or str(error)
+
+    read_ones = list(map_ahead(read, images.items, workers, ahead=256))
+    pixels = [one for one in read_ones if not isinstance(one, str)]
+    errors = [one if isinstance(one, str) else None for one in read_ones]
+    return np.stack(pixels) if pixels else np.empty((0, size, size, 3), np.uint8), errors
+
+
 def recompress(image: Image.Image, size: int, quality: int) -> Image.Image:
     """Resize to `size` x `size`, then JPEG with 4:2:0 chroma: what the `matched` protocol does to every image."""
     buffer = io.BytesIO()

@@ -21,17 +21,22 @@ class OneGroupNorm(nn.GroupNorm):
 
 
 class ResBlock(nn.Module):
-    """GroupNorm-SiLU-Linear twice, the time embedding added in between, around a skip connection (Fig. 2)."""
+    """GroupNorm-SiLU-Linear twice, the time embedding added in between, around a skip connection (Fig. 2).
 
-    def __init__(self, width: int, time_width: int) -> None:
+    Args:
+        width: of the block.
+        time_width: of the time embedding; None for a block without time.
+    """
+
+    def __init__(self, width: int, time_width: int | None) -> None:
         super().__init__()
         self.norm_in = OneGroupNorm(width)
         self.linear_in = nn.Linear(width, width)
-        self.time = nn.Linear(time_width, width)
+        self.time = nn.Linear(time_width, width) if time_width else None
         self.norm_out = OneGroupNorm(width)
         self.linear_out = nn.Linear(width, width)
 
-    def forward(self, h: Tensor, time_shift: Tensor) -> Tensor:
+    def forward(self, h: Tensor, time_shift: Tensor | float = 0.0) -> Tensor:
         """`h`: shape `(N, width)`; `time_shift`: what `time_shift()` gave, shape `(N, width)` or `(width,)`."""
         branch = self.linear_in(F.silu(self.norm_in(h))) + time_shift
         out: Tensor = h + self.linear_out(F.silu(self.norm_out(branch)))
@@ -39,6 +44,7 @@ class ResBlock(nn.Module):
 
     def time_shift(self, embedding: Tensor) -> Tensor:
         """The block's shift for a time embedding of shape `(.., time_width)`; shape `(.., width)`."""
+        assert self.time is not None
         shift: Tensor = self.time(F.silu(embedding))
         return shift
 

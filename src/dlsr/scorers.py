@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dlsr.autoencoder import Reconstructor
 from dlsr.diffusion import Denoiser, distort, restore
 from dlsr.expected_error import ErrorAwareLFDN
 from dlsr.gaussian import Gaussian
@@ -211,6 +212,24 @@ class ResidualScorer(Scorer):
             | _prefixed("gaussian", self.network.gaussian.tensors())
             | {"ceiling": self._ceiling, "location": self._location, "spread": self._spread}
         )
+
+
+class ReconstructionScorer(Scorer):
+    """MFsim of features and their reconstruction by an autoencoder (appendix B.2, table 11)."""
+
+    def __init__(self, network: Reconstructor, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.network = network
+        self._channels = channels
+
+    def forward(self, z0: Tensor, noise: Tensor) -> LayerScores:
+        """See `Scorer`."""
+        similarities = layer_similarities(z0, self.network(z0), self._channels)
+        return mfsim(similarities), -similarities
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See `Scorer`."""
+        return _prefixed("network", self.network.state_dict())
 
 
 class ImageToScore(nn.Module):

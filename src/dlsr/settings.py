@@ -10,7 +10,7 @@ from dlsr.diffusion import check_steps
 from dlsr.errors import SettingsError
 from dlsr.schedule import cosine_alpha_bar, scaled_linear_alpha_bar
 
-ScoreName = Literal["residual", "mfsim", "mse", "lr", "mahalanobis", "knn"]
+ScoreName = Literal["residual", "mfsim", "mse", "lr", "mahalanobis", "knn", "autoencoder", "feature-vae"]
 SCORES: tuple[ScoreName, ...] = get_args(ScoreName)
 
 
@@ -81,6 +81,8 @@ class Settings(_Frozen):
     """`k` of the knn score."""
     references: int = Field(default=20_000, ge=1)
     """At most so many training images are kept for the knn score."""
+    latent: int = Field(default=128, ge=1)
+    """Dimension of the feature VAE's code."""
     seed: int = Field(default=0, ge=0, lt=2**31)
 
     @model_validator(mode="after")
@@ -117,6 +119,8 @@ PRESET_OF_SCORE: Mapping[ScoreName, str] = {
     "mfsim": "paper",
     "mse": "paper",
     "lr": "paper",
+    "autoencoder": "paper",
+    "feature-vae": "paper",
 }
 
 

@@ -4,22 +4,25 @@ Every random number of an epoch comes from `(seed, epoch)`, so an epoch is a fun
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from dlsr.autoencoder import Reconstructor
 from dlsr.diffusion import distort
 from dlsr.lfdn import RestorationNetwork
 from dlsr.settings import TrainingSettings
 
 Weights = dict[str, Tensor]
+Loss = Callable[[Tensor, torch.Generator], Tensor]
+"""The mean loss, shape `()`, of a batch of rows; all that is random comes from the generator."""
 
 
 @dataclass(frozen=True)
 class EpochLog:
-    """Losses of one epoch: means over the elements of `z0`."""
+    """Losses of one epoch: for LFDN, means over the elements of `z0`."""
 
     epoch: int
     """Counted from 1."""
@@ -53,16 +56,16 @@ class TrainingState:
         return min(self.log, key=lambda entry: entry.validation_loss).epoch if self.log else 0
 
 
-def new_state(network: RestorationNetwork) -> TrainingState:
+def new_state(network: nn.Module) -> TrainingState:
     """The state before the first epoch."""
     return TrainingState(network=_copy(network.state_dict()), ema=_copy(network.state_dict()))
 
 
 def train(
-    network: RestorationNetwork,
-    z0: Tensor,
+    network: nn.Module,
+    rows: Tensor,
     validation: Tensor,
-    alpha_bar: Tensor,
+    loss: Loss,
     settings: TrainingSettings,
     seed: int,
     state: TrainingState,
@@ -71,9 +74,9 @@ def train(
 
     Args:
         network: is trained in place; its weights before are of no account, `state`'s are taken.
-        z0: training features, shape `(N, c)`, on the network's device.
-        validation: held-out ID features, shape `(V, c)`, likewise.
-        alpha_bar: schedule, shape `(T + 1,)`, likewise.
+        rows: what to train on, shape `(N, ..)`, on the network's device: features, for LFDN.
+        validation: held-out ones, shape `(V, ..)`, likewise.
+        loss: of the network on a batch of rows: `restoration_loss`, for LFDN.
         settings: batch size, learning rate, epochs, patience.
         seed: of order, times and noise.
         state: from `new_state`, or as yielded by an earlier run with the same other arguments.
@@ -83,32 +86,33 @@ def train(
     optimizer = torch.optim.AdamW(parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
     _restore_optimizer(optimizer, parameters, state.optimizer)
     ema = {name: tensor.clone() for name, tensor in state.ema.items()}
-    steps_per_epoch = math.ceil(len(z0) / settings.batch_size)
-    epochs = most_epochs(settings, len(z0))
-    bfloat16 = uses_bfloat16(settings, z0.device)
+    steps_per_epoch = math.ceil(len(rows) / settings.batch_size)
+    epochs = most_epochs(settings, len(rows))
+    device = rows.device
+    bfloat16 = uses_bfloat16(settings, device)
     while state.epoch < epochs and state.epoch - state.best_epoch < settings.patience:
         generator = epoch_generator(seed, state.epoch)
         network.train()
-        total = torch.zeros((), device=z0.device)
-        order = torch.randperm(len(z0), generator=generator)
-        for i, rows in enumerate(torch.split(order, settings.batch_size)):
+        total = torch.zeros((), device=device)
+        order = torch.randperm(len(rows), generator=generator)
+        for i, chosen in enumerate(torch.split(order, settings.batch_size)):
             step = state.epoch * steps_per_epoch + i
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(settings, step, epochs * steps_per_epoch)
-            with torch.autocast(z0.device.type, torch.bfloat16, enabled=bfloat16):
-                loss = _loss(network, z0[rows.to(z0.device)], alpha_bar, generator)
+            with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+                batch_loss = loss(rows[chosen.to(device)], generator)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            batch_loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             decay = min(settings.ema_decay, (1 + step) / (10 + step))
             for name, parameter in parameters.items():
                 ema[name].lerp_(parameter.detach(), 1 - decay)
-            total += loss.detach() * len(rows)
+            total += batch_loss.detach() * len(chosen)
         network.eval()
         entry = EpochLog(
             epoch=state.epoch + 1,
-            train_loss=float(total) / len(z0),
-            validation_loss=_validation_loss(network, ema, validation, alpha_bar, seed, settings.batch_size),
+            train_loss=float(total) / len(rows),
+            validation_loss=_validation_loss(network, ema, validation, loss, seed, settings.batch_size),
         )
         improved = not state.log or entry.validation_loss < min(e.validation_loss for e in state.log)
         averaged = _copy(ema)
@@ -150,22 +154,35 @@ def epoch_generator(seed: int, epoch: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
 
 
-def _loss(network: RestorationNetwork, z0: Tensor, alpha_bar: Tensor, generator: torch.Generator) -> Tensor:
-    """The network's loss at uniformly drawn times."""
+def restoration_loss(network: RestorationNetwork, alpha_bar: Tensor) -> Loss:
+    """The network's loss on features `z0`, shape `(N, c)`, at uniformly drawn times (Algorithm 1)."""
     T = len(alpha_bar) - 1
-    t = torch.randint(1, T + 1, (len(z0),), generator=generator).to(z0.device)
-    noise = torch.randn(z0.shape, generator=generator).to(z0.device)
-    return network.loss(z0, distort(z0, t, alpha_bar, noise), t)
+
+    def loss(z0: Tensor, generator: torch.Generator) -> Tensor:
+        t = torch.randint(1, T + 1, (len(z0),), generator=generator).to(z0.device)
+        noise = torch.randn(z0.shape, generator=generator).to(z0.device)
+        return network.loss(z0, distort(z0, t, alpha_bar, noise), t)
+
+    return loss
+
+
+def reconstruction_loss(network: Reconstructor) -> Loss:
+    """The loss of an autoencoder on features `z0`, shape `(N, c)`."""
+
+    def loss(z0: Tensor, generator: torch.Generator) -> Tensor:
+        return network.loss(z0, torch.randn(len(z0), network.latent, generator=generator).to(z0.device))
+
+    return loss
 
 
 @torch.no_grad()
 def _validation_loss(
-    network: RestorationNetwork, ema: Weights, validation: Tensor, alpha_bar: Tensor, seed: int, batch_size: int
+    network: nn.Module, ema: Weights, validation: Tensor, loss: Loss, seed: int, batch_size: int
 ) -> float:
     generator = epoch_generator(seed, -1)
     own = _copy(network.state_dict())
     network.load_state_dict(ema)
-    losses = [_loss(network, rows, alpha_bar, generator) * len(rows) for rows in torch.split(validation, batch_size)]
+    losses = [loss(rows, generator) * len(rows) for rows in torch.split(validation, batch_size)]
     network.load_state_dict(own)
     return float(torch.stack(losses).sum()) / len(validation)
 

@@ -28,7 +28,7 @@ from dlsr.engines import Backend, available_backends
 from dlsr.images import ImageSet, map_ahead, open_images
 from dlsr.lfdn import LFDN
 from dlsr.settings import Settings, TrainingSettings, resolve
-from dlsr.training import new_state, train, uses_bfloat16
+from dlsr.training import new_state, restoration_loss, train, uses_bfloat16
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -244,7 +244,8 @@ def measure_training(settings: Settings, vectors: int, precision: Precision, c: 
     network = LFDN(c, settings.network.width or 2 * c, settings.network.blocks)
     z0 = torch.randn(vectors, c)
     ends: list[float] = [time.perf_counter()]
-    for _ in train(network, z0, z0[:1], settings.schedule.alpha_bar(), training, 0, new_state(network)):
+    loss = restoration_loss(network, settings.schedule.alpha_bar())
+    for _ in train(network, z0, z0[:1], loss, training, 0, new_state(network)):
         ends.append(time.perf_counter())
     # The first epoch warms up.
     epoch = float(np.median(np.diff(ends)[1:]))

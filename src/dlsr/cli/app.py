@@ -76,7 +76,7 @@ def fit(
     output: Annotated[Path, typer.Option("--output", "-o", help="Model directory to write.")],
     encoder: Annotated[str, typer.Option(help="Encoder preset, or a network of timm.")] = "efficientnet_lite0",
     preset: Annotated[str | None, typer.Option(help="default, fast or paper.")] = None,
-    score: Annotated[str | None, typer.Option(help="residual, mfsim, mse, lr, mahalanobis or knn.")] = None,
+    score: Annotated[str | None, typer.Option(help="residual, mfsim, mse, lr, mahalanobis, knn, ..")] = None,
     stages: Annotated[str | None, typer.Option(help="Encoder stages from 0, such as 1,2,3.")] = None,
     weights: Weights = None,
     decoding: Annotated[

@@ -39,6 +39,17 @@ class PixelsToZ0(nn.Module):
         return ((pixels.float() - self.mean) / self.std).permute(0, 3, 1, 2)
 
 
+class PixelsToPenultimate(PixelsToZ0):
+    """As `PixelsToZ0` for a whole classifier of timm: what its last layer takes, shape `(N, c)`, as it is."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """See the class."""
+        classifier: Any = self.network
+        maps = classifier.forward_features(self.normalised(pixels))
+        features: Tensor = classifier.forward_head(maps, pre_logits=True)
+        return features
+
+
 class Encoder:
     """A frozen network whose chosen stages make up `z0`.
 
@@ -73,9 +84,9 @@ class Encoder:
         self.backend = choose_backend(backend, self.device)
         network: Any = None
         if weights_sha256 is None or channels is None:
-            network = _feature_network(spec)
+            network = _network(spec)
             self.weights_sha256 = fingerprint(network)
-            self.channels: tuple[int, ...] = tuple(network.feature_info.channels())
+            self.channels: tuple[int, ...] = _channels(spec, network)
         else:
             self.weights_sha256, self.channels = weights_sha256, channels
         self._engine: Engine = make_engine(self._graph(network), self.backend, self.device)
@@ -108,12 +119,12 @@ class Encoder:
 
     def module(self) -> PixelsToZ0:
         """The encoder as a module, newly loaded. Raises as the class does."""
-        network = _feature_network(self.spec)
+        network = _network(self.spec)
         if fingerprint(network) != self.weights_sha256:
             raise WeightsError(
                 "the encoder's weights are not those that the model was fitted with; give the same with --weights"
             )
-        return PixelsToZ0(network, self.spec.mean, self.spec.std)
+        return self._module(network)
 
     def example(self, count: int = 2) -> Tensor:
         """Random pixels, uint8 of shape `(count, size, size, 3)`."""
@@ -127,12 +138,25 @@ class Encoder:
 
     def _graph(self, network: Any) -> Graph:
         def build() -> PixelsToZ0:
-            return PixelsToZ0(network, self.spec.mean, self.spec.std) if network is not None else self.module()
+            return self._module(network) if network is not None else self.module()
 
         return Graph(build, {"pixels": self.example()}, ("z0",), self.key)
 
+    def _module(self, network: nn.Module) -> PixelsToZ0:
+        kind = PixelsToPenultimate if self.spec.output == "penultimate" else PixelsToZ0
+        return kind(network, self.spec.mean, self.spec.std)
 
-def _feature_network(spec: EncoderSpec) -> Any:
+
+def _network(spec: EncoderSpec) -> Any:
+    return feature_network(spec) if spec.output == "stages" else load_classifier(spec).requires_grad_(False)
+
+
+def _channels(spec: EncoderSpec, network: Any) -> tuple[int, ...]:
+    return tuple(network.feature_info.channels()) if spec.output == "stages" else (int(network.head_hidden_size),)
+
+
+def feature_network(spec: EncoderSpec) -> Any:
+    """The chosen stages of the encoder's network, with its weights. Raises as `Encoder` does."""
     import timm  # noqa: PLC0415 - takes seconds, and is not needed where the engine is in the cache
 
     try:

@@ -63,6 +63,8 @@ class EncoderSpec(_Frozen):
     interpolation: Interpolation
     decoding: Decoding = "full"
     """`draft` decodes large JPEGs at a fraction of their size, see `dlsr.images.decode`."""
+    output: Literal["stages", "penultimate"] = "stages"
+    """`penultimate`: what the network's own classifier sees instead of `z0`, for baselines that are classifiers."""
     weights: WeightSource = Field(discriminator="kind")
 
     @property

@@ -1,0 +1,154 @@
+"""Detectors that read a classifier: MSP, Energy, DICE and ASH-S (scores by pytorch-ood).
+
+The classifier is a linear head on the pretrained encoder's penultimate features, trained on ID labels.
+"""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dlsr.baselines.base import Baseline, Rows
+from dlsr.baselines.pytorch_ood import pytorch_ood_detector
+from dlsr.encoders import Encoder, encoder_spec
+from dlsr.encoding import Transform, encode_all, open_store
+from dlsr.images import ImageSet
+from dlsr.settings import TrainingSettings
+
+
+class ClassifierBaseline(Baseline):
+    """Base: an encoder with a head trained on ID labels (linear probe).
+
+    Args:
+        encoder: a preset of `dlsr.ENCODERS`, or a network of timm.
+        weights: as for `dlsr.Detector`.
+        epochs: of training the head.
+        batch_size: likewise.
+        lr: likewise, falling like a cosine.
+        store: folder of the feature store; None keeps no features on disk.
+        seed: of everything random.
+        device: `auto`, `cpu`, `cuda`, ..
+        workers: threads that decode.
+    """
+
+    needs_labels = True
+    rows_at_once = 1024
+    share: ClassVar[float] = 0.0
+    """What DICE calls p and ASH its percentile."""
+
+    def __init__(
+        self,
+        encoder: str = "efficientnet_lite0",
+        weights: str | None = None,
+        epochs: int = 30,
+        batch_size: int = 256,
+        lr: float = 1e-3,
+        store: str | None = None,
+        seed: int = 0,
+        device: str = "auto",
+        workers: int = 2,
+    ) -> None:
+        self.encoder = encoder
+        self.weights = weights
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.store = store
+        self.seed = seed
+        self.device = device
+        self.workers = workers
+
+    def _read(self, images: ImageSet, transform: Transform | None) -> tuple[Rows, list[str | None]]:
+        encoder = self._loaded_encoder()
+        store = open_store(Path(self.store) if self.store else None, encoder, transform)
+        encoded = encode_all(encoder, images, store=store, transform=transform, workers=self.workers)
+        return encoded.z0, encoded.errors
+
+    def _loaded_encoder(self) -> Encoder:
+        if not hasattr(self, "_encoder"):
+            spec = encoder_spec(self.encoder, weights=self.weights).model_copy(update={"output": "penultimate"})
+            self._encoder = Encoder(spec, self._device())
+        return self._encoder
+
+    def _tensor(self, rows: Rows) -> Tensor:
+        return torch.from_numpy(rows).to(self._device())
+
+    def _build(self, classes: int) -> nn.Module:
+        c = self._loaded_encoder().c
+        head = nn.Linear(c, classes)
+        head.register_buffer("mean_feature", torch.zeros(c))
+        return head
+
+    def _learn(self, features: Tensor, labels: Tensor | None, checkpoint: Path | None) -> None:
+        assert labels is not None
+        classes = labels.to(features.device)
+
+        def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
+            return F.cross_entropy(self.network_(features[rows]), classes[rows])
+
+        settings = TrainingSettings(
+            epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, lr_decay="cosine", ema_decay=0.999
+        )
+        rows = torch.arange(len(features), device=features.device)
+        self._train(rows, loss, settings, checkpoint, (features, classes))
+        self.network_.get_buffer("mean_feature").copy_(features.mean(dim=0))
+
+    def _scores(self, features: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self._score(features)
+
+    def _score(self, features: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class MSP(ClassifierBaseline):
+    """Maximum softmax probability (Hendrycks & Gimpel 2017), negated."""
+
+    name = "msp"
+
+    def _score(self, features: Tensor) -> Tensor:
+        scores: Tensor = pytorch_ood_detector("MaxSoftmax").score(self.network_(features))
+        return scores
+
+
+class Energy(ClassifierBaseline):
+    """Energy of the logits (Liu et al. 2020)."""
+
+    name = "energy"
+
+    def _score(self, features: Tensor) -> Tensor:
+        scores: Tensor = pytorch_ood_detector("EnergyBased").score(self.network_(features))
+        return scores
+
+
+class DICE(ClassifierBaseline):
+    """Energy of the logits of the head with only its most contributing weights (Sun & Li 2022)."""
+
+    name = "dice"
+    share = 0.9
+
+    def _score(self, features: Tensor) -> Tensor:
+        head: Any = self.network_
+        dice = pytorch_ood_detector("DICE")(None, head.weight, head.bias, self.share)
+        # The mean feature stands for the training features: the mean is all that DICE takes from them.
+        dice.fit_features(head.mean_feature[None].cpu(), torch.zeros(1).long())
+        scores: Tensor = dice.predict_features(features.cpu())
+        return scores
+
+
+class ASHS(ClassifierBaseline):
+    """Energy after activation shaping (Djurisic et al. 2022), on the pooled features."""
+
+    name = "ash-s"
+    share = 0.65
+
+    def _score(self, features: Tensor) -> Tensor:
+        def head(maps: Tensor) -> Tensor:
+            logits: Tensor = self.network_(maps.flatten(1))
+            return logits
+
+        ash = pytorch_ood_detector("ASH")(None, head, variant="ash-s", percentile=self.share)
+        scores: Tensor = ash.predict_feature_maps(features[:, :, None, None])
+        return scores

@@ -1,0 +1,32 @@
+"""The input-complexity score (Serrà et al. 2020, "Input complexity and OOD detection with likelihood-based models").
+
+A likelihood model finds simple images likely whatever they show. What a lossless compressor needs is taken off:
+`S = -log2 p(x) - L(x)`, both in bits per dimension here.
+"""
+
+import io
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+
+def complexity(pixels: NDArray[np.uint8]) -> float:
+    """Bits per dimension of the better of two lossless compressors (PNG, JPEG 2000): uint8, shape `(H, W, 3)`.
+
+    The paper takes the best of PNG, JPEG 2000 and FLIF; Pillow has no FLIF.
+    """
+    image = Image.fromarray(pixels)
+    sizes = []
+    for kind, options in (("PNG", {"optimize": True}), ("JPEG2000", {"irreversible": False})):
+        buffer = io.BytesIO()
+        image.save(buffer, kind, **options)
+        sizes.append(len(buffer.getvalue()))
+    return 8 * min(sizes) / pixels.size
+
+
+def complexity_of(pixels: Tensor) -> Tensor:
+    """`complexity` of each image: uint8 of shape `(n, 3, H, W)` to `(n,)`, on the CPU."""
+    return torch.tensor([complexity(one) for one in pixels.permute(0, 2, 3, 1).cpu().numpy()])

@@ -1,0 +1,88 @@
+"""A diffusion model of pixels, and the three detectors that use one: DDPM, LMD and DiffGuard."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dlsr.baselines.base import Baseline
+from dlsr.diffusion import distort, restore
+from dlsr.errors import MissingExtraError
+from dlsr.schedule import cosine_alpha_bar
+from dlsr.settings import TrainingSettings
+
+T = 1000
+
+
+class PixelDiffusion(Baseline):
+    """Base of detectors with a U-Net (diffusers) that predicts the noise in a distorted image (Ho et al. 2020)."""
+
+    width: int
+    epochs: int
+    batch_size: int
+    lr: float
+    rows_at_once = 32
+
+    def _build(self, classes: int) -> nn.Module:
+        try:
+            from diffusers import UNet2DModel  # noqa: PLC0415 - an optional extra
+        except ImportError:
+            raise MissingExtraError("diffusers", "bench") from None
+        unet: Any = UNet2DModel
+        network: nn.Module = unet(
+            sample_size=self.size,
+            in_channels=3,
+            out_channels=3,
+            layers_per_block=2 if self.width >= 64 else 1,
+            block_out_channels=(self.width, 2 * self.width, 2 * self.width),
+            down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+            norm_num_groups=min(32, self.width // 2),
+        )
+        return network
+
+    def _learn(self, pixels: Tensor, labels: Tensor | None, checkpoint: Path | None) -> None:
+        alpha_bar = cosine_alpha_bar(T).to(pixels.device)
+
+        def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
+            x0 = scaled(rows)
+            t = torch.randint(1, T + 1, (len(x0),), generator=generator).to(x0.device)
+            noise = torch.randn(x0.shape, generator=generator).to(x0.device)
+            xt = distort(x0.flatten(1), t, alpha_bar, noise.flatten(1)).reshape(x0.shape)
+            return F.mse_loss(self._noise_in(xt, t), noise)
+
+        settings = TrainingSettings(
+            epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, weight_decay=0, ema_decay=0.999
+        )
+        self._train(pixels, loss, settings, checkpoint)
+
+    def _noise_in(self, xt: Tensor, t: Tensor) -> Tensor:
+        """The network's guess of the noise: `(n, 3, H, W)` and times `(n,)` to `(n, 3, H, W)`."""
+        network: Any = self.network_
+        noise: Tensor = network(xt, t).sample
+        return noise
+
+    def _x0_of(self, xt: Tensor, t: int, alpha_bar: Tensor) -> Tensor:
+        """The image that the network sees in `xt`, in `[-1, 1]`."""
+        times = torch.full((len(xt),), t, device=xt.device)
+        x0 = (xt - (1 - alpha_bar[t]).sqrt() * self._noise_in(xt, times)) / alpha_bar[t].sqrt()
+        return x0.clamp(-1, 1)
+
+    def _restored(self, x0: Tensor, times: Sequence[int], noise: Tensor) -> Tensor:
+        """Distort to the first of the falling times and restore through all by DDIM, without more noise."""
+        alpha_bar = cosine_alpha_bar(T).to(x0.device)
+        shape = x0.shape
+
+        def denoiser(xt: Tensor, t: int) -> Tensor:
+            return self._x0_of(xt.reshape(shape), t, alpha_bar).flatten(1)
+
+        xt = distort(x0.flatten(1), times[0], alpha_bar, noise.flatten(1))
+        return restore(denoiser, xt, times, alpha_bar).reshape(shape)
+
+
+def scaled(pixels: Tensor) -> Tensor:
+    """Pixel values in `[-1, 1]`."""
+    return pixels.float() / 127.5 - 1

@@ -1,0 +1,57 @@
+"""A small residual network for pixel baselines."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class SmallResNet(nn.Module):
+    """A residual network for 32-pixel images, with group norm, which has no running statistics to save.
+
+    Args:
+        width: channels of the first stage; doubled at each of two halvings.
+        outputs: numbers given for each image.
+        blocks: residual blocks in each of three stages.
+    """
+
+    def __init__(self, width: int, outputs: int, blocks: int = 2) -> None:
+        super().__init__()
+        self.features = 4 * width
+        layers: list[nn.Module] = [nn.Conv2d(3, width, 3, 1, 1, bias=False)]
+        before = width
+        for stage in range(3):
+            after = width * 2**stage
+            for i in range(blocks):
+                layers.append(_Block(before, after, 2 if stage and i == 0 else 1))
+                before = after
+        self.body = nn.Sequential(*layers, nn.GroupNorm(_groups(before), before), nn.ReLU())
+        self.head = nn.Linear(before, outputs)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images in `[-1, 1]`, shape `(n, 3, H, W)`, to shape `(n, outputs)`."""
+        out: Tensor = self.head(self.embed(images))
+        return out
+
+    def embed(self, images: Tensor) -> Tensor:
+        """The pooled features before the head, shape `(n, 4 * width)`."""
+        features: Tensor = self.body(images).mean(dim=(2, 3))
+        return features
+
+
+class _Block(nn.Module):
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.norm_in = nn.GroupNorm(_groups(before), before)
+        self.conv_in = nn.Conv2d(before, after, 3, stride, 1, bias=False)
+        self.norm_out = nn.GroupNorm(_groups(after), after)
+        self.conv_out = nn.Conv2d(after, after, 3, 1, 1, bias=False)
+        same = stride == 1 and before == after
+        self.skip = nn.Identity() if same else nn.Conv2d(before, after, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv_in(F.relu(self.norm_in(x)))
+        out: Tensor = self.skip(x) + self.conv_out(F.relu(self.norm_out(h)))
+        return out
+
+
+def _groups(channels: int) -> int:
+    return max(group for group in (8, 4, 2, 1) if channels % group == 0)

@@ -1,0 +1,44 @@
+"""A perceptual distance of images, by the detector's own pretrained encoder.
+
+The papers use LPIPS (Zhang et al. 2018), whose weights come from a hub. Like LPIPS this compares unit-length
+activations place by place at several depths of a network trained on ImageNet.
+"""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dlsr.encoders.encoder import PixelsToZ0, feature_network
+from dlsr.encoders.presets import encoder_spec
+
+
+class Perception(nn.Module):
+    """The encoder `efficientnet_lite0` at a low resolution."""
+
+    SIZE = 64
+
+    def __init__(self) -> None:
+        super().__init__()
+        spec = encoder_spec("efficientnet_lite0")
+        self.encoder = PixelsToZ0(feature_network(spec), spec.mean, spec.std).eval()
+
+    @staticmethod
+    @lru_cache(maxsize=1)
+    def shared(device: str) -> "Perception":
+        """The one of this process."""
+        return Perception().to(device)
+
+    @torch.no_grad()
+    def distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """Distances of images in `[-1, 1]`: `(n, 3, H, W)` twice to `(n,)`; 0 for equal ones."""
+        maps_a, maps_b = self._maps(a), self._maps(b)
+        return torch.stack(
+            [(x - y).square().sum(dim=1).mean(dim=(1, 2)) for x, y in zip(maps_a, maps_b, strict=True)]
+        ).mean(dim=0)
+
+    def _maps(self, images: Tensor) -> list[Tensor]:
+        larger = F.interpolate(images, size=(self.SIZE, self.SIZE), mode="bilinear")
+        pixels = (127.5 * (larger + 1)).permute(0, 2, 3, 1)
+        return [F.normalize(one, dim=1) for one in self.encoder.network(self.encoder.normalised(pixels))]

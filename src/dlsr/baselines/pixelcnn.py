@@ -1,0 +1,228 @@
+"""PixelCNN++ (Salimans et al. 2017) with the input-complexity score (Serrà et al. 2020).
+
+Two streams run through the network: `u` sees the rows above a pixel, `ul` also what is left of it. Convolutions are
+shifted rather than masked. Each pixel gets a mixture of discretised logistics, green conditioned on red, blue on both.
+"""
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
+
+from dlsr.baselines.base import Baseline
+from dlsr.baselines.complexity import complexity_of
+from dlsr.settings import TrainingSettings
+
+
+class ShiftedConv(nn.Module):
+    """A convolution, and by `stride = 2` a halving, that looks up (`right = True`) or up and left only."""
+
+    def __init__(self, before: int, after: int, kernel: tuple[int, int], right: bool, stride: int = 1) -> None:
+        super().__init__()
+        height, width = kernel
+        sides = (width // 2, width // 2) if right else (width - 1, 0)
+        self.pad = (*sides, height - 1, 0)
+        self.conv = weight_norm(nn.Conv2d(before, after, kernel, stride))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        out: Tensor = self.conv(F.pad(x, self.pad))
+        return out
+
+
+class ShiftedUp(nn.Module):
+    """A transposed convolution that doubles the side and looks where `ShiftedConv` does."""
+
+    def __init__(self, channels: int, right: bool) -> None:
+        super().__init__()
+        self.right = right
+        self.conv = weight_norm(nn.ConvTranspose2d(channels, channels, (2, 3) if right else (2, 2), 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        out: Tensor = self.conv(x)
+        return out[:, :, :, 1:] if self.right else out
+
+
+def shift_down(x: Tensor) -> Tensor:
+    """Each row becomes the one above it."""
+    return F.pad(x, (0, 0, 1, 0))[:, :, :-1]
+
+
+def shift_right(x: Tensor) -> Tensor:
+    """Each column becomes the one left of it."""
+    return F.pad(x, (1, 0, 0, 0))[:, :, :, :-1]
+
+
+def concat_elu(x: Tensor) -> Tensor:
+    """ELU of both signs, in twice the channels."""
+    return F.elu(torch.cat([x, -x], dim=1))
+
+
+class GatedBlock(nn.Module):
+    """A gated residual block, which may look at another stream or a skip connection of `extra` channels."""
+
+    def __init__(self, channels: int, right: bool, extra: int, dropout: float) -> None:
+        super().__init__()
+        kernel = (2, 3) if right else (2, 2)
+        self.conv_in = ShiftedConv(2 * channels, channels, kernel, right)
+        self.extra = weight_norm(nn.Conv2d(2 * extra, channels, 1)) if extra else None
+        self.dropout = nn.Dropout2d(dropout)
+        self.conv_out = ShiftedConv(2 * channels, 2 * channels, kernel, right)
+
+    def forward(self, x: Tensor, extra: Tensor | None = None) -> Tensor:
+        """See the class."""
+        h = self.conv_in(concat_elu(x))
+        if self.extra is not None and extra is not None:
+            h = h + self.extra(concat_elu(extra))
+        value, gate = self.conv_out(self.dropout(concat_elu(h))).chunk(2, dim=1)
+        out: Tensor = x + value * torch.sigmoid(gate)
+        return out
+
+
+class PixelCNNNetwork(nn.Module):
+    """Logits of the mixtures: images in `[-1, 1]`, shape `(n, 3, H, W)`, to `(n, 10 * mixtures, H, W)`.
+
+    Args:
+        channels: of both streams.
+        blocks: in each stream at each of three resolutions, down and up again.
+        mixtures: logistics for each pixel.
+        dropout: inside the blocks.
+    """
+
+    LEVELS = 3
+
+    def __init__(self, channels: int, blocks: int, mixtures: int, dropout: float) -> None:
+        super().__init__()
+        self.blocks = blocks
+        # The fourth channel is one everywhere, so that the border can be told from black.
+        self.first_u = ShiftedConv(4, channels, (2, 3), True)
+        self.first_above = ShiftedConv(4, channels, (1, 3), True)
+        self.first_left = ShiftedConv(4, channels, (2, 1), False)
+        down, up = range(self.LEVELS * blocks), range(self.LEVELS * blocks + self.LEVELS - 1)
+        self.down_u = nn.ModuleList(GatedBlock(channels, True, 0, dropout) for _ in down)
+        self.down_ul = nn.ModuleList(GatedBlock(channels, False, channels, dropout) for _ in down)
+        self.halve_u = nn.ModuleList(ShiftedConv(channels, channels, (2, 3), True, 2) for _ in range(self.LEVELS - 1))
+        self.halve_ul = nn.ModuleList(ShiftedConv(channels, channels, (2, 2), False, 2) for _ in range(self.LEVELS - 1))
+        self.up_u = nn.ModuleList(GatedBlock(channels, True, channels, dropout) for _ in up)
+        self.up_ul = nn.ModuleList(GatedBlock(channels, False, 2 * channels, dropout) for _ in up)
+        self.double_u = nn.ModuleList(ShiftedUp(channels, True) for _ in range(self.LEVELS - 1))
+        self.double_ul = nn.ModuleList(ShiftedUp(channels, False) for _ in range(self.LEVELS - 1))
+        self.last = weight_norm(nn.Conv2d(2 * channels, 10 * mixtures, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+        us = [shift_down(self.first_u(x))]
+        uls = [shift_down(self.first_above(x)) + shift_right(self.first_left(x))]
+        for level in range(self.LEVELS):
+            for i in range(level * self.blocks, (level + 1) * self.blocks):
+                us.append(self.down_u[i](us[-1]))
+                uls.append(self.down_ul[i](uls[-1], us[-1]))
+            if level < self.LEVELS - 1:
+                us.append(self.halve_u[level](us[-1]))
+                uls.append(self.halve_ul[level](uls[-1]))
+        u, ul = us.pop(), uls.pop()
+        i = 0
+        for level in range(self.LEVELS):
+            for _ in range(self.blocks if level == 0 else self.blocks + 1):
+                u = self.up_u[i](u, us.pop())
+                ul = self.up_ul[i](ul, torch.cat([u, uls.pop()], dim=1))
+                i += 1
+            if level < self.LEVELS - 1:
+                u, ul = self.double_u[level](u), self.double_ul[level](ul)
+        out: Tensor = self.last(concat_elu(ul))
+        return out
+
+
+def negative_log_likelihood(logits: Tensor, x: Tensor) -> Tensor:
+    """Nats of each image under the mixtures: logits `(n, 10 * K, H, W)`, images in `[-1, 1]`, to `(n,)`."""
+    n, _, height, width = x.shape
+    mixtures = logits.shape[1] // 10
+    weights = logits[:, :mixtures]
+    rest = logits[:, mixtures:].reshape(n, 3, 3 * mixtures, height, width)
+    means, log_scales, links = rest.chunk(3, dim=2)
+    log_scales, links = log_scales.clamp(min=-7), links.tanh()
+    values = x[:, :, None].expand(-1, -1, mixtures, -1, -1)
+    red, green = values[:, 0], values[:, 1]
+    means = torch.stack(
+        [
+            means[:, 0],
+            means[:, 1] + links[:, 0] * red,
+            means[:, 2] + links[:, 1] * red + links[:, 2] * green,
+        ],
+        dim=1,
+    )
+    centred, precision = values - means, torch.exp(-log_scales)
+    above, below = precision * (centred + 1 / 255), precision * (centred - 1 / 255)
+    inside = (torch.sigmoid(above) - torch.sigmoid(below)).clamp(min=1e-12).log()
+    # Where the bin's share of the logistic vanishes its density at the middle stands in for it.
+    middle = precision * centred
+    density = middle - log_scales - 2 * F.softplus(middle) - math.log(127.5)
+    inside = torch.where(torch.sigmoid(above) - torch.sigmoid(below) > 1e-5, inside, density)
+    log_prob = torch.where(values < -0.999, above - F.softplus(above), inside)
+    log_prob = torch.where(values > 0.999, -F.softplus(below), log_prob)
+    total = log_prob.sum(dim=1) + weights.log_softmax(dim=1)
+    return -total.logsumexp(dim=1).sum(dim=(1, 2))
+
+
+class PixelCNN(Baseline):
+    """Likelihood of an autoregressive model, less the image's complexity.
+
+    Args:
+        channels: of the network's streams.
+        blocks: residual blocks at each resolution.
+        mixtures: logistics for each pixel.
+        dropout: inside the blocks.
+        epochs: of training; the paper's are 150 (appendix B.2).
+        batch_size: likewise.
+        lr: the paper's is 5e-4.
+        seed: of everything random.
+        device: `auto`, `cpu`, `cuda`, ..
+        workers: threads that decode.
+    """
+
+    name = "pixelcnn++"
+
+    def __init__(
+        self,
+        channels: int = 160,
+        blocks: int = 5,
+        mixtures: int = 10,
+        dropout: float = 0.5,
+        epochs: int = 150,
+        batch_size: int = 32,
+        lr: float = 5e-4,
+        seed: int = 0,
+        device: str = "auto",
+        workers: int = 2,
+    ) -> None:
+        self.channels = channels
+        self.blocks = blocks
+        self.mixtures = mixtures
+        self.dropout = dropout
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.seed = seed
+        self.device = device
+        self.workers = workers
+
+    def _build(self, classes: int) -> nn.Module:
+        return PixelCNNNetwork(self.channels, self.blocks, self.mixtures, self.dropout)
+
+    def _bits(self, pixels: Tensor) -> Tensor:
+        """Bits per dimension of images: uint8 `(n, 3, H, W)` to `(n,)`."""
+        x = pixels.float() / 127.5 - 1
+        return negative_log_likelihood(self.network_(x).float(), x) / (x[0].numel() * math.log(2))
+
+    def _learn(self, pixels: Tensor, labels: Tensor | None, checkpoint: Path | None) -> None:
+        settings = TrainingSettings(epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, ema_decay=0.999)
+        self._train(pixels, lambda rows, _: self._bits(rows).mean(), settings, checkpoint)
+
+    @torch.no_grad()
+    def _scores(self, pixels: Tensor) -> Tensor:
+        return self._bits(pixels).cpu() - complexity_of(pixels)

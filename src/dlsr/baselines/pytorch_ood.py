@@ -1,0 +1,18 @@
+"""Where scores come from that pytorch-ood keeps."""
+
+from typing import Any
+
+from dlsr.errors import MissingExtraError
+
+
+def pytorch_ood_detector(name: str) -> Any:
+    """A detector class of pytorch-ood.
+
+    Raises:
+        MissingExtraError: without it.
+    """
+    try:
+        from pytorch_ood import detector  # noqa: PLC0415 - an optional extra
+    except ImportError:
+        raise MissingExtraError("pytorch-ood", "bench") from None
+    return getattr(detector, name)

@@ -1,0 +1,159 @@
+"""SimCLR (Chen et al. 2020) trained on the ID images; Mahalanobis or nearest-neighbour distance of its features.
+
+The training loop is our own and short, for lightly brings PyTorch Lightning; the scores are pytorch-ood's.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dlsr.baselines.base import Baseline
+from dlsr.baselines.diffusion import scaled
+from dlsr.baselines.networks import SmallResNet
+from dlsr.baselines.pytorch_ood import pytorch_ood_detector
+from dlsr.settings import TrainingSettings
+
+REFERENCES = 20_000
+
+
+def nt_xent(z: Tensor, temperature: float) -> Tensor:
+    """The normalised-temperature cross entropy of two views, one after the other: shape `(2 * n, d)` to `()`."""
+    z = F.normalize(z, dim=1)
+    similar = z @ z.T / temperature
+    similar.fill_diagonal_(-torch.inf)
+    n = len(z) // 2
+    partner = torch.arange(2 * n, device=z.device).roll(n)
+    return F.cross_entropy(similar, partner)
+
+
+def augmented(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """SimCLR's augmentations for small images, each image its own: uint8 `(n, 3, H, W)` to `[-1, 1]`.
+
+    Random resized crop, mirror, colour jitter (brightness, contrast, saturation) and greyscale; no blur, as for
+    CIFAR-10 in the paper (appendix B.9).
+    """
+    n, size = len(pixels), pixels.shape[-1]
+
+    def uniform(low: float, high: float) -> Tensor:
+        return (torch.rand(n, generator=generator) * (high - low) + low).to(pixels.device)
+
+    side = uniform(0.2, 1.0).sqrt()
+    shift_x, shift_y = ((1 - side) * uniform(-1, 1) for _ in range(2))
+    mirror = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
+    zero = torch.zeros_like(side)
+    rows = [torch.stack([side * mirror, zero, shift_x], dim=1), torch.stack([zero, side, shift_y], dim=1)]
+    grid = F.affine_grid(torch.stack(rows, dim=1), [n, 3, size, size], align_corners=False)
+    images = F.grid_sample(pixels.float() / 255, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    jittered = images * uniform(0.6, 1.4)[:, None, None, None]
+    mean = jittered.mean(dim=(1, 2, 3), keepdim=True)
+    jittered = (jittered - mean) * uniform(0.6, 1.4)[:, None, None, None] + mean
+    grey = jittered.mean(dim=1, keepdim=True)
+    jittered = (jittered - grey) * uniform(0.6, 1.4)[:, None, None, None] + grey
+    images = torch.where((uniform(0, 1) < 0.8)[:, None, None, None], jittered, images)
+    grey = images.mean(dim=1, keepdim=True)
+    images = torch.where((uniform(0, 1) < 0.2)[:, None, None, None], grey.expand_as(images), images)
+    return images.clamp(0, 1) * 2 - 1
+
+
+class SimCLR(Baseline):
+    """Base of the two detectors on SimCLR features.
+
+    Args:
+        width: channels of the network's first stage.
+        projection: dimension of the space of the loss.
+        temperature: of the loss.
+        epochs: of training.
+        batch_size: images, of which each gives two views.
+        lr: learning rate, falling like a cosine.
+        neighbours: `k`; for KNN alone.
+        seed: of everything random.
+        device: `auto`, `cpu`, `cuda`, ..
+        workers: threads that decode.
+    """
+
+    rows_at_once = 256
+
+    def __init__(
+        self,
+        width: int = 64,
+        projection: int = 128,
+        temperature: float = 0.5,
+        epochs: int = 500,
+        batch_size: int = 512,
+        lr: float = 1e-3,
+        neighbours: int = 50,
+        seed: int = 0,
+        device: str = "auto",
+        workers: int = 2,
+    ) -> None:
+        self.width = width
+        self.projection = projection
+        self.temperature = temperature
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.neighbours = neighbours
+        self.seed = seed
+        self.device = device
+        self.workers = workers
+
+    network_: SmallResNet
+
+    def _build(self, classes: int) -> SmallResNet:
+        return SmallResNet(self.width, self.projection)
+
+    def _learn(self, pixels: Tensor, labels: Tensor | None, checkpoint: Path | None) -> None:
+        def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
+            views = torch.cat([augmented(rows, generator) for _ in range(2)])
+            return nt_xent(self.network_(views).float(), self.temperature)
+
+        settings = TrainingSettings(
+            epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, lr_decay="cosine", ema_decay=0.999
+        )
+        self._train(pixels, loss, settings, checkpoint)
+        self.network_.eval()
+        chosen = pixels[torch.randperm(len(pixels))[:REFERENCES].to(pixels.device)]
+        self._set_references(torch.cat([self._embed(rows) for rows in torch.split(chosen, 256)]))
+
+    def _set_references(self, features: Tensor) -> None:
+        self.network_.register_buffer("references", features)
+        self._scorer = self._fitted_scorer(features.cpu())
+
+    def _restore(self, tensors: dict[str, Tensor], classes: int) -> None:
+        self.network_ = self._build(classes)
+        self.network_.register_buffer("references", torch.empty_like(tensors["references"]))
+        self.network_.load_state_dict(tensors)
+        self._scorer = self._fitted_scorer(tensors["references"])
+
+    def _fitted_scorer(self, features: Tensor) -> Any:
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def _embed(self, pixels: Tensor) -> Tensor:
+        return self.network_.embed(scaled(pixels))
+
+    def _scores(self, pixels: Tensor) -> Tensor:
+        scores: Tensor = self._scorer.predict_features(self._embed(pixels).cpu())
+        return scores
+
+
+class SimCLRMahalanobis(SimCLR):
+    """Mahalanobis distance to one Gaussian, for there are no labels (Xiao et al. 2021)."""
+
+    name = "simclr+mahalanobis"
+
+    def _fitted_scorer(self, features: Tensor) -> Any:
+        return pytorch_ood_detector("Mahalanobis")(None).fit_features(features, torch.zeros(len(features)).long())
+
+
+class SimCLRKNN(SimCLR):
+    """Distance to the k-th nearest training image, of unit-length features (Sun et al. 2022)."""
+
+    name = "simclr+knn"
+
+    def _fitted_scorer(self, features: Tensor) -> Any:
+        knn = pytorch_ood_detector("KNN")(None, k=min(self.neighbours, len(features)))
+        return knn.fit_features(features, torch.zeros(len(features)).long())
