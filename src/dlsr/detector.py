@@ -274,7 +274,12 @@ class Detector(Estimator):
     # Scoring
 
     def results(
-        self, images: ImagesLike, *, batch_size: int | None = None, progress: Progress | None = None
+        self,
+        images: ImagesLike,
+        *,
+        transform: Transform | None = None,
+        batch_size: int | None = None,
+        progress: Progress | None = None,
     ) -> Iterator[Result]:
         """Score images one after the other, in order; unreadable ones are results with an error.
 
@@ -282,6 +287,7 @@ class Detector(Estimator):
 
         Args:
             images: see `dlsr.open_images`.
+            transform: made to each image first, for benchmarks.
             batch_size: images in one call of the engine, of no account for scores; None for what it is quickest with.
             progress: told of each image done.
         """
@@ -291,7 +297,8 @@ class Detector(Estimator):
         for chunk in encode_chunks(
             encoder,
             open_images(images),
-            store=open_store(self._store_root(), encoder),
+            store=open_store(self._store_root(), encoder, transform),
+            transform=transform,
             batch_size=batch_size,
             workers=self.workers,
             progress=progress,
@@ -305,9 +312,9 @@ class Detector(Estimator):
                 score, p_value, top_layer = next(rows)
                 yield Result(name, float(score), float(p_value), bool(score > cut), top_layer)
 
-    def score_samples(self, images: ImagesLike) -> Array:
+    def score_samples(self, images: ImagesLike, *, transform: Transform | None = None) -> Array:
         """Scores of images, shape `(N,)`, larger = more OOD; NaN, and a warning, for unreadable ones."""
-        results = list(self.results(images))
+        results = list(self.results(images, transform=transform))
         self._warn_of({r.path: r.error for r in results if r.error is not None})
         return np.array([np.nan if r.score is None else r.score for r in results])
 
@@ -408,6 +415,11 @@ class Detector(Estimator):
         """The encoder's name; None for a model fitted to features."""
         self._check_fitted()
         return self._spec.name if self._spec else None
+
+    def learned_tensors(self) -> dict[str, torch.Tensor]:
+        """What fitting learned, by name."""
+        self._check_fitted()
+        return self._scorer.tensors()
 
     def with_settings(self, *, seed: int | None = None, score: str | None = None) -> "Detector":
         """The same trained model scoring with the noise of another seed, or another score of the same network.

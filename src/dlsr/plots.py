@@ -29,7 +29,7 @@ def save_histogram(path: Path, id_scores: Scores, ood_scores: Mapping[str, Score
     axes.set_xlabel("score (larger = more OOD)")
     axes.set_ylabel("density")
     axes.legend(frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def save_roc(path: Path, id_scores: Scores, ood_scores: Mapping[str, Scores]) -> None:
@@ -44,7 +44,7 @@ def save_roc(path: Path, id_scores: Scores, ood_scores: Mapping[str, Scores]) ->
     axes.set_xlabel("ID images refused")
     axes.set_ylabel("OOD images refused")
     axes.legend(frameon=False, loc="lower right")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def save_speed(path: Path, measured: Mapping[str, Any]) -> None:
@@ -67,17 +67,23 @@ def save_speed(path: Path, measured: Mapping[str, Any]) -> None:
     costs.set(xlabel="images scored", ylabel="peak memory, MiB", xscale="log")
     costs.set_ylim(0, 1.1 * max(row["peak_memory_bytes"] for row in measured["growth"]) / 2**20)
     for axes in (rates, costs):
-        axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
+        bare(axes)
+    save_figure(figure, path)
 
 
 def _figure() -> tuple[Figure, Any]:
     figure = Figure(figsize=_SIZE, layout="constrained")
     axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
+    bare(axes)
     return figure, axes
 
 
-def _save(figure: Figure, path: Path) -> None:
+def bare(axes: Any) -> None:
+    """Take away the lines above and at the right of a picture."""
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a picture. Raises OutputError if it cannot be written."""
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=130)

@@ -2,13 +2,32 @@
 
 import json
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from dlsr.cli.console import progress_bars, say, say_unreadable, show_report, show_speed, stdout
+from dlsr.cli.bench import bench_app
+from dlsr.cli.console import progress_bars, say, say_unreadable, show_report, stdout
+from dlsr.cli.options import (
+    BackendName,
+    BackendOption,
+    DecodingName,
+    Device,
+    FormatName,
+    Json,
+    Model,
+    NoStore,
+    ProtocolName,
+    Quiet,
+    Rate,
+    Store,
+    Weights,
+    Workers,
+    named_sets,
+    numbers,
+    store_of,
+)
 from dlsr.errors import NoImagesError, SettingsError
 
 # The library is imported inside the commands: it takes seconds, and `dlsr --help` must not.
@@ -19,55 +38,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Know when an image is not what your model was made for.",
 )
-
-
-class ProtocolName(StrEnum):
-    """Evaluation protocols."""
-
-    NATIVE = "native"
-    MATCHED = "matched"
-
-
-class BackendName(StrEnum):
-    """What runs the encoder."""
-
-    AUTO = "auto"
-    TORCH = "torch"
-    COMPILE = "compile"
-    ONNXRUNTIME = "onnxruntime"
-    OPENVINO = "openvino"
-
-
-class DecodingName(StrEnum):
-    """How JPEGs are decoded."""
-
-    FULL = "full"
-    DRAFT = "draft"
-
-
-class FormatName(StrEnum):
-    """Export formats."""
-
-    ONNX = "onnx"
-    OPENVINO = "openvino"
-
-
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no remarks.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ..")]
-BackendOption = Annotated[BackendName, typer.Option(help="What runs the encoder.")]
-Store = Annotated[Path | None, typer.Option(help="Folder of the feature store.", show_default="~/.cache/dlsr/features")]
-NoStore = Annotated[bool, typer.Option("--no-store", help="Keep no features on disk.")]
-Workers = Annotated[int, typer.Option(min=1, help="Threads that read and decode images.")]
-Weights = Annotated[str | None, typer.Option(help="Encoder weights: a .safetensors or .pth file, or 'random'.")]
-Model = Annotated[Path, typer.Argument(help="Model directory that `dlsr fit` wrote.")]
-Rate = Annotated[float | None, typer.Option("--false-alarm-rate", help="Share of ID images that may be called OOD.")]
-
-
-def _store(store: Path | None, no_store: bool) -> Path | None:
-    from dlsr.store import default_store_root  # noqa: PLC0415
-
-    return None if no_store else store or default_store_root()
 
 
 @app.command()
@@ -110,10 +80,10 @@ def fit(
         encoder,
         score,
         preset=preset,
-        stages=_numbers(stages, "--stages"),
+        stages=numbers(stages, "--stages"),
         weights=weights,
         decoding=decoding.value,
-        t=_numbers(t, "--t"),
+        t=numbers(t, "--t"),
         draws=draws,
         epochs=epochs,
         batch_size=batch_size,
@@ -125,7 +95,7 @@ def fit(
         seed=seed,
         device=device,
         backend=backend.value,
-        store=_store(store, no_store),
+        store=store_of(store, no_store),
         workers=workers,
     )
     found = open_images(images)
@@ -222,7 +192,7 @@ def evaluate(
     """Measure how well a model separates ID from OOD images: AUROC, AUPR, FPR95."""
     from dlsr.evaluation import evaluate as run  # noqa: PLC0415
 
-    sets = _named_sets(ood)
+    sets = named_sets(ood)
     detector = _load(model, weights, device, backend, store, no_store, workers, None)
     with progress_bars(quiet) as bars:
         done = run(
@@ -304,7 +274,7 @@ def export(
     if int8:
         if kind is not FormatName.OPENVINO or id_images is None or not ood:
             raise SettingsError("--int8 needs --format openvino, --id IMAGES and --ood NAME=IMAGES")
-        report = detector.export_int8(output, id_images, _named_sets(ood))
+        report = detector.export_int8(output, id_images, named_sets(ood))
         said = (
             f"8 bits cost {100 * report.loss:.2f} points of AUROC and score {report.times_as_fast:.2f} times as fast; "
             "calibrated anew on the ID images"
@@ -375,56 +345,7 @@ def demo(
     say(f"wrote {', '.join(str(path) for path in written)} and the model {output / 'model'}", quiet)
 
 
-bench_app = typer.Typer(no_args_is_help=True, help="Measure.")
 app.add_typer(bench_app, name="bench")
-
-
-@bench_app.command()
-def speed(
-    output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write; a picture lies beside it.")],
-    images: Annotated[Path | None, typer.Option(help="Folder or tar; without it, photographs of scikit-learn.")] = None,
-    backends: Annotated[str | None, typer.Option(help="Such as torch,openvino; all but compile if not given.")] = None,
-    batch_sizes: Annotated[str, typer.Option(help="Images encoded at once.")] = "1,4,32",
-    count: Annotated[int, typer.Option(min=1, help="Images a round.")] = 256,
-    growth: Annotated[str, typer.Option(help="Numbers of images over which cost is watched.")] = "256,1024",
-    vectors: Annotated[int, typer.Option(min=2, help="Feature vectors in the timed epoch.")] = 8192,
-    encoder: Annotated[str, typer.Option(help="Encoder preset, or a network of timm.")] = "efficientnet_lite0",
-    preset: Annotated[str, typer.Option(help="Whose network and training are timed.")] = "default",
-    decoding: DecodingName = DecodingName.FULL,
-    weights: Weights = None,
-    workers: Workers = 2,
-    quiet: Quiet = False,
-) -> None:
-    """Images per second of each backend against its encoder alone, memory, and training against matrix products."""
-    from dlsr.bench.speed import SpeedSettings, default_backends, measure_speed  # noqa: PLC0415
-    from dlsr.plots import save_speed  # noqa: PLC0415
-    from dlsr.report_files import write_json  # noqa: PLC0415
-
-    settings = SpeedSettings(
-        backends=_backends(backends) if backends else default_backends(),
-        batch_sizes=_numbers(batch_sizes, "--batch-sizes") or (),
-        images=count,
-        growth=_numbers(growth, "--growth") or (),
-        vectors=vectors,
-        encoder=encoder,
-        weights=weights,
-        preset=preset,
-        decoding=decoding.value,
-        workers=workers,
-    )
-    measured = measure_speed(settings, images, lambda what: say(f"measuring {what}", quiet))
-    write_json(output, {"command": "dlsr " + " ".join(sys.argv[1:]), **measured})
-    save_speed(output.with_suffix(".png"), measured)
-    show_speed(measured)
-
-
-def _backends(text: str) -> Any:
-    import torch  # noqa: PLC0415
-
-    from dlsr.engines import choose_backend  # noqa: PLC0415
-
-    names: list[Any] = text.split(",")
-    return tuple(choose_backend(name, torch.device("cpu")) for name in names)
 
 
 class _Counts:
@@ -455,21 +376,11 @@ def _load(
     from dlsr.detector import Detector  # noqa: PLC0415
 
     detector = Detector.load(
-        model, weights=weights, device=device, backend=backend.value, store=_store(store, no_store), workers=workers
+        model, weights=weights, device=device, backend=backend.value, store=store_of(store, no_store), workers=workers
     )
     if false_alarm_rate is not None:
         detector.false_alarm_rate = false_alarm_rate
     return detector
-
-
-def _named_sets(ood: list[str]) -> dict[str, Path]:
-    sets: dict[str, Path] = {}
-    for one in ood:
-        name, separator, path = one.partition("=")
-        if not (name and separator and path) or name in sets:
-            raise SettingsError(f"--ood takes NAME=FOLDER, each name once, got '{one}'")
-        sets[name] = Path(path)
-    return sets
 
 
 def _quiet_library() -> Any:
@@ -479,15 +390,6 @@ def _quiet_library() -> Any:
     from dlsr.detector import UnreadableImagesWarning  # noqa: PLC0415
 
     return warnings.catch_warnings(action="ignore", category=UnreadableImagesWarning)
-
-
-def _numbers(text: str | None, option: str) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise SettingsError(f"{option} takes whole numbers with commas between them, got '{text}'") from None
 
 
 def _print_json(value: Any) -> None:

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from dlsr.baselines import DetectorInfo
     from dlsr.evaluation import Report
     from dlsr.training import EpochLog
 
@@ -139,3 +140,14 @@ def show_speed(measured: Mapping[str, Any]) -> None:
             f"training in {row['precision']}: {row['gflops']:.0f} GFLOP/s, {100 * row['share_of_products']:.0f} % of "
             "bare matrix products of the same shapes"
         )
+
+
+def show_detectors(detectors: "Mapping[str, DetectorInfo]") -> None:
+    """The registry as a table."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("detector", "kind", "paper", "needs", "cost at full size"):
+        table.add_column(column, overflow="fold")
+    for info in detectors.values():
+        needs = [what for what, needed in (("labels", info.needs_labels), ("GPU", info.needs_gpu)) if needed]
+        table.add_row(info.name, info.kind, info.paper, ", ".join(needs), info.cost)
+    stdout.print(table)

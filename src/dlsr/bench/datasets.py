@@ -1,0 +1,230 @@
+"""The paper's benchmark sets by name, found below a data root: as a folder, a tar or as torchvision keeps them."""
+
+import tarfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlsr.errors import InputError, SettingsError
+from dlsr.images import ImageSet, open_images
+
+Part = Literal["train", "test"]
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """A benchmark set."""
+
+    name: str
+    test_images: int
+    """In the whole test set, as the paper or the set's authors count them."""
+    where: str
+    """Where to get it."""
+    aliases: tuple[str, ...] = ()
+    """Other names of its folder or tar."""
+    torchvision: str | None = None
+    """Class of torchvision that reads and, if asked, downloads it."""
+    train_images: int = 0
+    """In the training set, for sets that can be ID."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of its folder or tar, most likely first."""
+        return (self.name, *self.aliases)
+
+
+DATASETS: Mapping[str, DatasetInfo] = {
+    info.name: info
+    for info in (
+        DatasetInfo("cifar10", 10_000, "https://www.cs.toronto.edu/~kriz/cifar.html", ("cifar10_jpeg", "cifar-10"),
+                    "CIFAR10", 50_000),
+        DatasetInfo("cifar100", 10_000, "https://www.cs.toronto.edu/~kriz/cifar.html", ("cifar-100",), "CIFAR100",
+                    50_000),
+        DatasetInfo("celeba", 19_962, "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html (aligned images)", (),
+                    None, 162_770),
+        DatasetInfo("imagenet100", 5_000, "the 100 classes of https://image-net.org that the paper names",
+                    ("imagenet-100",), None, 130_000),
+        DatasetInfo("svhn", 26_032, "http://ufldl.stanford.edu/housenumbers", ("svhn_crops",), "SVHN"),
+        DatasetInfo("lsun-c", 10_000, "LSUN (crop) of https://github.com/facebookresearch/odin", ("LSUN",)),
+        DatasetInfo("lsun-r", 10_000, "LSUN (resize) of https://github.com/facebookresearch/odin", ("LSUN_resize",)),
+        DatasetInfo("isun", 8_925, "iSUN of https://github.com/facebookresearch/odin", ("iSUN",)),
+        DatasetInfo("textures", 5_640, "https://www.robots.ox.ac.uk/~vgg/data/dtd", ("dtd", "dtd_5classes"), "DTD"),
+        DatasetInfo("places365", 10_000, "http://places2.csail.mit.edu", ("places",)),
+        DatasetInfo("sun", 10_000, "SUN of https://github.com/deeplearning-wisc/large_scale_ood", ("SUN",)),
+        DatasetInfo("inaturalist", 10_000, "iNaturalist of https://github.com/deeplearning-wisc/large_scale_ood",
+                    ("iNaturalist",)),
+        DatasetInfo("mnist", 10_000, "https://yann.lecun.com/exdb/mnist", ("mnist_test",), "MNIST"),
+        DatasetInfo("fmnist", 10_000, "https://github.com/zalandoresearch/fashion-mnist", ("fashion-mnist",),
+                    "FashionMNIST"),
+        DatasetInfo("kmnist", 10_000, "http://codh.rois.ac.jp/kmnist", (), "KMNIST"),
+        DatasetInfo("omniglot", 13_180, "https://github.com/brendenlake/omniglot", (), "Omniglot"),
+        DatasetInfo("notmnist", 18_724, "https://yaroslavvb.blogspot.com/2011/09/notmnist-dataset.html",
+                    ("notMNIST_small",)),
+        DatasetInfo("tiny-imagenet", 10_000, "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+                    ("tiny_imagenet_val", "tiny-imagenet-200")),
+    )
+}  # fmt: skip
+"""Benchmark sets by name."""
+
+CIFAR_LIKE: Mapping[str, tuple[str, ...]] = {
+    "bird": ("n01855672", "n02002724", "n02056570", "n02058221"),
+    "cat": ("n02123045", "n02123394", "n02124075"),
+    "dog": ("n02085620", "n02094433", "n02099601", "n02099712", "n02106662", "n02113799"),
+    "deer": ("n02423022",),
+    "frog": ("n01641577", "n01644900"),
+    "ship": ("n03447447", "n03662601"),
+    "automobile, truck": (
+        "n02814533", "n03100240", "n03444034", "n03670208", "n03796401", "n03977966", "n04146614", "n04285008",
+        "n04465501", "n04487081",
+    ),
+}  # fmt: skip
+"""Tiny-ImageNet classes that show what CIFAR-10 shows: goose, black stork, king penguin, albatross; tabby, Persian,
+Egyptian cat; Chihuahua, Yorkshire terrier, golden retriever, Labrador, German shepherd, poodle; gazelle; bullfrog,
+tailed frog; gondola, lifeboat; beach wagon, convertible, go-kart, limousine, moving van, police van, school bus,
+sports car, tractor, trolleybus."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The images of a set, and what has to be said of them."""
+
+    images: ImageSet
+    labels: NDArray[np.int64] | None
+    """Class of each image, from 0; None if they cannot be told."""
+    remarks: tuple[str, ...] = ()
+
+
+def open_dataset(
+    name: str,
+    root: Path | None,
+    *,
+    part: Part = "test",
+    against: str | None = None,
+    places: Mapping[str, Path] | None = None,
+    download: bool = False,
+) -> Dataset:
+    """Find a benchmark set.
+
+    Args:
+        name: of `DATASETS`.
+        root: folder below which sets lie, each as a folder or a `.tar` of its name or one of its aliases.
+        part: `train` or `test`; a folder or tar with such parts is cut down to the one.
+        against: the ID set: an OOD set loses the classes that it has in common with it, and says so.
+        places: where single sets are, by name, instead of the root.
+        download: let torchvision download what it can.
+
+    Raises:
+        SettingsError: for an unknown name, with what is allowed.
+        InputError: if the set is not there, with where to get it.
+    """
+    if name not in DATASETS:
+        raise SettingsError(f"unknown dataset '{name}'; choose among {', '.join(DATASETS)}")
+    info = DATASETS[name]
+    path = (places or {}).get(name) or _found(info, root)
+    remarks: list[str] = []
+    if path is not None:
+        images = open_images(path)
+        chosen = ImageSet([item for item in images.items if f"/{part}/" in item.name]) if part else images
+        images = chosen if chosen.items else images
+        labels = labels_of(images)
+        if name == "tiny-imagenet" and against == "cifar10":
+            images, removed = without_cifar_like(images, tiny_imagenet_classes(path, images))
+            remarks.append(f"{removed} images of classes that show what CIFAR-10 shows were removed")
+            labels = None
+    elif info.torchvision and root is not None:
+        dataset = _from_torchvision(info, root, part, download)
+        images = open_images(dataset)
+        labels = None if not hasattr(dataset, "targets") else np.asarray(dataset.targets, dtype=np.int64)
+    else:
+        raise _missing(info, root)
+    expected = info.train_images if part == "train" else info.test_images
+    if len(images) != expected:
+        remarks.append(f"{len(images)} images; the whole set has {expected}")
+    return Dataset(images, labels, tuple(remarks))
+
+
+def labels_of(images: ImageSet) -> NDArray[np.int64] | None:
+    """Classes by the folder that each image lies in; None if all lie in one."""
+    folders = [Path(item.name).parent.name for item in images.items]
+    names = sorted(set(folders))
+    return np.array([names.index(one) for one in folders]) if len(names) > 1 else None
+
+
+def without_cifar_like(images: ImageSet, classes: Mapping[str, str]) -> tuple[ImageSet, int]:
+    """Tiny-ImageNet without the classes that show what CIFAR-10 shows, and how many images that took away.
+
+    Args:
+        images: of Tiny-ImageNet.
+        classes: WordNet id of each image by its file's name.
+    """
+    like = {wnid for wnids in CIFAR_LIKE.values() for wnid in wnids}
+    kept = ImageSet([item for item in images.items if classes[Path(item.name).name] not in like])
+    return kept, len(images) - len(kept)
+
+
+def tiny_imagenet_classes(path: Path, images: ImageSet) -> dict[str, str]:
+    """WordNet id of each image by its file's name: from `val_annotations.txt`, or the folders' names.
+
+    Raises:
+        InputError: if they cannot be told.
+    """
+    lines = _annotations(path)
+    if lines is not None:
+        return dict(line.split("\t")[:2] for line in lines)
+    parents = {Path(item.name).name: Path(item.name).parts for item in images.items}
+    classes = {
+        name: next((p for p in parts if p[:1] == "n" and p[1:].isdigit()), "") for name, parts in parents.items()
+    }
+    if not all(classes.values()):
+        raise InputError(f"'{path}' has neither val_annotations.txt nor folders named by WordNet id; get it whole")
+    return classes
+
+
+def _annotations(path: Path) -> list[str] | None:
+    if path.is_dir():
+        files = sorted(path.rglob("val_annotations.txt"))
+        return files[0].read_text().splitlines() if files else None
+    with tarfile.open(path) as tar:
+        for member in tar:
+            file = tar.extractfile(member) if member.name.endswith("val_annotations.txt") else None
+            if file is not None:
+                return file.read().decode().splitlines()
+    return None
+
+
+def _found(info: DatasetInfo, root: Path | None) -> Path | None:
+    if root is None:
+        return None
+    candidates: Iterable[Path] = (root / f"{name}{suffix}" for name in info.names for suffix in ("", ".tar", ".tar.gz"))
+    return next((path for path in candidates if path.exists()), None)
+
+
+def _from_torchvision(info: DatasetInfo, root: Path, part: Part, download: bool) -> Any:
+    from torchvision import datasets  # noqa: PLC0415 - slow to import
+
+    make: Callable[..., Any] = getattr(datasets, str(info.torchvision))
+    options: dict[str, Any] = {"download": download}
+    if info.torchvision in ("SVHN", "DTD"):
+        options["split"] = part
+    elif info.torchvision == "Omniglot":
+        options["background"] = part == "train"
+    else:
+        options["train"] = part == "train"
+    try:
+        return make(str(root), **options)
+    except (RuntimeError, OSError) as error:
+        raise _missing(info, root) from error
+
+
+def _missing(info: DatasetInfo, root: Path | None) -> InputError:
+    names = " or ".join(f"{name}[.tar]" for name in info.names)
+    below = f"below '{root}'" if root else "given"
+    download = ", or let torchvision fetch it with --download" if info.torchvision else ""
+    return InputError(
+        f"the dataset '{info.name}' is not {below}; get it from {info.where} and put its images into {names}, or say "
+        f"where they are with --set {info.name}=PATH{download}"
+    )

@@ -1,0 +1,53 @@
+"""Contact sheets of the worst failures (paper, appendix D): ID images refused, OOD images accepted."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from dlsr.files import replacing
+from dlsr.images import ImageSet, decode
+
+SHOWN = 8
+THUMBNAIL = 96
+
+
+def save_failures(
+    path: Path, images: Mapping[str, ImageSet], scores: Mapping[str, NDArray[np.float64]], title: str
+) -> None:
+    """Write a sheet: the ID images that look most OOD, then of each OOD set those that look most ID.
+
+    Args:
+        path: PNG to write.
+        images: by set; the ID set's name is `ID`.
+        scores: likewise, of each image; NaN for unreadable ones. Above each image stands the share of ID images
+            that score as high or higher (the false-alarm rate, were the threshold here).
+        title: of the sheet.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
+    names = ["ID", *(name for name in images if name != "ID")]
+    figure = Figure(figsize=(1.2 * SHOWN, 1.6 * len(names)), layout="constrained")
+    grid = figure.subplots(len(names), SHOWN, squeeze=False)
+    inside = np.sort(scores["ID"][np.isfinite(scores["ID"])])
+    for row, name in zip(grid, names, strict=True):
+        order = [i for i in np.argsort(scores[name]) if np.isfinite(scores[name][i])]
+        chosen = order[::-1][:SHOWN] if name == "ID" else order[:SHOWN]
+        for axes, i in zip(row, [*chosen, *[None] * (SHOWN - len(chosen))], strict=True):
+            axes.set_axis_off()
+            if i is not None:
+                image = decode(images[name].items[i].read())
+                image.thumbnail((THUMBNAIL, THUMBNAIL))
+                axes.imshow(np.asarray(image), interpolation="nearest")
+                share = 1 - np.searchsorted(inside, scores[name][i], side="left") / len(inside)
+                axes.set_title(f"{100 * share:.1f} %", fontsize=8)
+        row[0].text(
+            -0.15, 0.5, f"{name}: most {'OOD' if name == 'ID' else 'ID'}", transform=row[0].transAxes, rotation=90,
+            ha="right", va="center", fontsize=8,
+        )  # fmt: skip
+    figure.suptitle(title, fontsize=10)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=130)

@@ -1,0 +1,76 @@
+"""Comparisons as Markdown, beside what the paper printed."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+METRICS = {"auroc": "AUROC", "fpr95_id_positive": "FPR95", "aupr_ood": "AUPR-OOD", "aupr_id": "AUPR-ID"}
+
+
+def comparison_table(report: Mapping[str, Any], metric: str = "auroc") -> str:
+    """One metric of every detector on every OOD set, in percent, best average first; as Markdown.
+
+    Args:
+        report: as `dlsr.bench.compare.compare` gives it.
+        metric: of `METRICS`.
+    """
+    done = [row for row in report["rows"] if "why" not in row]
+    names = [name for name in report["images"] if name not in ("train", "ID")]
+    larger = metric != "fpr95_id_positive"
+    done.sort(key=lambda row: _average(row, names, metric), reverse=larger)
+    lines = [
+        f"| detector | kind | {' | '.join(names)} | average | images/s | training images | fit, s |",
+        "|---" * (len(names) + 6) + "|",
+    ]
+    for row in done:
+        cells = [_cell(row, name, metric) for name in names]
+        lines.append(
+            f"| {row['detector']} | {row['kind']} | {' | '.join(cells)} | {_average(row, names, metric):.2f} "
+            f"| {row['images_per_second']:.3g} | {row['training_images']} | {row['fit_seconds']:.0f} |"
+        )
+    for row in report["rows"]:
+        if "why" in row:
+            lines.append(f"| {row['detector']} | | cannot run: {row['why']} " + "| " * (len(names) + 3) + "|")
+    return "\n".join(lines)
+
+
+def suite_tables(report: Mapping[str, Any]) -> str:
+    """A suite's tables for each ID set, the paper's numbers below ours; as Markdown."""
+    parts: list[str] = []
+    for id, one in report["ids"].items():
+        parts.append(f"### {report['table']}, ID {id}")
+        if "why" in one:
+            parts.append(f"Cannot run: {one['why']}")
+            continue
+        remarks = [f"{name}: {remark}" for name, said in one["remarks"].items() for remark in said]
+        remarks += [f"{name} is missing: {why}" for name, why in one["missing"].items()]
+        if remarks:
+            parts.append("\n".join(f"- {remark}" for remark in remarks))
+        for metric in ("auroc", "fpr95_id_positive"):
+            parts.append(f"{METRICS[metric]} in %, measured:")
+            parts.append(comparison_table(one, metric))
+            for printed in one["printed"]:
+                if printed["metric"] == metric:
+                    parts.append(f"{METRICS[metric]} in %, printed in the paper ({printed['encoder']}):")
+                    parts.append(_printed_table(printed["rows"]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _printed_table(rows: Mapping[str, Mapping[str, float | None]]) -> str:
+    names = list(next(iter(rows.values())))
+    lines = [f"| detector | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for detector, numbers in rows.items():
+        cells = ["-" if one is None else f"{one:.2f}" for one in numbers.values()]
+        lines.append(f"| {detector} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(row: Mapping[str, Any], name: str, metric: str) -> str:
+    one = row["sets"][name]
+    text = f"{100 * one['mean'][metric]:.2f}"
+    return text if row["seeds"] == 1 else f"{text} ± {100 * one['std'][metric]:.2f}"
+
+
+def _average(row: Mapping[str, Any], names: list[str], metric: str) -> float:
+    return float(np.mean([100 * row["sets"][name]["mean"][metric] for name in names]))
