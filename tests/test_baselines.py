@@ -28,6 +28,9 @@ TINY = {
     "energy": {"encoder": "test_resnet", "weights": "random", "epochs": 2},
     "dice": {"encoder": "test_resnet", "weights": "random", "epochs": 2},
     "ash-s": {"encoder": "test_resnet", "weights": "random", "epochs": 2},
+    "pyod+iforest": {"encoder": "test_resnet", "weights": "random"},
+    "pyod+pca": {"encoder": "test_resnet", "weights": "random"},
+    "pyod+lof": {"encoder": "test_resnet", "weights": "random"},
 }
 
 
@@ -288,6 +291,15 @@ def test_classifier_scores_by_their_formulas(fitted, odd_folder):
     np.testing.assert_allclose(
         ash.score_samples(odd_folder), -ash.network_(shaped).logsumexp(1).detach(), rtol=1e-4, atol=1e-4
     )
+
+
+def test_pyod_agrees_with_scikit_learn(fitted, odd_folder):
+    from sklearn.neighbors import LocalOutlierFactor
+
+    detector = fitted("pyod+lof")
+    rows, _ = detector._read(open_images(odd_folder), None)
+    own = LocalOutlierFactor(20, novelty=True).fit(detector.network_.references.numpy())
+    np.testing.assert_allclose(detector.score_samples(odd_folder), -own.score_samples(rows), rtol=1e-5)
 
 
 @pytest.mark.parametrize("score", ["autoencoder", "feature-vae"])

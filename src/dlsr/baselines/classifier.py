@@ -10,15 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dlsr.baselines.base import Baseline, Rows
+from dlsr.baselines.encoded import EncodedBaseline
 from dlsr.baselines.pytorch_ood import pytorch_ood_detector
-from dlsr.encoders import Encoder, encoder_spec
-from dlsr.encoding import Transform, encode_all, open_store
-from dlsr.images import ImageSet
 from dlsr.settings import TrainingSettings
 
 
-class ClassifierBaseline(Baseline):
+class ClassifierBaseline(EncodedBaseline):
     """Base: an encoder with a head trained on ID labels (linear probe).
 
     Args:
@@ -34,7 +31,7 @@ class ClassifierBaseline(Baseline):
     """
 
     needs_labels = True
-    rows_at_once = 1024
+    output = "penultimate"
     share: ClassVar[float] = 0.0
     """What DICE calls p and ASH its percentile."""
 
@@ -59,21 +56,6 @@ class ClassifierBaseline(Baseline):
         self.seed = seed
         self.device = device
         self.workers = workers
-
-    def _read(self, images: ImageSet, transform: Transform | None) -> tuple[Rows, list[str | None]]:
-        encoder = self._loaded_encoder()
-        store = open_store(Path(self.store) if self.store else None, encoder, transform)
-        encoded = encode_all(encoder, images, store=store, transform=transform, workers=self.workers)
-        return encoded.z0, encoded.errors
-
-    def _loaded_encoder(self) -> Encoder:
-        if not hasattr(self, "_encoder"):
-            spec = encoder_spec(self.encoder, weights=self.weights).model_copy(update={"output": "penultimate"})
-            self._encoder = Encoder(spec, self._device())
-        return self._encoder
-
-    def _tensor(self, rows: Rows) -> Tensor:
-        return torch.from_numpy(rows).to(self._device())
 
     def _build(self, classes: int) -> nn.Module:
         c = self._loaded_encoder().c

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from dlsr.errors import SettingsError
 
-Kind = Literal["generative on pixels", "generative on features", "classifier-based", "distance-based"]
+Kind = Literal["generative on pixels", "generative on features", "classifier-based", "distance-based", "rival"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,10 @@ def _simclr(name: str, class_name: str, paper: str) -> DetectorInfo:
         reduced={"width": 16, "epochs": 5, "batch_size": 256},
         reduced_images=20_000,
     )
+
+
+def _rival(name: str, class_name: str, paper: str) -> DetectorInfo:
+    return DetectorInfo(name, "rival", paper, _lazily("baselines.pyod", class_name), cost="seconds to minutes")
 
 
 _OURS = "Yang et al. 2024, Diffusion-based Layer-wise Semantic Reconstruction"
@@ -136,6 +140,9 @@ DETECTORS: Mapping[str, DetectorInfo] = {
         DetectorInfo(
             "knn", "distance-based", "Sun et al. 2022, on our features", _detector("knn"), cost="seconds"
         ),
+        _rival("pyod+iforest", "PyODIForest", "Liu et al. 2008, by PyOD, on our features"),
+        _rival("pyod+pca", "PyODPCA", "Shyu et al. 2003, by PyOD, on our features"),
+        _rival("pyod+lof", "PyODLOF", "Breunig et al. 2000, by PyOD, on our features"),
     )
 }  # fmt: skip
 """Detectors by name."""

@@ -1,0 +1,98 @@
+"""PyOD's detectors on the same features: what users would reach for today."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dlsr.baselines.encoded import EncodedBaseline
+from dlsr.errors import MissingExtraError
+
+REFERENCES = 20_000
+
+
+class PyODBaseline(EncodedBaseline):
+    """Base: a detector of PyOD with its default settings, fitted to at most 20,000 training images.
+
+    Of PyOD's many, those whose score of an image does not depend on the images around it (ECOD's and COPOD's do).
+    PyOD saves by pickle; what is saved here are the features that it was fitted to, and loading fits it again.
+
+    Args:
+        encoder: a preset of `dlsr.ENCODERS`, or a network of timm.
+        weights: as for `dlsr.Detector`.
+        store: folder of the feature store; None keeps no features on disk.
+        seed: of everything random.
+        device: `auto`, `cpu`, `cuda`, ..; for the encoder alone.
+        workers: threads that decode.
+    """
+
+    module: ClassVar[str]
+    class_name: ClassVar[str]
+    is_random: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        encoder: str = "efficientnet_lite0",
+        weights: str | None = None,
+        store: str | None = None,
+        seed: int = 0,
+        device: str = "auto",
+        workers: int = 2,
+    ) -> None:
+        self.encoder = encoder
+        self.weights = weights
+        self.store = store
+        self.seed = seed
+        self.device = device
+        self.workers = workers
+
+    def _build(self, classes: int) -> nn.Module:
+        return nn.Module()
+
+    def _learn(self, features: Tensor, labels: Tensor | None, checkpoint: Path | None) -> None:
+        self._fit_to(features[torch.randperm(len(features))[:REFERENCES].to(features.device)])
+        self.log_ = []
+
+    def _restore(self, tensors: dict[str, Tensor], classes: int) -> None:
+        self.network_ = self._build(classes)
+        self._fit_to(tensors["references"])
+
+    def _fit_to(self, references: Tensor) -> None:
+        self.network_.register_buffer("references", references)
+        try:
+            kind: Any = getattr(import_module(f"pyod.models.{self.module}"), self.class_name)
+        except ImportError:
+            raise MissingExtraError("pyod", "bench") from None
+        self._model = kind(random_state=self.seed) if self.is_random else kind()
+        self._model.fit(references.cpu().numpy())
+
+    def _scores(self, features: Tensor) -> Tensor:
+        return torch.from_numpy(self._model.decision_function(features.cpu().numpy()))
+
+
+class PyODIForest(PyODBaseline):
+    """Isolation forest (Liu et al. 2008)."""
+
+    name = "pyod+iforest"
+    module = "iforest"
+    class_name = "IForest"
+    is_random = True
+
+
+class PyODPCA(PyODBaseline):
+    """Distance in principal components, each weighted by its variance (Shyu et al. 2003)."""
+
+    name = "pyod+pca"
+    module = "pca"
+    class_name = "PCA"
+    is_random = True
+
+
+class PyODLOF(PyODBaseline):
+    """Local outlier factor (Breunig et al. 2000)."""
+
+    name = "pyod+lof"
+    module = "lof"
+    class_name = "LOF"
