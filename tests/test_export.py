@@ -93,19 +93,23 @@ def test_eight_bits_are_kept_only_if_detection_hardly_suffers(
 ):
     pytest.importorskip("nncf")
     detector = fitted(image_folder, small_encoder, false_alarm_rate=0.1)
-    with pytest.raises(ExportError, match="points of AUROC"):  # this encoder is tiny and untrained: 8 bits ruin it
-        detector.export_int8(tmp_path / "refused", image_folder, {"flower": odd_folder})
+    monkeypatch.setattr("dlsr.export.GREATEST_LOSS", -1.0)
+    with pytest.raises(ExportError, match="points of AUROC"):
+        detector.export_int8(tmp_path / "refused", image_folder, image_folder, {"flower": odd_folder})
     assert not (tmp_path / "refused").exists()
 
     monkeypatch.setattr("dlsr.export.GREATEST_LOSS", 1.0)
-    report = detector.export_int8(tmp_path / "out", image_folder, {"flower": odd_folder})
+    before = detector.score_samples(odd_folder)
+    report = detector.export_int8(tmp_path / "out", image_folder, image_folder, {"flower": odd_folder})
+    np.testing.assert_array_equal(detector.score_samples(odd_folder), before)
     assert report.loss == pytest.approx(report.auroc["flower"] - report.auroc_int8["flower"])
     assert report.times_as_fast > 0
     about = json.loads((tmp_path / "out" / "export.json").read_text())
     assert about["int8"]["auroc_int8"] == report.auroc_int8
     calibration = np.load(tmp_path / "out" / "calibration.npy")
-    assert len(calibration) == 90
-    assert about["threshold"] == calibration[-9]
+    assert len(calibration) == detector.fit_summary_.calibration_images
+    assert about["threshold"] == calibration[-1]
+    assert not np.isin(calibration, detector.calibration_scores_).any()
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "calibration.npy", "export.json", "model.bin", "model.xml", "score_image.py",
     ]  # fmt: skip
@@ -118,12 +122,13 @@ def test_eight_bits_are_kept_only_if_detection_hardly_suffers(
 def test_eight_bits_need_sets_and_enough_images(image_folder, odd_folder, small_encoder, tmp_path, monkeypatch):
     detector = fitted(image_folder, small_encoder, score="mahalanobis")
     with pytest.raises(SettingsError, match="at least one OOD set"):
-        detector.export_int8(tmp_path / "out", image_folder, {})
-    with pytest.raises(TooFewImagesError, match="at least 19"):
-        detector.export_int8(tmp_path / "out", sorted(image_folder.rglob("*.png"))[:20], {"flower": odd_folder})
+        detector.export_int8(tmp_path / "out", image_folder, image_folder, {})
+    few = sorted(image_folder.rglob("*.png"))[:20]
+    with pytest.raises(TooFewImagesError, match="20 readable images are too few"):
+        detector.export_int8(tmp_path / "out", few, image_folder, {"flower": odd_folder})
     monkeypatch.setattr("dlsr.quantise.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"dlsr\[int8\]"):
-        detector.export_int8(tmp_path / "out", image_folder, {"flower": odd_folder})
+        detector.export_int8(tmp_path / "out", image_folder, image_folder, {"flower": odd_folder})
 
 
 def test_export_from_the_command_line(model, image_folder, tmp_path, monkeypatch, capsys):

@@ -17,14 +17,14 @@ from dlsr.calibration import layer_scale, p_values, threshold
 from dlsr.checkpoint import Checkpoint, training_key
 from dlsr.encoders import Encoder, encoder_spec
 from dlsr.encoding import Encoded, Progress, Transform, encode_all, encode_chunks, open_store, readable_pixels
-from dlsr.engines import Backend
+from dlsr.engines import Backend, openvino_engine
 from dlsr.errors import ArtifactError, FeatureError, NoImagesError, NotFittedError, SettingsError
 from dlsr.estimator import Estimator
-from dlsr.export import Exportable, ExportFormat, sample_pixels, write_export, write_int8_export
+from dlsr.export import Exportable, ExportFormat, check_export, sample_pixels, write_export, write_int8_export
 from dlsr.fitting import OnEpoch, fit_scorer, restored_scorer, split
 from dlsr.images import ImagesLike, open_images
 from dlsr.noise import row_digests
-from dlsr.quantise import Int8Images, Int8Report
+from dlsr.quantise import Int8Report, quantised_encoder
 from dlsr.scorers import Digests, Scorer, score_rows
 from dlsr.settings import Settings, resolve
 
@@ -33,7 +33,9 @@ Array = NDArray[np.float64]
 CHECKED_IMAGES = 256
 """At most so many images check an exported graph."""
 INT8_IMAGES = 1024
-"""At most so many images of a set go into quantising."""
+"""At most so many images of a set measure an 8-bit graph."""
+RANGE_IMAGES = 300
+"""So many images give the ranges of its integers, as NNCF advises."""
 
 
 class UnreadableImagesWarning(UserWarning):
@@ -555,15 +557,25 @@ class Detector(Estimator):
         return write_export(what, Path(folder), kind, pixels)
 
     def export_int8(
-        self, folder: str | os.PathLike[str], id_images: ImagesLike, ood_images: Mapping[str, ImagesLike]
+        self,
+        folder: str | os.PathLike[str],
+        train_images: ImagesLike,
+        id_images: ImagesLike,
+        ood_images: Mapping[str, ImagesLike],
+        *,
+        progress: Progress | None = None,
     ) -> Int8Report:
         """As `export` to OpenVINO, with the encoder in 8-bit integers; kept only if detection hardly suffers.
 
+        Eight bits shift the features, so what is exported is fitted and calibrated again, to features of the
+        quantised encoder; this detector stays as it is.
+
         Args:
             folder: to write; replaced if it is an export already.
-            id_images: in-distribution images that the detector was not fitted to, drawn at random. A quarter of
-                them gives the integers' ranges, the rest measures, and calibrates the exported model anew.
+            train_images: those that the detector was fitted to.
+            id_images: other in-distribution images, to measure on.
             ood_images: OOD sets to measure on, by name.
+            progress: told of each training image encoded.
 
         Returns:
             AUROC before and after, and what it gained in speed.
@@ -571,22 +583,28 @@ class Detector(Estimator):
         Raises:
             NotFittedError: as for `export`.
             MissingExtraError: without OpenVINO or NNCF.
+            TooFewImagesError: if the training images are too few.
             ExportError: if mean AUROC falls by `dlsr.quantise.GREATEST_LOSS` or more; nothing is written then.
         """
         if not ood_images:
             raise SettingsError("give at least one OOD set to measure the 8-bit model on")
         what = self._exportable()
+        check_export(Path(folder), "openvino")
 
-        def pixels_of(images: ImagesLike) -> NDArray[np.uint8]:
+        def pixels_of(images: ImagesLike, count: int) -> NDArray[np.uint8]:
             found = open_images(images)
             order = np.random.default_rng(self.seed).permutation(len(found))
-            return readable_pixels(what.encoder, found.subset(int(i) for i in order), INT8_IMAGES, self.workers)
+            return readable_pixels(what.encoder, found.subset(int(i) for i in order), count, self.workers)
 
-        inside = pixels_of(id_images)
-        ranges, inside = inside[: len(inside) // 4], inside[len(inside) // 4 :]
-        threshold(np.zeros(len(inside)), self.false_alarm_rate)
-        outside = {name: pixels_of(images) for name, images in ood_images.items()}
-        return write_int8_export(what, Path(folder), Int8Images(ranges, inside, outside))
+        quantised = quantised_encoder(what.encoder.graph(), pixels_of(train_images, RANGE_IMAGES))
+        encoder = what.encoder.with_engine(openvino_engine(quantised))
+        encoded = encode_all(encoder, open_images(train_images), workers=self.workers, progress=progress)
+        self._warn_of(encoded.unreadable)
+        again = copy.copy(self)
+        again._fit(encoded.z0, encoded.digests, self.channels_, encoded.unreadable, None, None)
+        inside = pixels_of(id_images, INT8_IMAGES)
+        outside = {name: pixels_of(images, INT8_IMAGES) for name, images in ood_images.items()}
+        return write_int8_export(what, again._exportable(), quantised, Path(folder), inside, outside)
 
     def _exportable(self) -> Exportable:
         if self._device().type != "cpu":

@@ -267,9 +267,15 @@ def load_openvino(path: Path, device: torch.device) -> Engine:
     """What `write_openvino` wrote."""
     import openvino  # noqa: PLC0415
 
-    core = openvino.Core()
-    compiled: Any = core.compile_model(
-        core.read_model(path), "CPU", {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"}
+    return openvino_engine(openvino.Core().read_model(path))
+
+
+def openvino_engine(model: Any) -> Engine:
+    """An engine that runs an `openvino.Model`."""
+    import openvino  # noqa: PLC0415
+
+    compiled: Any = openvino.Core().compile_model(
+        model, "CPU", {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"}
     )
     requests = threading.local()
 

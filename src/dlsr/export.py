@@ -5,8 +5,8 @@ the calibration images, for p-values) and `score_image.py`, an example with noth
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dlsr.artifact import installed_versions
-from dlsr.calibration import layer_scale, threshold
 from dlsr.encoders import Encoder, EncoderSpec
 from dlsr.engines import (
     Engine,
@@ -33,7 +32,7 @@ from dlsr.errors import ExportError, OutputError, SettingsError
 from dlsr.files import file_sums, replacing_folder
 from dlsr.images import resize
 from dlsr.noise import noise_for, pixel_digest
-from dlsr.quantise import GREATEST_LOSS, Int8Images, Int8Report, compare, quantised_model
+from dlsr.quantise import GREATEST_LOSS, Int8Report, Pixels, compare, joined
 from dlsr.scorers import ImageToScore, Scorer
 
 ExportFormat = Literal["onnx", "openvino"]
@@ -101,7 +100,7 @@ def write_export(what: Exportable, folder: Path, kind: ExportFormat, pixels: NDA
         OutputError: if the folder holds something else, or cannot be written.
         ExportError: if the graph disagrees.
     """
-    _check(folder, kind)
+    check_export(folder, kind)
     with replacing_folder(folder) as temporary:
         path = temporary / GRAPHS[kind]
         (write_onnx if kind == "onnx" else write_openvino)(what.graph(), path, CPU)
@@ -116,33 +115,32 @@ def write_export(what: Exportable, folder: Path, kind: ExportFormat, pixels: NDA
     return difference
 
 
-def write_int8_export(what: Exportable, folder: Path, images: Int8Images) -> Int8Report:
+def write_int8_export(
+    full: Exportable, int8: Exportable, quantised: Any, folder: Path, inside: Pixels, outside: Mapping[str, Pixels]
+) -> Int8Report:
     """Write an OpenVINO export whose encoder works in 8-bit integers, once it has proved to detect as well.
 
     Args:
-        what: the detector's parts, on the CPU. Its calibration is replaced by the quantised scores of `images.inside`.
+        full: the detector's parts, on the CPU.
+        int8: those of the same detector fitted to the features of the quantised encoder.
+        quantised: that encoder, as `dlsr.quantise.quantised_encoder` gives it.
         folder: to write; replaced if it is an export already.
-        images: to quantise, calibrate and measure with.
+        inside: ID images that neither was fitted to, resized, uint8 of shape `(N, size, size, 3)`.
+        outside: OOD sets, likewise.
 
     Returns:
         What quantising did.
 
     Raises:
-        MissingExtraError: without OpenVINO or NNCF.
-        OutputError: if the folder holds something else, or cannot be written.
-        TooFewImagesError: if `images.inside` are too few for the false-alarm rate.
+        OutputError: if the folder cannot be written.
         ExportError: if mean AUROC falls by `dlsr.quantise.GREATEST_LOSS` or more.
     """
-    _check(folder, "openvino")
     with replacing_folder(folder) as temporary:
-        write_openvino(what.graph(), temporary / "full.xml", CPU)
-        save_openvino(
-            quantised_model(what.encoder.graph(), what.scorer, what.encoder.c, images.ranges),
-            temporary / GRAPHS["openvino"],
-        )
-        full, int8 = (load_openvino(temporary / name, CPU) for name in ("full.xml", GRAPHS["openvino"]))
-        inputs = {"": what.inputs(images.inside)} | {n: what.inputs(one) for n, one in images.outside.items()}
-        report, (scores, layers) = compare(full, int8, inputs, inside="")
+        write_openvino(full.graph(), temporary / "full.xml", CPU)
+        save_openvino(joined(quantised, int8.scorer, int8.encoder.c), temporary / GRAPHS["openvino"])
+        before, after = (load_openvino(temporary / name, CPU) for name in ("full.xml", GRAPHS["openvino"]))
+        inputs = {"": full.inputs(inside)} | {name: full.inputs(one) for name, one in outside.items()}
+        report = compare(before, after, inputs, inside="")
         if not report.loss < GREATEST_LOSS:
             raise ExportError(
                 f"8 bits cost {100 * report.loss:.2f} points of AUROC, {100 * GREATEST_LOSS:g} or more; nothing was "
@@ -150,19 +148,12 @@ def write_int8_export(what: Exportable, folder: Path, images: Int8Images) -> Int
             )
         for name in ("full.xml", "full.bin"):
             (temporary / name).unlink()
-        layer_mean, layer_std = layer_scale(layers)
-        recalibrated = replace(
-            what,
-            calibration_scores=scores,
-            layer_mean=layer_mean,
-            layer_std=layer_std,
-            threshold=threshold(scores, what.false_alarm_rate),
-        )
-        _write_rest(recalibrated, temporary, "openvino", {"int8": asdict(report)})
+        _write_rest(int8, temporary, "openvino", {"int8": asdict(report)})
     return report
 
 
-def _check(folder: Path, kind: ExportFormat) -> None:
+def check_export(folder: Path, kind: ExportFormat) -> None:
+    """Raise what `write_export` would, before long work: for a wrong format, a missing extra or a folder in use."""
     if kind not in EXPORT_FORMATS:
         raise SettingsError(f"unknown format '{kind}'; choose one of {', '.join(EXPORT_FORMATS)}")
     choose_backend("onnxruntime" if kind == "onnx" else "openvino", CPU)

@@ -100,7 +100,7 @@ def compare(
         A report ready for JSON: `rows` as `row_of` gives them, and for detectors that cannot run `why`.
     """
     chosen = _limited(sets, settings)
-    images = test_images(sets, settings)
+    images = scored_images(sets, settings)
     data = {"train": digest_of(chosen.train)} | {name: digest_of(one) for name, one in images.items()}
     fitted: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
@@ -247,7 +247,7 @@ def _some(sets: Sets, limit: int | None) -> tuple[ImageSet, NDArray[np.int64] | 
     return sets.train.subset(int(i) for i in chosen), None if sets.labels is None else sets.labels[chosen]
 
 
-def test_images(sets: Sets, settings: CompareSettings) -> dict[str, ImageSet]:
+def scored_images(sets: Sets, settings: CompareSettings) -> dict[str, ImageSet]:
     """The images that are scored, by set; the ID set's name is `ID`."""
     return {name: sample(one, settings.limit) for name, one in {"ID": sets.test, **sets.ood}.items()}
 
@@ -277,7 +277,7 @@ def write_failures(folder: Path, sets: Sets, settings: CompareSettings, report: 
     done = [row for row in report["rows"] if "why" not in row]
     if done:
         best = max(done, key=lambda row: float(row["average_auroc"]))
-        save_failures(path, test_images(sets, settings), read_scores(folder, best["run_files"][0]), best["detector"])
+        save_failures(path, scored_images(sets, settings), read_scores(folder, best["run_files"][0]), best["detector"])
 
 
 def digest_of(images: ImageSet) -> str:

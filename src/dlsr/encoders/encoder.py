@@ -1,5 +1,6 @@
 """The frozen encoder: resized images in, `z0` out (paper, section 3.1)."""
 
+import copy
 import hashlib
 from typing import Any
 
@@ -116,6 +117,12 @@ class Encoder:
         """Encode resized images: uint8 of shape `(N, size, size, 3)` to `z0`, float32 of shape `(N, c)`."""
         z0: NDArray[np.float32] = self._engine(pixels)[0]
         return z0
+
+    def with_engine(self, engine: Engine) -> "Encoder":
+        """The same encoder run by another engine."""
+        other = copy.copy(self)
+        other._engine = engine
+        return other
 
     def module(self) -> PixelsToZ0:
         """The encoder as a module, newly loaded. Raises as the class does."""

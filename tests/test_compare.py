@@ -1,0 +1,244 @@
+import json
+import re
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dlsr import ArtifactError, InputError, SettingsError, evaluate_scores, open_images
+from dlsr.baselines import DETECTORS
+from dlsr.bench.compare import CompareSettings, Sets, compare, read_run, read_scores, scored_images, write_failures
+from dlsr.bench.datasets import DATASETS, labels_of, open_dataset
+from dlsr.bench.paper import PAPER
+from dlsr.bench.render import comparison_table, suite_tables
+from dlsr.bench.suites import FIGURES, TABLES, Where, average, draw, fit_paper_network, open_sets, run_table
+
+TINY = {"encoder": "test_resnet", "weights": "random"}
+SMALL_PAPER = {"width": 32, "blocks": 2, "epochs": 2, "lr": 1e-3}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory, image_folder, odd_folder):
+    """A data root: `cifar10` in parts and classes, `svhn` as a tar."""
+    root = tmp_path_factory.mktemp("data")
+    for i, item in enumerate(open_images(image_folder).items):
+        part, label = ("test" if i % 4 == 0 else "train"), ("cat" if i % 2 else "dog")
+        path = root / "cifar10" / part / label / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(item.read())
+    with tarfile.open(root / "svhn_crops.tar", "w") as tar:
+        tar.add(odd_folder, "svhn/test")
+    return root
+
+
+@pytest.fixture(scope="module")
+def sets(root):
+    found, missing = open_sets("cifar10", ("svhn", "mnist"), Where(root, {}))
+    assert list(missing) == ["mnist"]
+    return found
+
+
+SETTINGS = CompareSettings(
+    detectors=("dlsr+mse", "dlsr+mfsim", "mahalanobis", "msp", "vae"),
+    parameters={
+        "dlsr+mse": SMALL_PAPER,
+        "dlsr+mfsim": SMALL_PAPER,
+        "vae": {"width": 4, "latent": 4, "epochs": 1, "regret_steps": 2},
+    },
+    limit=20,
+    **TINY,
+)
+
+
+def test_comparison_is_what_the_detectors_say_themselves(sets, tmp_path):
+    told = []
+    report = json.loads(json.dumps(compare(sets, SETTINGS, tmp_path, store=tmp_path / "store", said=told.append)))
+    rows = {row["detector"]: row for row in report["rows"]}
+    assert list(rows) == list(SETTINGS.detectors)
+    assert report["images"] == {"train": 90, "ID": 20, "svhn": 20}
+    scores = read_scores(tmp_path, rows["mahalanobis"]["run_files"][0])
+    from dlsr import Detector
+
+    own = Detector(score="mahalanobis", **TINY).fit(sets.train)
+    images = scored_images(sets, SETTINGS)
+    np.testing.assert_allclose(own.score_samples(images["svhn"]), scores["svhn"], rtol=1e-4)
+    auroc = evaluate_scores(own.score_samples(images["ID"]), own.score_samples(images["svhn"])).auroc
+    assert rows["mahalanobis"]["sets"]["svhn"]["mean"]["auroc"] == pytest.approx(auroc)
+    assert rows["mahalanobis"]["images_per_second"] > 0
+    # One network serves both of the paper's scores.
+    assert rows["dlsr+mse"]["fit_seconds"] == rows["dlsr+mfsim"]["fit_seconds"]
+    assert rows["dlsr+mse"]["sets"] != rows["dlsr+mfsim"]["sets"]
+    assert sum("fitting" in line for line in told) == 5
+
+    told.clear()
+    again = compare(sets, SETTINGS, tmp_path, store=tmp_path / "store", said=told.append)
+    assert told == []
+    assert again["rows"] == compare(sets, SETTINGS, tmp_path)["rows"]
+    other = CompareSettings(**{**SETTINGS.__dict__, "detectors": ("mahalanobis",), "protocol": "matched"})
+    compare(sets, other, tmp_path, said=told.append)
+    assert "mahalanobis, seed 0: fitting" in told
+
+    table = comparison_table(report)
+    averages = [float(line.split("|")[4]) for line in table.splitlines()[2:]]
+    assert averages == sorted(averages, reverse=True)
+    write_failures(tmp_path, sets, SETTINGS, report, tmp_path / "failures.png")
+    with Image.open(tmp_path / "failures.png") as picture:
+        assert picture.width > 800
+
+
+def test_what_cannot_run_says_why(sets, tmp_path):
+    without = Sets(sets.train, None, sets.test, sets.ood)
+    settings = CompareSettings(detectors=("msp", "mahalanobis"), **TINY)
+    report = compare(without, settings, tmp_path)
+    assert "'msp' needs a label" in report["rows"][0]["why"]
+    assert "cannot run" in comparison_table(report)
+    assert report["rows"][1]["average_auroc"] > 0
+    damaged = tmp_path / report["rows"][1]["run_files"][0]
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    assert read_run(damaged) is None
+    with pytest.raises(ArtifactError, match="run the comparison again"):
+        read_scores(tmp_path, damaged.name)
+
+
+def test_seeds_and_reduced_sizes(sets, tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    monkeypatch.setattr(
+        "dlsr.bench.compare.DETECTORS", dict(DETECTORS) | {"vae": replace(DETECTORS["vae"], reduced_images=30)}
+    )
+    tiny = {"vae": {"width": 4, "latent": 4, "epochs": 1, "regret_steps": 2}}
+    settings = CompareSettings(detectors=("vae",), seeds=2, reduced=True, limit=8, parameters=tiny)
+    (row,) = compare(sets, settings, tmp_path)["rows"]
+    assert (row["seeds"], row["training_images"]) == (2, 30)
+    assert row["sets"]["svhn"]["std"]["auroc"] >= 0
+    assert "±" in comparison_table({"rows": [row], "images": {"train": 0, "ID": 0, "svhn": 0}})
+
+
+# Datasets
+
+
+def test_datasets_are_found_cut_into_parts_and_labelled(root):
+    train, test = open_dataset("cifar10", root, part="train"), open_dataset("cifar10", root)
+    assert (len(train.images), len(test.images)) == (90, 30)
+    assert train.labels is not None
+    assert ("cat", "dog")[train.labels[0]] in train.images.items[0].name
+    assert train.remarks == ("90 images; the whole set has 50000",)
+    assert len(open_dataset("svhn", root).images) == 40
+    with pytest.raises(InputError, match=r"get it from https://github.com/zalandoresearch.*--set fmnist=PATH"):
+        open_dataset("fmnist", root)
+    with pytest.raises(SettingsError, match="choose among cifar10, "):
+        open_dataset("cifar", root)
+    assert len(open_dataset("fmnist", None, places={"fmnist": root / "svhn_crops.tar"}).images) == 40
+
+
+def test_no_dataset_points_to_google_drive():
+    assert not [info for info in DATASETS.values() if re.search(r"drive\.google|googleusercontent", info.where)]
+    needed = {name for table in PAPER for name in (*table.ood, table.id)}
+    assert needed <= DATASETS.keys()
+
+
+@pytest.mark.parametrize("tar", [True, False])
+def test_what_tiny_imagenet_shares_with_cifar10_is_removed_and_said(tmp_path, photographs, tar):
+    folder = tmp_path / "tiny-imagenet"
+    (folder / "val").mkdir(parents=True)
+    for name in ("a", "b", "c"):
+        photographs[0].crop((0, 0, 64, 64)).save(folder / "val" / f"{name}.JPEG")
+    lines = ("a.JPEG\tn02123045\t0\t0", "b.JPEG\tn01443537\t0\t0", "c.JPEG\tn02099601\t0\t0")
+    (folder / "val_annotations.txt").write_text("\n".join(lines) + "\n")
+    if tar:
+        with tarfile.open(tmp_path / "tiny_imagenet_val.tar", "w") as file:
+            file.add(folder, "tiny")
+        folder.rename(tmp_path / "elsewhere")
+    found = open_dataset("tiny-imagenet", tmp_path, against="cifar10")
+    assert [item.name.rsplit("/")[-1] for item in found.images.items] == ["b.JPEG"]
+    assert found.remarks[0] == "2 images of classes that show what CIFAR-10 shows were removed"
+    assert len(open_dataset("tiny-imagenet", tmp_path, against="celeba").images) == 3
+
+
+def test_torchvision_sets_are_read(tmp_path, monkeypatch):
+    from torchvision import datasets
+
+    class Fake:
+        def __init__(self, root, train, download):
+            if not download:
+                raise RuntimeError("Dataset not found")
+            self.targets = [3, 1]
+
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            return Image.new("L", (28, 28), index * 200), self.targets[index]
+
+    monkeypatch.setattr(datasets, "KMNIST", Fake)
+    with pytest.raises(InputError, match="--download"):
+        open_dataset("kmnist", tmp_path)
+    found = open_dataset("kmnist", tmp_path, download=True)
+    assert list(found.labels) == [3, 1]
+    assert found.images.items[1].read().getpixel((0, 0)) == 200
+
+
+def test_labels_need_more_than_one_folder(odd_folder):
+    assert labels_of(open_images(odd_folder)) is None
+
+
+# Suites
+
+
+def test_the_papers_numbers_are_whole():
+    assert set(TABLES) == {f"table{i}" for i in (1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12)}
+    for table in PAPER:
+        assert table.rows.keys() <= DETECTORS.keys()
+        assert all(len(numbers) == len(table.ood) for numbers in table.rows.values())
+        assert all(n is None or 0 <= n <= 100 for numbers in table.rows.values() for n in numbers)
+    averages = {"table3": 99.34, "table6": 98.30, "table5": 2.51, "table7": 8.89}
+    for name, printed in averages.items():
+        table = next(one for one in PAPER if one.table == name and one.id == "cifar10")
+        assert np.mean(table.rows["dlsr+mfsim"]) == pytest.approx(printed, abs=0.02)
+
+
+def test_a_table_runs_beside_the_printed_one(root, tmp_path):
+    settings = CompareSettings(detectors=("mahalanobis",), **TINY)
+    report = run_table("table9", Where(root, {}), settings, tmp_path / "runs", ood=("svhn", "cifar100"))
+    text = suite_tables(json.loads(json.dumps(report)))
+    assert "cifar100 is missing: the dataset 'cifar100' is not below" in text
+    assert "printed in the paper (efficientnet_b4)" in text
+    assert "| diffguard | 89.88 | 91.88 |" in text
+    assert (tmp_path / "table9-cifar10-failures.png").exists()
+    nothing = run_table("table2", Where(root, {}), settings, tmp_path / "runs")
+    assert "Cannot run: the dataset 'celeba'" in suite_tables(nothing)
+    with pytest.raises(SettingsError, match="choose among table1"):
+        run_table("table13", Where(root, {}), settings, tmp_path)
+
+
+def test_figures_are_drawn_from_real_runs(sets, tmp_path, monkeypatch):
+    settings = CompareSettings(detectors=(), limit=20, **TINY)
+    small = {"width": 32, "blocks": 2}
+    original = fit_paper_network
+    monkeypatch.setattr(
+        "dlsr.bench.suites.fit_paper_network",
+        lambda sets, settings, store, epochs, **changes: original(sets, settings, store, epochs, **(small | changes)),
+    )
+    for figure in ("fig3", "fig9", "ablation"):
+        numbers = json.loads(json.dumps(draw(figure, sets, settings, tmp_path, 2, tmp_path / "store", lambda _: None)))
+        assert numbers["epochs"] == 2
+    for name in ("fig3", "fig4", "fig5", "fig9"):
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert picture.width > 500
+    assert len(numbers["over_time"]["lr"]["auroc"]) == len(numbers["times"])
+    c = sum(fit_paper_network(sets, settings, None, 1, width=32, blocks=2).detector.channels_)
+    assert set(numbers["table4"]) == {f"width {2 * c}, 16 blocks", f"width {c}, 16 blocks", f"width {2 * c}, 8 blocks"}
+    with pytest.raises(SettingsError, match=", ".join(FIGURES)):
+        draw("fig1", sets, settings, tmp_path, 2, None, lambda _: None)
+
+
+def test_at_the_default_steps_the_network_scores_as_its_detector_does(sets):
+    settings = CompareSettings(detectors=(), limit=20, **TINY)
+    network = fit_paper_network(sets, settings, None, 1, width=32, blocks=2)
+    scores = network.scores(network.scorer("mfsim"))
+    np.testing.assert_allclose(scores["svhn"], network.detector.score_samples(scored_images(sets, settings)["svhn"]))
+    first = network.scores(network.scorer("mfsim", initial=True))
+    np.testing.assert_allclose(first["svhn"], scores["svhn"])  # after one epoch the first is the last
+    one, expected = average(scores), evaluate_scores(scores["ID"], scores["svhn"])
+    assert one == {"auroc": expected.auroc, "fpr95": expected.fpr95_id_positive}
