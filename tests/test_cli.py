@@ -311,3 +311,35 @@ def test_public_surface():
         value for name in dlsr.__all__ if isinstance(value := getattr(dlsr, name), type) and name.endswith("Error")
     ]
     assert all(issubclass(error, dlsr.DlsrError) for error in errors)
+
+
+def test_bench_lists_and_compares(run, image_folder, odd_folder, tmp_path):
+    status, out, _ = run("bench", "--list")
+    assert status == 0
+    assert all(name in out for name in ("glow", "dlsr+mfsim", "ash-s", "pyod+lof", "labels"))
+    assert "Reproduce table 3 of the paper." in run("bench")[1]
+    sets = ["--id", image_folder, "--id-test", image_folder, "--ood", f"flower={odd_folder}", "-o", tmp_path / "out"]
+    tiny = ["--encoder", "test_resnet", "--weights", "random", "--no-store", "--limit", "30"]
+    status, out, _ = run("bench", "compare", *sets, *tiny, "--detectors", "mahalanobis,msp", "--protocol", "matched")
+    assert status == 0
+    report = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert report["command"].startswith("dlsr bench compare --id ")
+    assert [row["detector"] for row in report["rows"] if "why" not in row] == ["mahalanobis", "msp"]
+    assert f"{100 * report['rows'][0]['average_auroc']:.2f}" in out
+    assert out.strip() in (tmp_path / "out" / "compare.md").read_text()
+    assert (tmp_path / "out" / "failures.png").stat().st_size > 1000
+    error = error_line(run("bench", "compare", *sets, *tiny, "--detectors", "mahalanobi"))
+    assert "unknown detector 'mahalanobi'; choose among glow, " in error
+
+
+def test_bench_tables_and_figures_say_what_is_missing(run, image_folder, tmp_path):
+    status, out, _ = run("bench", "table9", "--data-root", tmp_path, "-o", tmp_path / "out", "--quiet")
+    assert status == 0
+    assert "Cannot run: the dataset 'cifar10' is not below" in out
+    assert "--set cifar10=PATH" in error_line(run("bench", "fig4", "--data-root", tmp_path, "-o", tmp_path / "out"))
+    places = ["--set", f"cifar10={image_folder}", "--set", f"svhn={image_folder}"]
+    tiny = ["--encoder", "test_resnet", "--weights", "random", "--no-store", "--epochs", "1", "--limit", "20"]
+    status, _, err = run("bench", "fig3", *places, *tiny, "-o", tmp_path / "out")
+    assert status == 0
+    assert "the dataset 'lsun-c' is not given" in err
+    assert json.loads((tmp_path / "out" / "fig3.json").read_text())["epochs"] == 1
