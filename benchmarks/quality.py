@@ -8,7 +8,6 @@ with all numbers, and a Markdown table beside it. Images are drawn at random wit
 
 import json
 import sys
-import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,37 +19,13 @@ from PIL import Image
 
 from dlsr import Detector, evaluate_scores
 from dlsr.artifact import installed_versions
+from dlsr.bench.datasets import CIFAR_LIKE, tiny_imagenet_classes, without_cifar_like
 from dlsr.cli.console import progress_bars
 from dlsr.encoding import Encoded, Transform
 from dlsr.evaluation import MATCHED_SIZE, mean_and_std, protocol_transform, sample
 from dlsr.files import replacing
 from dlsr.images import ImageSet, open_images
 from dlsr.store import default_store_root
-
-CIFAR_LIKE = {
-    "bird": ("n01855672", "n02002724", "n02056570", "n02058221"),
-    "cat": ("n02123045", "n02123394", "n02124075"),
-    "dog": ("n02085620", "n02094433", "n02099601", "n02099712", "n02106662", "n02113799"),
-    "deer": ("n02423022",),
-    "frog": ("n01641577", "n01644900"),
-    "ship": ("n03447447", "n03662601"),
-    "automobile, truck": (
-        "n02814533",
-        "n03100240",
-        "n03444034",
-        "n03670208",
-        "n03796401",
-        "n03977966",
-        "n04146614",
-        "n04285008",
-        "n04465501",
-        "n04487081",
-    ),
-}
-"""Tiny-ImageNet classes that show what CIFAR-10 shows: goose, black stork, king penguin, albatross; tabby, Persian,
-Egyptian cat; Chihuahua, Yorkshire terrier, golden retriever, Labrador, German shepherd, poodle; gazelle; bullfrog,
-tailed frog; gondola, lifeboat; beach wagon, convertible, go-kart, limousine, moving van, police van, school bus,
-sports car, tractor, trolleybus."""
 
 CHOSEN_ON = ("SVHN crops", "DTD")
 """The default's design was chosen on these OOD sets; the others were left alone."""
@@ -72,17 +47,13 @@ def real_sets(data: Path, limit: int | None) -> tuple[ImageSet, Sets]:
     """CIFAR-10 train, and `CIFAR-10 test` with the OOD sets."""
     cifar = open_images(data / "cifar10.tar")
     tiny = open_images(data / "tiny_imagenet_val.tar")
-    with tarfile.open(data / "tiny_imagenet_val.tar") as tar:
-        annotations = tar.extractfile("tiny_imagenet_val/val_annotations.txt")
-        assert annotations is not None
-        classes = dict(line.split("\t")[:2] for line in annotations.read().decode().splitlines())
-    like = {wnid for wnids in CIFAR_LIKE.values() for wnid in wnids}
+    classes = tiny_imagenet_classes(data / "tiny_imagenet_val.tar", tiny)
     sets = {
         "CIFAR-10 test": matching(cifar, "/test/"),
         "SVHN crops": open_images(data / "svhn_crops.tar"),
         "DTD": open_images(data / "dtd_5classes.tar"),
         "MNIST": open_images(data / "mnist_test.tar"),
-        "Tiny-ImageNet": ImageSet([i for i in tiny.items if classes[Path(i.name).name] not in like]),
+        "Tiny-ImageNet": without_cifar_like(tiny, classes)[0],
         "Tiny-ImageNet, all": tiny,
     }
     return sample(matching(cifar, "/train/"), limit), {name: sample(one, limit) for name, one in sets.items()}

@@ -70,6 +70,7 @@ def test_comparison_is_what_the_detectors_say_themselves(sets, tmp_path):
     assert rows["dlsr+mse"]["fit_seconds"] == rows["dlsr+mfsim"]["fit_seconds"]
     assert rows["dlsr+mse"]["sets"] != rows["dlsr+mfsim"]["sets"]
     assert sum("fitting" in line for line in told) == 5
+    assert any(line.startswith("vae, seed 0: epoch 1 of at most 1, loss ") for line in told)
 
     told.clear()
     again = compare(sets, SETTINGS, tmp_path, store=tmp_path / "store", said=told.append)

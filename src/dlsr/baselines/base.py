@@ -3,6 +3,7 @@
 import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -18,10 +19,11 @@ from dlsr.detector import UnreadableImagesWarning
 from dlsr.encoding import Transform
 from dlsr.errors import ArtifactError, InputError, NotFittedError, TooFewImagesError
 from dlsr.estimator import Estimator
+from dlsr.fitting import OnEpoch
 from dlsr.images import ImageSet, ImagesLike, open_images, read_pixels
 from dlsr.noise import noise_for, pixel_digest
 from dlsr.settings import TrainingSettings
-from dlsr.training import EpochLog, Loss, new_state, train
+from dlsr.training import EpochLog, Loss, most_epochs, new_state, train
 
 Array = NDArray[np.float64]
 Rows = NDArray[Any]
@@ -29,11 +31,25 @@ Rows = NDArray[Any]
 SMALLEST_TRAINING_SET = 20
 
 
+@dataclass(frozen=True)
+class Watch:
+    """Who is told of a training, and where its state is kept."""
+
+    checkpoint: Path | None
+    on_epoch: OnEpoch | None
+
+
+@dataclass(kw_only=True, repr=False, eq=False)
 class Baseline(Estimator):
     """A detector that looks at small images, or at features of an encoder. Larger score = more OOD.
 
     Subclasses say how the network is built, what its loss is, and how it scores. All that is learned lies in the
     state dict of `network_`, so that saving and loading are the same for all.
+
+    Args:
+        seed: of everything random.
+        device: `auto`, `cpu`, `cuda`, ..
+        workers: threads that decode.
     """
 
     name: ClassVar[str]
@@ -44,19 +60,19 @@ class Baseline(Estimator):
     rows_at_once: ClassVar[int] = 64
     """Images scored at once."""
 
-    seed: int
-    device: str
-    workers: int
-    network_: nn.Module
-    classes_: int
-    log_: list[EpochLog]
+    seed: int = 0
+    device: str = "auto"
+    workers: int = 2
+    network_: nn.Module = field(init=False)
+    classes_: int = field(init=False)
+    log_: list[EpochLog] = field(init=False)
 
     @abstractmethod
     def _build(self, classes: int) -> nn.Module:
         """The untrained network, a function of the parameters, the number of classes and torch's random state."""
 
     @abstractmethod
-    def _learn(self, pixels: Tensor, labels: Tensor | None, checkpoint: Path | None) -> None:
+    def _learn(self, pixels: Tensor, labels: Tensor | None, watch: Watch) -> None:
         """Train `network_` on what `_tensor` gives: uint8 of shape `(N, 3, size, size)`; labels of shape `(N,)`."""
 
     @abstractmethod
@@ -69,6 +85,7 @@ class Baseline(Estimator):
         labels: Sequence[int] | NDArray[np.integer] | None = None,
         *,
         checkpoint: str | PathLike[str] | None = None,
+        on_epoch: OnEpoch | None = None,
     ) -> Self:
         """Learn from in-distribution images.
 
@@ -76,6 +93,7 @@ class Baseline(Estimator):
             images: see `dlsr.open_images`. Unreadable ones are warned of, and left out.
             labels: class of each image, from 0; only for detectors that need labels.
             checkpoint: file for the state of training; if it holds that of the same fit, it is taken up.
+            on_epoch: told of each epoch of training.
 
         Raises:
             InputError: if labels are needed and missing, or not one for each image; if images are too few.
@@ -95,7 +113,7 @@ class Baseline(Estimator):
             classes = None if labels is None else torch.from_numpy(np.asarray(labels)[readable]).long()
             self.classes_ = 0 if classes is None else int(classes.max()) + 1
             self.network_ = self._build(self.classes_).to(self._device())
-            self._learn(self._tensor(rows), classes, Path(checkpoint) if checkpoint else None)
+            self._learn(self._tensor(rows), classes, Watch(Path(checkpoint) if checkpoint else None, on_epoch))
         self.network_.eval()
         return self
 
@@ -166,7 +184,7 @@ class Baseline(Estimator):
         rows: Tensor,
         loss: Loss,
         settings: TrainingSettings,
-        checkpoint: Path | None,
+        watch: Watch,
         also: Sequence[Tensor] = (),
     ) -> None:
         """Train `network_` on nineteen twentieths of the rows; keep the weights that do best on the rest.
@@ -177,12 +195,15 @@ class Baseline(Estimator):
         order = torch.randperm(len(rows), generator=generator)
         held_out = max(len(rows) // 20, 1)
         validation, training = rows[order[:held_out]], rows[order[held_out:]]
-        saved = Checkpoint(checkpoint, training_key(settings, training, validation, *also)) if checkpoint else None
+        key = training_key(settings, training, validation, *also)
+        saved = Checkpoint(watch.checkpoint, key) if watch.checkpoint else None
         state = (saved.load(rows.device) if saved else None) or new_state(self.network_)
         for done in train(self.network_, training, validation, loss, settings, self.seed, state):
             state = done
             if saved:
                 saved.save(state)
+            if watch.on_epoch:
+                watch.on_epoch(state.log[-1], most_epochs(settings, len(training)))
         self.network_.load_state_dict(state.best)
         self.log_ = state.log
 

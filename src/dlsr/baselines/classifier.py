@@ -3,31 +3,27 @@
 The classifier is a linear head on the pretrained encoder's penultimate features, trained on ID labels.
 """
 
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dlsr.baselines.base import Watch
 from dlsr.baselines.encoded import EncodedBaseline
 from dlsr.baselines.pytorch_ood import pytorch_ood_detector
 from dlsr.settings import TrainingSettings
 
 
+@dataclass(kw_only=True, repr=False, eq=False)
 class ClassifierBaseline(EncodedBaseline):
     """Base: an encoder with a head trained on ID labels (linear probe).
 
     Args:
-        encoder: a preset of `dlsr.ENCODERS`, or a network of timm.
-        weights: as for `dlsr.Detector`.
         epochs: of training the head.
         batch_size: likewise.
         lr: likewise, falling like a cosine.
-        store: folder of the feature store; None keeps no features on disk.
-        seed: of everything random.
-        device: `auto`, `cpu`, `cuda`, ..
-        workers: threads that decode.
     """
 
     needs_labels = True
@@ -35,27 +31,9 @@ class ClassifierBaseline(EncodedBaseline):
     share: ClassVar[float] = 0.0
     """What DICE calls p and ASH its percentile."""
 
-    def __init__(
-        self,
-        encoder: str = "efficientnet_lite0",
-        weights: str | None = None,
-        epochs: int = 30,
-        batch_size: int = 256,
-        lr: float = 1e-3,
-        store: str | None = None,
-        seed: int = 0,
-        device: str = "auto",
-        workers: int = 2,
-    ) -> None:
-        self.encoder = encoder
-        self.weights = weights
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.lr = lr
-        self.store = store
-        self.seed = seed
-        self.device = device
-        self.workers = workers
+    epochs: int = 30
+    batch_size: int = 256
+    lr: float = 1e-3
 
     def _build(self, classes: int) -> nn.Module:
         c = self._loaded_encoder().c
@@ -63,7 +41,7 @@ class ClassifierBaseline(EncodedBaseline):
         head.register_buffer("mean_feature", torch.zeros(c))
         return head
 
-    def _learn(self, features: Tensor, labels: Tensor | None, checkpoint: Path | None) -> None:
+    def _learn(self, features: Tensor, labels: Tensor | None, watch: Watch) -> None:
         assert labels is not None
         classes = labels.to(features.device)
 
@@ -74,7 +52,7 @@ class ClassifierBaseline(EncodedBaseline):
             epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, lr_decay="cosine", ema_decay=0.999
         )
         rows = torch.arange(len(features), device=features.device)
-        self._train(rows, loss, settings, checkpoint, (features, classes))
+        self._train(rows, loss, settings, watch, (features, classes))
         self.network_.get_buffer("mean_feature").copy_(features.mean(dim=0))
 
     def _scores(self, features: Tensor) -> Tensor:

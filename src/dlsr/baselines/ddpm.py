@@ -1,10 +1,11 @@
 """DDPM with multi-scale reconstruction (Graham et al. 2023, "Denoising diffusion models for OOD detection")."""
 
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from dlsr.baselines.base import Watch
 from dlsr.baselines.diffusion import PixelDiffusion, T, scaled
 from dlsr.baselines.perception import Perception
 from dlsr.diffusion import skipping_steps
@@ -13,6 +14,7 @@ HELD_OUT = 256
 """At most so many training images standardise the errors."""
 
 
+@dataclass(kw_only=True, repr=False, eq=False)
 class DDPM(PixelDiffusion):
     """Reconstruct from several noise levels; the mean of the standardised errors is the score.
 
@@ -21,40 +23,14 @@ class DDPM(PixelDiffusion):
     detector's own encoder, see `dlsr.baselines.perception`.
 
     Args:
-        width: channels of the U-Net's first stage.
         starts: noise levels reconstructed from, evenly spaced.
         steps: DDIM steps of a reconstruction at most.
-        epochs: of training; the paper's are 350 (appendix B.2).
-        batch_size: likewise.
-        lr: likewise.
-        seed: of everything random.
-        device: `auto`, `cpu`, `cuda`, ..
-        workers: threads that decode.
     """
 
     name = "ddpm"
 
-    def __init__(
-        self,
-        width: int = 128,
-        starts: int = 25,
-        steps: int = 100,
-        epochs: int = 350,
-        batch_size: int = 128,
-        lr: float = 2e-4,
-        seed: int = 0,
-        device: str = "auto",
-        workers: int = 2,
-    ) -> None:
-        self.width = width
-        self.starts = starts
-        self.steps = steps
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.lr = lr
-        self.seed = seed
-        self.device = device
-        self.workers = workers
+    starts: int = 25
+    steps: int = 100
 
     def _build(self, classes: int) -> nn.Module:
         network = super()._build(classes)
@@ -62,8 +38,8 @@ class DDPM(PixelDiffusion):
             network.register_buffer(name, torch.zeros(2 * self.starts))
         return network
 
-    def _learn(self, pixels: Tensor, labels: Tensor | None, checkpoint: Path | None) -> None:
-        super()._learn(pixels, labels, checkpoint)
+    def _learn(self, pixels: Tensor, labels: Tensor | None, watch: Watch) -> None:
+        super()._learn(pixels, labels, watch)
         self.network_.eval()
         chosen = pixels[torch.randperm(len(pixels))[:HELD_OUT].to(pixels.device)]
         errors = torch.cat([self._errors(rows) for rows in torch.split(chosen, 32)])

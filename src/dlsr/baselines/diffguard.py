@@ -1,11 +1,12 @@
 """DiffGuard (Gao et al. 2023, "DiffGuard: semantic mismatch-guided OOD detection")."""
 
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dlsr.baselines.base import Watch
 from dlsr.baselines.diffusion import PixelDiffusion, T, scaled
 from dlsr.baselines.networks import SmallResNet
 from dlsr.baselines.perception import Perception
@@ -14,6 +15,7 @@ from dlsr.schedule import cosine_alpha_bar
 from dlsr.settings import TrainingSettings
 
 
+@dataclass(kw_only=True, repr=False, eq=False)
 class DiffGuard(PixelDiffusion):
     """Redraw the image as what a classifier takes it for; the difference between the two is the score.
 
@@ -22,47 +24,19 @@ class DiffGuard(PixelDiffusion):
     it is; an OOD image is drawn towards a class that it does not show. The distance is perceptual, as in LMD.
 
     Args:
-        width: channels of the U-Net's first stage, and of the classifier's.
         guidance: scale of the classifier's gradient.
         start: share of the noise levels that the image is inverted through.
         steps: DDIM steps each way.
-        epochs: of training the U-Net.
         classifier_epochs: of training the classifier.
-        batch_size: of both.
-        lr: of both.
-        seed: of everything random.
-        device: `auto`, `cpu`, `cuda`, ..
-        workers: threads that decode.
     """
 
     name = "diffguard"
     needs_labels = True
 
-    def __init__(
-        self,
-        width: int = 128,
-        guidance: float = 10.0,
-        start: float = 0.6,
-        steps: int = 50,
-        epochs: int = 350,
-        classifier_epochs: int = 100,
-        batch_size: int = 128,
-        lr: float = 2e-4,
-        seed: int = 0,
-        device: str = "auto",
-        workers: int = 2,
-    ) -> None:
-        self.width = width
-        self.guidance = guidance
-        self.start = start
-        self.steps = steps
-        self.epochs = epochs
-        self.classifier_epochs = classifier_epochs
-        self.batch_size = batch_size
-        self.lr = lr
-        self.seed = seed
-        self.device = device
-        self.workers = workers
+    guidance: float = 10.0
+    start: float = 0.6
+    steps: int = 50
+    classifier_epochs: int = 100
 
     def _build(self, classes: int) -> nn.Module:
         return nn.ModuleDict({"unet": super()._build(classes), "classifier": SmallResNet(self.width, classes)})
@@ -75,10 +49,10 @@ class DiffGuard(PixelDiffusion):
         assert isinstance(self.network_, nn.ModuleDict)
         return self.network_[name]
 
-    def _learn(self, pixels: Tensor, labels: Tensor | None, checkpoint: Path | None) -> None:
+    def _learn(self, pixels: Tensor, labels: Tensor | None, watch: Watch) -> None:
         assert labels is not None
         classes = labels.to(pixels.device)
-        super()._learn(pixels, labels, checkpoint)
+        super()._learn(pixels, labels, watch)
 
         def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
             logits = self._part("classifier")(scaled(pixels[rows]))
@@ -88,8 +62,14 @@ class DiffGuard(PixelDiffusion):
             epochs=self.classifier_epochs, batch_size=self.batch_size, lr=1e-3, lr_decay="cosine", ema_decay=0.999
         )
         log = self.log_
-        own = checkpoint.with_suffix(".classifier") if checkpoint else None
-        self._train(torch.arange(len(pixels), device=pixels.device), loss, settings, own, (pixels, classes))
+        own = watch.checkpoint.with_suffix(".classifier") if watch.checkpoint else None
+        self._train(
+            torch.arange(len(pixels), device=pixels.device),
+            loss,
+            settings,
+            replace(watch, checkpoint=own),
+            (pixels, classes),
+        )
         self.log_ = [*log, *self.log_]
 
     def _scores(self, pixels: Tensor) -> Tensor:

@@ -1,14 +1,14 @@
 """A diffusion model of pixels, and the three detectors that use one: DDPM, LMD and DiffGuard."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dlsr.baselines.base import Baseline
+from dlsr.baselines.base import Baseline, Watch
 from dlsr.diffusion import distort, restore
 from dlsr.errors import MissingExtraError
 from dlsr.schedule import cosine_alpha_bar
@@ -17,14 +17,23 @@ from dlsr.settings import TrainingSettings
 T = 1000
 
 
+@dataclass(kw_only=True, repr=False, eq=False)
 class PixelDiffusion(Baseline):
-    """Base of detectors with a U-Net (diffusers) that predicts the noise in a distorted image (Ho et al. 2020)."""
+    """Base of detectors with a U-Net (diffusers) that predicts the noise in a distorted image (Ho et al. 2020).
 
-    width: int
-    epochs: int
-    batch_size: int
-    lr: float
+    Args:
+        width: channels of the U-Net's first stage.
+        epochs: of training; the paper's are 350 (appendix B.2).
+        batch_size: likewise.
+        lr: likewise.
+    """
+
     rows_at_once = 32
+
+    width: int = 128
+    epochs: int = 350
+    batch_size: int = 128
+    lr: float = 2e-4
 
     def _build(self, classes: int) -> nn.Module:
         try:
@@ -44,7 +53,7 @@ class PixelDiffusion(Baseline):
         )
         return network
 
-    def _learn(self, pixels: Tensor, labels: Tensor | None, checkpoint: Path | None) -> None:
+    def _learn(self, pixels: Tensor, labels: Tensor | None, watch: Watch) -> None:
         alpha_bar = cosine_alpha_bar(T).to(pixels.device)
 
         def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
@@ -57,7 +66,7 @@ class PixelDiffusion(Baseline):
         settings = TrainingSettings(
             epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, weight_decay=0, ema_decay=0.999
         )
-        self._train(pixels, loss, settings, checkpoint)
+        self._train(pixels, loss, settings, watch)
 
     def _noise_in(self, xt: Tensor, t: Tensor) -> Tensor:
         """The network's guess of the noise: `(n, 3, H, W)` and times `(n,)` to `(n, 3, H, W)`."""

@@ -1,5 +1,6 @@
 """Base of the baselines that work on an encoder's features, which all of them and `dlsr.Detector` share."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -12,16 +13,23 @@ from dlsr.encoding import Transform, encode_all, open_store
 from dlsr.images import ImageSet
 
 
+@dataclass(kw_only=True, repr=False, eq=False)
 class EncodedBaseline(Baseline):
-    """A detector whose rows are features, shape `(N, c)`, from the feature store where they are known."""
+    """A detector whose rows are features, shape `(N, c)`, from the feature store where they are known.
+
+    Args:
+        encoder: a preset of `dlsr.ENCODERS`, or a network of timm.
+        weights: as for `dlsr.Detector`.
+        store: folder of the feature store; None keeps no features on disk.
+    """
 
     output: ClassVar[Literal["stages", "penultimate"]] = "stages"
     """`z0`, or what the network's own classifier sees."""
     rows_at_once = 1024
 
-    encoder: str
-    weights: str | None
-    store: str | None
+    encoder: str = "efficientnet_lite0"
+    weights: str | None = None
+    store: str | None = None
 
     def _read(self, images: ImageSet, transform: Transform | None) -> tuple[Rows, list[str | None]]:
         encoder = self._loaded_encoder()

@@ -1,17 +1,18 @@
 """GLOW (Kingma & Dhariwal 2018, by normflows) with the input-complexity score (Serrà et al. 2020)."""
 
 import math
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from dlsr.baselines.base import Baseline
+from dlsr.baselines.base import Baseline, Watch
 from dlsr.baselines.complexity import complexity_of
 from dlsr.errors import MissingExtraError
 from dlsr.settings import TrainingSettings
 
 
+@dataclass(kw_only=True, repr=False, eq=False)
 class Glow(Baseline):
     """A normalising flow on pixels.
 
@@ -22,34 +23,16 @@ class Glow(Baseline):
         epochs: of training; the paper's are 150 (appendix B.2).
         batch_size: likewise.
         lr: the paper's is 5e-4.
-        seed: of everything random.
-        device: `auto`, `cpu`, `cuda`, ..
-        workers: threads that decode.
     """
 
     name = "glow"
 
-    def __init__(
-        self,
-        levels: int = 3,
-        steps: int = 32,
-        hidden: int = 512,
-        epochs: int = 150,
-        batch_size: int = 64,
-        lr: float = 5e-4,
-        seed: int = 0,
-        device: str = "auto",
-        workers: int = 2,
-    ) -> None:
-        self.levels = levels
-        self.steps = steps
-        self.hidden = hidden
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.lr = lr
-        self.seed = seed
-        self.device = device
-        self.workers = workers
+    levels: int = 3
+    steps: int = 32
+    hidden: int = 512
+    epochs: int = 150
+    batch_size: int = 64
+    lr: float = 5e-4
 
     def _build(self, classes: int) -> nn.Module:
         try:
@@ -76,7 +59,7 @@ class Glow(Baseline):
         log_prob: Tensor = network.log_prob(x, None)  # type: ignore[operator]  # a method of MultiscaleFlow
         return 8 - log_prob / (x[0].numel() * math.log(2))
 
-    def _learn(self, pixels: Tensor, labels: Tensor | None, checkpoint: Path | None) -> None:
+    def _learn(self, pixels: Tensor, labels: Tensor | None, watch: Watch) -> None:
         with torch.no_grad():
             self._bits((pixels[: self.batch_size].float() + 0.5) / 256)  # ActNorm takes its scale from a first batch
 
@@ -87,7 +70,7 @@ class Glow(Baseline):
         settings = TrainingSettings(
             epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, precision="float32", ema_decay=0.999
         )
-        self._train(pixels, loss, settings, checkpoint)
+        self._train(pixels, loss, settings, watch)
 
     @torch.no_grad()
     def _scores(self, pixels: Tensor) -> Tensor:

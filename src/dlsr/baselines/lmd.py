@@ -1,5 +1,7 @@
 """LMD (Liu et al. 2023, "Unsupervised OOD detection with diffusion inpainting")."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from dlsr.diffusion import distort, skipping_steps
 from dlsr.schedule import cosine_alpha_bar
 
 
+@dataclass(kw_only=True, repr=False, eq=False)
 class LMD(PixelDiffusion):
     """Lift off the manifold by masking, map back by inpainting; the distance to the image is the score.
 
@@ -16,40 +19,14 @@ class LMD(PixelDiffusion):
     perceptual distance (LPIPS in the paper, here see `dlsr.baselines.perception`).
 
     Args:
-        width: channels of the U-Net's first stage.
         attempts: inpaintings of each image.
         steps: denoising steps of an inpainting.
-        epochs: of training.
-        batch_size: likewise.
-        lr: likewise.
-        seed: of everything random.
-        device: `auto`, `cpu`, `cuda`, ..
-        workers: threads that decode.
     """
 
     name = "lmd"
 
-    def __init__(
-        self,
-        width: int = 128,
-        attempts: int = 10,
-        steps: int = 100,
-        epochs: int = 350,
-        batch_size: int = 128,
-        lr: float = 2e-4,
-        seed: int = 0,
-        device: str = "auto",
-        workers: int = 2,
-    ) -> None:
-        self.width = width
-        self.attempts = attempts
-        self.steps = steps
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.lr = lr
-        self.seed = seed
-        self.device = device
-        self.workers = workers
+    attempts: int = 10
+    steps: int = 100
 
     @torch.no_grad()
     def _scores(self, pixels: Tensor) -> Tensor:

@@ -5,14 +5,14 @@ shifted rather than masked. Each pixel gets a mixture of discretised logistics, 
 """
 
 import math
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from dlsr.baselines.base import Baseline
+from dlsr.baselines.base import Baseline, Watch
 from dlsr.baselines.complexity import complexity_of
 from dlsr.settings import TrainingSettings
 
@@ -169,6 +169,7 @@ def negative_log_likelihood(logits: Tensor, x: Tensor) -> Tensor:
     return -total.logsumexp(dim=1).sum(dim=(1, 2))
 
 
+@dataclass(kw_only=True, repr=False, eq=False)
 class PixelCNN(Baseline):
     """Likelihood of an autoregressive model, less the image's complexity.
 
@@ -180,36 +181,17 @@ class PixelCNN(Baseline):
         epochs: of training; the paper's are 150 (appendix B.2).
         batch_size: likewise.
         lr: the paper's is 5e-4.
-        seed: of everything random.
-        device: `auto`, `cpu`, `cuda`, ..
-        workers: threads that decode.
     """
 
     name = "pixelcnn++"
 
-    def __init__(
-        self,
-        channels: int = 160,
-        blocks: int = 5,
-        mixtures: int = 10,
-        dropout: float = 0.5,
-        epochs: int = 150,
-        batch_size: int = 32,
-        lr: float = 5e-4,
-        seed: int = 0,
-        device: str = "auto",
-        workers: int = 2,
-    ) -> None:
-        self.channels = channels
-        self.blocks = blocks
-        self.mixtures = mixtures
-        self.dropout = dropout
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.lr = lr
-        self.seed = seed
-        self.device = device
-        self.workers = workers
+    channels: int = 160
+    blocks: int = 5
+    mixtures: int = 10
+    dropout: float = 0.5
+    epochs: int = 150
+    batch_size: int = 32
+    lr: float = 5e-4
 
     def _build(self, classes: int) -> nn.Module:
         return PixelCNNNetwork(self.channels, self.blocks, self.mixtures, self.dropout)
@@ -219,9 +201,9 @@ class PixelCNN(Baseline):
         x = pixels.float() / 127.5 - 1
         return negative_log_likelihood(self.network_(x).float(), x) / (x[0].numel() * math.log(2))
 
-    def _learn(self, pixels: Tensor, labels: Tensor | None, checkpoint: Path | None) -> None:
+    def _learn(self, pixels: Tensor, labels: Tensor | None, watch: Watch) -> None:
         settings = TrainingSettings(epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, ema_decay=0.999)
-        self._train(pixels, lambda rows, _: self._bits(rows).mean(), settings, checkpoint)
+        self._train(pixels, lambda rows, _: self._bits(rows).mean(), settings, watch)
 
     @torch.no_grad()
     def _scores(self, pixels: Tensor) -> Tensor:

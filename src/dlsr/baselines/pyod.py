@@ -1,57 +1,36 @@
 """PyOD's detectors on the same features: what users would reach for today."""
 
+from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from dlsr.baselines.base import Watch
 from dlsr.baselines.encoded import EncodedBaseline
 from dlsr.errors import MissingExtraError
 
 REFERENCES = 20_000
 
 
+@dataclass(kw_only=True, repr=False, eq=False)
 class PyODBaseline(EncodedBaseline):
     """Base: a detector of PyOD with its default settings, fitted to at most 20,000 training images.
 
     Of PyOD's many, those whose score of an image does not depend on the images around it (ECOD's and COPOD's do).
     PyOD saves by pickle; what is saved here are the features that it was fitted to, and loading fits it again.
 
-    Args:
-        encoder: a preset of `dlsr.ENCODERS`, or a network of timm.
-        weights: as for `dlsr.Detector`.
-        store: folder of the feature store; None keeps no features on disk.
-        seed: of everything random.
-        device: `auto`, `cpu`, `cuda`, ..; for the encoder alone.
-        workers: threads that decode.
     """
 
     module: ClassVar[str]
     class_name: ClassVar[str]
     is_random: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        encoder: str = "efficientnet_lite0",
-        weights: str | None = None,
-        store: str | None = None,
-        seed: int = 0,
-        device: str = "auto",
-        workers: int = 2,
-    ) -> None:
-        self.encoder = encoder
-        self.weights = weights
-        self.store = store
-        self.seed = seed
-        self.device = device
-        self.workers = workers
-
     def _build(self, classes: int) -> nn.Module:
         return nn.Module()
 
-    def _learn(self, features: Tensor, labels: Tensor | None, checkpoint: Path | None) -> None:
+    def _learn(self, features: Tensor, labels: Tensor | None, watch: Watch) -> None:
         self._fit_to(features[torch.randperm(len(features))[:REFERENCES].to(features.device)])
         self.log_ = []
 

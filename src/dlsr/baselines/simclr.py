@@ -3,14 +3,14 @@
 The training loop is our own and short, for lightly brings PyTorch Lightning; the scores are pytorch-ood's.
 """
 
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dlsr.baselines.base import Baseline
+from dlsr.baselines.base import Baseline, Watch
 from dlsr.baselines.diffusion import scaled
 from dlsr.baselines.networks import SmallResNet
 from dlsr.baselines.pytorch_ood import pytorch_ood_detector
@@ -58,6 +58,7 @@ def augmented(pixels: Tensor, generator: torch.Generator) -> Tensor:
     return images.clamp(0, 1) * 2 - 1
 
 
+@dataclass(kw_only=True, repr=False, eq=False)
 class SimCLR(Baseline):
     """Base of the two detectors on SimCLR features.
 
@@ -69,43 +70,24 @@ class SimCLR(Baseline):
         batch_size: images, of which each gives two views.
         lr: learning rate, falling like a cosine.
         neighbours: `k`; for KNN alone.
-        seed: of everything random.
-        device: `auto`, `cpu`, `cuda`, ..
-        workers: threads that decode.
     """
 
     rows_at_once = 256
 
-    def __init__(
-        self,
-        width: int = 64,
-        projection: int = 128,
-        temperature: float = 0.5,
-        epochs: int = 500,
-        batch_size: int = 512,
-        lr: float = 1e-3,
-        neighbours: int = 50,
-        seed: int = 0,
-        device: str = "auto",
-        workers: int = 2,
-    ) -> None:
-        self.width = width
-        self.projection = projection
-        self.temperature = temperature
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.lr = lr
-        self.neighbours = neighbours
-        self.seed = seed
-        self.device = device
-        self.workers = workers
+    width: int = 64
+    projection: int = 128
+    temperature: float = 0.5
+    epochs: int = 500
+    batch_size: int = 512
+    lr: float = 1e-3
+    neighbours: int = 50
 
-    network_: SmallResNet
+    network_: SmallResNet = field(init=False)
 
     def _build(self, classes: int) -> SmallResNet:
         return SmallResNet(self.width, self.projection)
 
-    def _learn(self, pixels: Tensor, labels: Tensor | None, checkpoint: Path | None) -> None:
+    def _learn(self, pixels: Tensor, labels: Tensor | None, watch: Watch) -> None:
         def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
             views = torch.cat([augmented(rows, generator) for _ in range(2)])
             return nt_xent(self.network_(views).float(), self.temperature)
@@ -113,7 +95,7 @@ class SimCLR(Baseline):
         settings = TrainingSettings(
             epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, lr_decay="cosine", ema_decay=0.999
         )
-        self._train(pixels, loss, settings, checkpoint)
+        self._train(pixels, loss, settings, watch)
         self.network_.eval()
         chosen = pixels[torch.randperm(len(pixels))[:REFERENCES].to(pixels.device)]
         self._set_references(torch.cat([self._embed(rows) for rows in torch.split(chosen, 256)]))

@@ -6,13 +6,13 @@ trained on all: little for what the encoder knows, much for what it does not.
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dlsr.baselines.base import Baseline
+from dlsr.baselines.base import Baseline, Watch
 from dlsr.settings import TrainingSettings
 
 LEVELS = 256
@@ -55,6 +55,7 @@ class ConvVAE(nn.Module):
         return bound
 
 
+@dataclass(kw_only=True, repr=False, eq=False)
 class VAE(Baseline):
     """Likelihood regret of a VAE.
 
@@ -66,44 +67,25 @@ class VAE(Baseline):
         lr: likewise.
         regret_steps: steps of Adam on each image alone.
         regret_lr: their learning rate.
-        seed: of everything random.
-        device: `auto`, `cpu`, `cuda`, ..
-        workers: threads that decode.
     """
 
     name = "vae"
     rows_at_once = 25
 
-    def __init__(
-        self,
-        width: int = 64,
-        latent: int = 200,
-        epochs: int = 200,
-        batch_size: int = 64,
-        lr: float = 5e-4,
-        regret_steps: int = 100,
-        regret_lr: float = 1e-4,
-        seed: int = 0,
-        device: str = "auto",
-        workers: int = 2,
-    ) -> None:
-        self.width = width
-        self.latent = latent
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.lr = lr
-        self.regret_steps = regret_steps
-        self.regret_lr = regret_lr
-        self.seed = seed
-        self.device = device
-        self.workers = workers
+    width: int = 64
+    latent: int = 200
+    epochs: int = 200
+    batch_size: int = 64
+    lr: float = 5e-4
+    regret_steps: int = 100
+    regret_lr: float = 1e-4
 
-    network_: ConvVAE
+    network_: ConvVAE = field(init=False)
 
     def _build(self, classes: int) -> ConvVAE:
         return ConvVAE(self.width, self.latent, self.size)
 
-    def _learn(self, pixels: Tensor, labels: Tensor | None, checkpoint: Path | None) -> None:
+    def _learn(self, pixels: Tensor, labels: Tensor | None, watch: Watch) -> None:
         def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
             noise = torch.randn(len(rows), self.latent, generator=generator).to(rows.device)
             return self.network_.negative_elbo(rows, noise).mean()
@@ -111,7 +93,7 @@ class VAE(Baseline):
         settings = TrainingSettings(
             epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, precision="float32", ema_decay=0.999
         )
-        self._train(pixels, loss, settings, checkpoint)
+        self._train(pixels, loss, settings, watch)
 
     def _scores(self, pixels: Tensor) -> Tensor:
         noise = self._noise(pixels, self.regret_steps + 1).flatten(2)[:, :, : self.latent]

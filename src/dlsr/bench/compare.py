@@ -20,8 +20,10 @@ from dlsr.detector import Detector
 from dlsr.errors import ArtifactError, DlsrError, ImageError
 from dlsr.evaluation import Protocol, mean_and_std, protocol_transform, sample
 from dlsr.files import replacing
+from dlsr.fitting import OnEpoch
 from dlsr.images import ImageSet
 from dlsr.metrics import evaluate_scores
+from dlsr.training import EpochLog
 
 Array = NDArray[np.float64]
 TIMED_IMAGES = 256
@@ -161,14 +163,18 @@ def _run(
     said: Callable[[str], None],
 ) -> Run:
     transform = protocol_transform(settings.protocol)
+
+    def told(epoch: EpochLog, most: int) -> None:
+        said(f"{name}, seed {seed}: epoch {epoch.epoch} of at most {most}, loss {epoch.validation_loss:.4g}")
+
     start = time.perf_counter()
     if isinstance(detector, Detector):
         train = sets.train
-        detector, seconds = _fitted_detector(detector, train, fitted)
+        detector, seconds = _fitted_detector(detector, train, fitted, told)
     else:
         few = DETECTORS[name].reduced_images if settings.reduced else None
         train, labels = _some(sets, few)
-        detector.fit(train, labels if DETECTORS[name].needs_labels else None)
+        detector.fit(train, labels if DETECTORS[name].needs_labels else None, on_epoch=told)
         seconds = time.perf_counter() - start
     said(f"{name}, seed {seed}: fitted in {seconds:.0f} s, scoring")
     scores = {"ID": detector.score_samples(sets.test, transform=transform)}
@@ -179,14 +185,16 @@ def _run(
     return Run(name, seed, parameters, len(train), seconds, _rate(detector, sets.test, transform), metrics, scores)
 
 
-def _fitted_detector(detector: Detector, train: ImageSet, fitted: dict[str, Any]) -> tuple[Detector, float]:
+def _fitted_detector(
+    detector: Detector, train: ImageSet, fitted: dict[str, Any], on_epoch: OnEpoch
+) -> tuple[Detector, float]:
     """The detector fitted, unless only its score differs from one that is; and the seconds that fitting took."""
     score = detector.score
     key = repr({**detector.get_params(), "score": "one network" if score in ONE_NETWORK else score})
     if key not in fitted:
         detector.encode(train)  # so that the first detector's fit does not count the encoder, which all share
         start = time.perf_counter()
-        fitted[key] = detector.fit(train), time.perf_counter() - start
+        fitted[key] = detector.fit(train, on_epoch=on_epoch), time.perf_counter() - start
     done, seconds = fitted[key]
     return (done.with_settings(score=score) if score in ONE_NETWORK else done), seconds
 
