@@ -28,6 +28,8 @@ TINY = {
     "energy": {"encoder": "test_resnet", "weights": "random", "epochs": 2},
     "dice": {"encoder": "test_resnet", "weights": "random", "epochs": 2},
     "ash-s": {"encoder": "test_resnet", "weights": "random", "epochs": 2},
+    "anomalib+fre": {"encoder": "test_resnet", "weights": "random", "latent": 8, "epochs": 5},
+    "anomalib+dfm": {"encoder": "test_resnet", "weights": "random"},
     "pyod+iforest": {"encoder": "test_resnet", "weights": "random"},
     "pyod+pca": {"encoder": "test_resnet", "weights": "random"},
     "pyod+lof": {"encoder": "test_resnet", "weights": "random"},
@@ -291,6 +293,19 @@ def test_classifier_scores_by_their_formulas(fitted, odd_folder):
     np.testing.assert_allclose(
         ash.score_samples(odd_folder), -ash.network_(shaped).logsumexp(1).detach(), rtol=1e-4, atol=1e-4
     )
+
+
+def test_dfm_is_what_principal_components_leave_out(fitted, image_folder, odd_folder):
+    from sklearn.decomposition import PCA
+
+    detector = fitted("anomalib+dfm")
+    rows, _ = detector._read(open_images(image_folder), None)
+    odd, _ = detector._read(open_images(odd_folder), None)
+    pca = PCA().fit(rows)
+    count = detector.network_.singular_vectors.shape[1]
+    assert 0.9 < pca.explained_variance_ratio_[:count].sum() < 0.98
+    error = np.square((odd - pca.mean_) @ pca.components_[count:].T).sum(axis=1)
+    np.testing.assert_allclose(detector.score_samples(odd_folder), error, rtol=1e-2)
 
 
 def test_pyod_agrees_with_scikit_learn(fitted, odd_folder):

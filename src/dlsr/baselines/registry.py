@@ -59,8 +59,9 @@ def _simclr(name: str, class_name: str, paper: str) -> DetectorInfo:
     )
 
 
-def _rival(name: str, class_name: str, paper: str) -> DetectorInfo:
-    return DetectorInfo(name, "rival", paper, _lazily("baselines.pyod", class_name), cost="seconds to minutes")
+def _rival(name: str, module: str, class_name: str, paper: str) -> DetectorInfo:
+    make = _lazily(f"baselines.{module}", class_name)
+    return DetectorInfo(name, "rival", f"{paper}, on our features", make, cost="seconds to minutes")
 
 
 _OURS = "Yang et al. 2024, Diffusion-based Layer-wise Semantic Reconstruction"
@@ -140,9 +141,11 @@ DETECTORS: Mapping[str, DetectorInfo] = {
         DetectorInfo(
             "knn", "distance-based", "Sun et al. 2022, on our features", _detector("knn"), cost="seconds"
         ),
-        _rival("pyod+iforest", "PyODIForest", "Liu et al. 2008, by PyOD, on our features"),
-        _rival("pyod+pca", "PyODPCA", "Shyu et al. 2003, by PyOD, on our features"),
-        _rival("pyod+lof", "PyODLOF", "Breunig et al. 2000, by PyOD, on our features"),
+        _rival("anomalib+fre", "anomalib", "AnomalibFre", "Ndiour et al. 2023, by anomalib"),
+        _rival("anomalib+dfm", "anomalib", "AnomalibDfm", "Ahuja et al. 2019, by anomalib"),
+        _rival("pyod+iforest", "pyod", "PyODIForest", "Liu et al. 2008, by PyOD"),
+        _rival("pyod+pca", "pyod", "PyODPCA", "Shyu et al. 2003, by PyOD"),
+        _rival("pyod+lof", "pyod", "PyODLOF", "Breunig et al. 2000, by PyOD"),
     )
 }  # fmt: skip
 """Detectors by name."""
