@@ -80,8 +80,11 @@ class AnomalibDfm(EncodedBaseline):
 
     @torch.no_grad()
     def _scores(self, features: Tensor) -> Tensor:
-        kept = self._pca().inverse_transform(self._pca().transform(features))
-        error: Tensor = (features - kept).square().sum(dim=1)
+        # anomalib's transform takes the mean off in place, and its inverse does not put it back.
+        pca = self._pca()
+        error: Tensor = (
+            (features - pca.mean - pca.inverse_transform(pca.transform(features.clone()))).square().sum(dim=1)
+        )
         return error
 
     def _pca(self) -> Any:
