@@ -24,7 +24,7 @@ from dlsr.scorers import PaperScorer, Scorer, score_rows
 from dlsr.settings import RestorationSettings
 
 TABLES = tuple(dict.fromkeys(table.table for table in PAPER))
-FIGURES = ("fig3", "fig4", "fig5", "fig8", "fig9", "ablation")
+FIGURES = ("fig3", "fig4", "fig5", "fig6", "fig7", "fig8", "fig9", "table4", "ablation")
 TIMES = (1, 2, 3, 5, 7, 10, 15, 20, 30, 40, 50, 60, 70, 80, 90, 100)
 ALSO = ("dlsr", "mahalanobis", "knn")
 """Added to every table: this project's default, and the simple methods on the same features."""
@@ -228,7 +228,7 @@ def draw(
     """Run what a figure shows and write it as PNG to `folder`.
 
     Args:
-        figure: of `FIGURES`; `ablation` is figs. 4 and 5 and table 4.
+        figure: of `FIGURES`; `ablation` is figs. 4 and 5 and table 4; figs. 6 and 7 are fig. 3 for ResNet-50.
         sets: the images.
         settings: limits, encoder, protocol.
         folder: to write to.
@@ -249,12 +249,15 @@ def draw(
         scores = read_scores(folder / "runs", row["run_files"][0])
         save_distributions(folder / "fig8.png", {"DDPM on pixels": scores}, "reconstruction error")
         return {"average": average({name: one[np.isfinite(one)] for name, one in scores.items()})}
+    if figure == "table4":
+        said("fitting the paper's network and smaller ones")
+        return {"table4": over_sizes(sets, settings, store, epochs)}
     said("fitting the paper's network")
     network = fit_paper_network(sets, settings, store, epochs)
     numbers: dict[str, Any] = {"epochs": len(network.detector.fit_summary_.log)}
-    if figure == "fig3":
+    if figure in ("fig3", "fig6", "fig7"):
         panels = first_and_last_epoch(network)
-        save_distributions(folder / "fig3.png", panels, "MFsim")
+        save_distributions(folder / f"{figure}.png", panels, "MFsim")
         numbers["averages"] = {title: average(scores) for title, scores in panels.items()}
     if figure == "fig9":
         panels = {score: network.scores(network.scorer(score)) for score in ("mse", "mfsim")}

@@ -151,12 +151,15 @@ def _figure(name: str) -> Callable[..., None]:
         sets, missing = open_sets(id, _names(ood) or SIX, where)
         for why in missing.values():
             say(why, quiet)
-        settings = _settings(None, encoder, weights, protocol, 1, limit, train_limit, reduced)
+        network = encoder or ("resnet50" if name in ("fig6", "fig7") else None)
+        settings = _settings(None, network, weights, protocol, 1, limit, train_limit, reduced)
         said = lambda what: say(what, quiet)  # noqa: E731
         numbers = draw(name, sets, settings, output, epochs, store_of(store, no_store), said)
         _write(output, name, {"id": id, "epochs": epochs, "missing": missing, **numbers}, None)
 
-    command.__doc__ = f"Draw fig. {name[3:]} of the paper." if name != "ablation" else "Table 4, fig. 4 and fig. 5."
+    command.__doc__ = {"ablation": "Table 4, fig. 4 and fig. 5.", "table4": "Reproduce table 4 of the paper."}.get(
+        name, f"Draw fig. {name[3:]} of the paper."
+    )
     return command
 
 
@@ -164,7 +167,7 @@ def _figure(name: str) -> Callable[..., None]:
 for _name in ("table1", "table2", "table3", "table5", "table6", "table7", "table8", "table9", "table10", "table11",
               "table12"):  # fmt: skip
     bench_app.command(_name)(_suite(_name))
-for _name in ("fig3", "fig4", "fig5", "fig8", "fig9", "ablation"):
+for _name in ("fig3", "fig4", "fig5", "fig6", "fig7", "fig8", "fig9", "table4", "ablation"):
     bench_app.command(_name)(_figure(_name))
 
 
