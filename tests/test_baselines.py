@@ -102,7 +102,7 @@ def test_what_users_get_wrong(image_folder, fitted, tmp_path):
     fitted("simclr+knn").save(tmp_path / "model")
     with pytest.raises(ArtifactError, match=r"holds a 'simclr\+knn', not a 'vae'"):
         type(make_detector("vae")).load(tmp_path / "model")
-    with pytest.raises(ArtifactError, match="no dlsr-model"):
+    with pytest.raises(ArtifactError, match="holds a dlsr-baseline, not a dlsr-model"):
         Detector.load(tmp_path / "model")
 
 
@@ -327,7 +327,7 @@ def test_autoencoders_on_features(score, features, tmp_path):
     from dlsr import evaluate_scores
 
     auroc = evaluate_scores(detector.score_features(inside[:200]), detector.score_features(outside)).auroc
-    assert auroc > 0.6
+    assert auroc > 0.75
     detector.save(tmp_path / "model")
     again = Detector.load(tmp_path / "model")
     np.testing.assert_array_equal(again.score_features(outside), detector.score_features(outside))

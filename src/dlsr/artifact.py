@@ -27,6 +27,7 @@ from dlsr.training import EpochLog
 
 SCHEMA_VERSION = 1
 MANIFEST = "model.json"
+FORMATS = ("dlsr-model", "dlsr-baseline")
 
 
 class FitSummary(BaseModel):
@@ -168,8 +169,11 @@ def _read_content(folder: Path, kind: type[Header]) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ArtifactError(f"cannot read '{path}' ({error}); fit the model again") from error
     expected = kind.model_fields["format"].default
-    if not isinstance(content, dict) or content.get("format") != expected:
-        raise ArtifactError(f"'{path}' is no {expected} of dlsr; give a model directory of that kind")
+    found = content.get("format") if isinstance(content, dict) else None
+    if found in FORMATS and found != expected:
+        raise ArtifactError(f"'{folder}' holds a {found}, not a {expected}; give a model directory of that kind")
+    if not isinstance(content, dict) or found != expected:
+        raise ArtifactError(f"'{path}' is not of dlsr; give a model directory that dlsr fit made")
     return content
 
 
