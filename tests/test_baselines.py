@@ -31,7 +31,6 @@ TINY = {
     "anomalib+fre": {"encoder": "test_resnet", "weights": "random", "latent": 8, "epochs": 5},
     "anomalib+dfm": {"encoder": "test_resnet", "weights": "random"},
     "pyod+iforest": {"encoder": "test_resnet", "weights": "random"},
-    "pyod+pca": {"encoder": "test_resnet", "weights": "random"},
     "pyod+lof": {"encoder": "test_resnet", "weights": "random"},
 }
 

@@ -18,7 +18,8 @@ REFERENCES = 20_000
 class PyODBaseline(EncodedBaseline):
     """Base: a detector of PyOD with its default settings, fitted to at most 20,000 training images.
 
-    Of PyOD's many, those whose score of an image does not depend on the images around it (ECOD's and COPOD's do).
+    Of PyOD's many, those whose score of an image does not depend on the images around it (ECOD's and COPOD's do), and
+    which stand features of a singular covariance, as `z0` has (PCA's does not).
     PyOD saves by pickle; what is saved here are the features that it was fitted to, and loading fits it again.
 
     """
@@ -57,15 +58,6 @@ class PyODIForest(PyODBaseline):
     name = "pyod+iforest"
     module = "iforest"
     class_name = "IForest"
-    is_random = True
-
-
-class PyODPCA(PyODBaseline):
-    """Distance in principal components, each weighted by its variance (Shyu et al. 2003)."""
-
-    name = "pyod+pca"
-    module = "pca"
-    class_name = "PCA"
     is_random = True
 
 

@@ -144,7 +144,6 @@ DETECTORS: Mapping[str, DetectorInfo] = {
         _rival("anomalib+fre", "anomalib", "AnomalibFre", "Ndiour et al. 2023, by anomalib"),
         _rival("anomalib+dfm", "anomalib", "AnomalibDfm", "Ahuja et al. 2019, by anomalib"),
         _rival("pyod+iforest", "pyod", "PyODIForest", "Liu et al. 2008, by PyOD"),
-        _rival("pyod+pca", "pyod", "PyODPCA", "Shyu et al. 2003, by PyOD"),
         _rival("pyod+lof", "pyod", "PyODLOF", "Breunig et al. 2000, by PyOD"),
     )
 }  # fmt: skip
