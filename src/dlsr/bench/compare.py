@@ -27,6 +27,8 @@ from dlsr.training import EpochLog
 
 Array = NDArray[np.float64]
 TIMED_IMAGES = 256
+SECONDS_OF_SILENCE = 20
+"""Epochs are told of no more often than this."""
 
 ONE_NETWORK = ("mse", "lr", "mfsim")
 """Scores of one and the same trained network, which is fitted once for all."""
@@ -164,7 +166,13 @@ def _run(
 ) -> Run:
     transform = protocol_transform(settings.protocol)
 
+    spoken = time.monotonic()
+
     def told(epoch: EpochLog, most: int) -> None:
+        nonlocal spoken
+        if time.monotonic() - spoken < SECONDS_OF_SILENCE:
+            return
+        spoken = time.monotonic()
         said(f"{name}, seed {seed}: epoch {epoch.epoch} of at most {most}, loss {epoch.validation_loss:.4g}")
 
     start = time.perf_counter()
