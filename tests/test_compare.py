@@ -1,18 +1,21 @@
+import hashlib
 import json
 import re
+import sys
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dlsr import ArtifactError, InputError, SettingsError, evaluate_scores, open_images
+from dlsr import ArtifactError, InputError, MissingExtraError, SettingsError, evaluate_scores, open_images
 from dlsr.baselines import DETECTORS
 from dlsr.bench.compare import CompareSettings, Sets, compare, read_run, read_scores, scored_images, write_failures
 from dlsr.bench.datasets import DATASETS, labels_of, open_dataset
 from dlsr.bench.paper import PAPER
 from dlsr.bench.render import comparison_table, suite_tables
-from dlsr.bench.suites import FIGURES, TABLES, Where, average, draw, fit_paper_network, open_sets, run_table
+from dlsr.bench.suites import FIGURES, TABLES, FigureRun, Where, average, draw, open_sets, run_table
 
 TINY = {"encoder": "test_resnet", "weights": "random"}
 SMALL_PAPER = {"width": 32, "blocks": 2, "epochs": 2, "lr": 1e-3}
@@ -103,9 +106,49 @@ def test_what_cannot_run_says_why(sets, tmp_path):
         read_scores(tmp_path, damaged.name)
 
 
-def test_seeds_and_reduced_sizes(sets, tmp_path, monkeypatch):
-    from dataclasses import replace
+def test_the_matched_protocol_changes_what_is_trained_on_too(sets, tmp_path):
+    from dlsr import Detector
+    from dlsr.evaluation import protocol_transform
 
+    settings = replace(SETTINGS, detectors=("mahalanobis",), protocol="matched")
+    report = compare(sets, settings, tmp_path)
+    matched = protocol_transform("matched")
+    own = Detector(score="mahalanobis", **TINY).fit(sets.train, transform=matched)
+    scores = read_scores(tmp_path, report["rows"][0]["run_files"][0])["svhn"]
+    images = scored_images(sets, settings)["svhn"]
+    np.testing.assert_allclose(own.score_samples(images, transform=matched), scores, rtol=1e-4)
+    native = Detector(score="mahalanobis", **TINY).fit(sets.train)
+    assert not np.allclose(native.score_samples(images, transform=matched), scores, rtol=1e-2)
+
+
+def test_an_interrupted_fit_goes_on_where_it_was(sets, tmp_path, monkeypatch):
+    from dlsr.checkpoint import Checkpoint
+
+    tiny = {"vae": {"width": 4, "latent": 4, "epochs": 3, "regret_steps": 2}}
+    settings = replace(SETTINGS, detectors=("vae",), parameters=tiny)
+    monkeypatch.setattr("dlsr.bench.compare.SECONDS_OF_SILENCE", 0)
+    save, saved = Checkpoint.save, []
+
+    def stopping(self, state):
+        save(self, state)
+        saved.append(self.path)
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "save", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            compare(sets, settings, tmp_path)
+    assert saved[0].exists()
+    told = []
+    resumed = compare(sets, settings, tmp_path, said=told.append)
+    assert [line for line in told if "epoch" in line] == [line for line in told if "epoch 3 of at most 3" in line] != []
+    assert not saved[0].exists()
+    whole = compare(sets, settings, tmp_path / "whole")
+    assert resumed["rows"][0]["sets"] == whole["rows"][0]["sets"]
+
+
+def test_seeds_and_reduced_sizes(sets, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "dlsr.bench.compare.DETECTORS", dict(DETECTORS) | {"vae": replace(DETECTORS["vae"], reduced_images=30)}
     )
@@ -181,6 +224,72 @@ def test_torchvision_sets_are_read(tmp_path, monkeypatch):
     assert found.images.items[1].read().getpixel((0, 0)) == 200
 
 
+@pytest.fixture
+def hub(monkeypatch, tmp_path, photographs):
+    """What `datasets` reads from Parquet in place of the hub; returns what it was asked for."""
+    import datasets
+
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["n02123045", "n01443537", "n02099601"])}
+    )
+    images = [photographs[0].crop((i, 0, i + 40, 40)) for i in range(3)]
+    rows = datasets.Dataset.from_dict({"image": images, "label": [0, 1, 2]}, features)
+    rows.to_parquet(tmp_path / "rows.parquet")
+    asked = []
+
+    def load(repo, config, *, split, cache_dir):
+        asked.append((repo, config, split))
+        if repo == "ylecun/mnist":
+            raise ConnectionError("cannot reach\nthe hub")
+        return datasets.Dataset.from_parquet(str(tmp_path / "rows.parquet"), features=features, cache_dir=cache_dir)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    return asked
+
+
+def test_sets_come_from_the_hugging_face_hub(hub, tmp_path, photographs):
+    found = open_dataset("tiny-imagenet", tmp_path, download=True)
+    assert hub == [("zh-plus/tiny-imagenet", None, "valid")]
+    assert list(found.labels) == [0, 1, 2]
+    assert found.remarks[0] == "from the Hugging Face hub, zh-plus/tiny-imagenet"
+    np.testing.assert_array_equal(np.asarray(found.images.items[2].read()), photographs[0].crop((2, 0, 42, 40)))
+    against = open_dataset("tiny-imagenet", tmp_path, against="cifar10", download=True)
+    assert [item.name for item in against.images.items] == ["1"]
+    assert "2 images of classes that show what CIFAR-10 shows were removed" in against.remarks
+
+
+def test_the_hub_helps_out_where_torchvision_cannot_download(hub, tmp_path, monkeypatch):
+    from torchvision import datasets
+
+    def dead(*args, **kwargs):
+        raise RuntimeError("Error downloading")
+
+    monkeypatch.setattr(datasets, "KMNIST", dead)
+    monkeypatch.setattr(datasets, "MNIST", dead)
+    assert "from the Hugging Face hub, tanganke/kmnist" in open_dataset("kmnist", tmp_path, download=True).remarks
+    with pytest.raises(InputError, match="cannot get ylecun/mnist from the Hugging Face hub: cannot reach the hub"):
+        open_dataset("mnist", tmp_path, download=True)
+    with pytest.raises(InputError, match="or let torchvision or the Hugging Face hub fetch it with --download"):
+        open_dataset("kmnist", tmp_path)
+
+
+def test_without_the_package_datasets_one_line_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'dlsr\[hub\]'"):
+        open_dataset("celeba", tmp_path, download=True)
+
+
+def test_an_official_archive_is_checked(tmp_path, odd_folder, monkeypatch):
+    archive = tmp_path / "dtd-r1.0.1.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(odd_folder, "dtd/images/banded")
+    with pytest.raises(InputError, match=r"the official dtd-r1\.0\.1\.tar\.gz e42855a52a49.*get it again from https://www"):
+        open_dataset("textures", tmp_path)
+    own = {"dtd-r1.0.1.tar.gz": hashlib.sha256(archive.read_bytes()).hexdigest()}
+    monkeypatch.setitem(DATASETS, "textures", replace(DATASETS["textures"], archives=own))
+    assert len(open_dataset("textures", tmp_path).images) == 40
+
+
 def test_labels_need_more_than_one_folder(odd_folder):
     assert labels_of(open_images(odd_folder)) is None
 
@@ -217,27 +326,30 @@ def test_a_table_runs_beside_the_printed_one(root, tmp_path):
 def test_figures_are_drawn_from_real_runs(sets, tmp_path, monkeypatch):
     settings = CompareSettings(detectors=(), limit=20, **TINY)
     small = {"width": 32, "blocks": 2}
-    original = fit_paper_network
-    monkeypatch.setattr(
-        "dlsr.bench.suites.fit_paper_network",
-        lambda sets, settings, store, epochs, **changes: original(sets, settings, store, epochs, **(small | changes)),
-    )
+    original = FigureRun.fit
+    monkeypatch.setattr(FigureRun, "fit", lambda self, **changes: original(self, **(small | changes)))
+    told = []
+    run = FigureRun(sets, settings, tmp_path / "runs", 2, tmp_path / "store", told.append)
     for figure in ("fig3", "fig9", "ablation"):
-        numbers = json.loads(json.dumps(draw(figure, sets, settings, tmp_path, 2, tmp_path / "store", lambda _: None)))
+        numbers = json.loads(json.dumps(draw(figure, run, tmp_path)))
         assert numbers["epochs"] == 2
+    # One network for all figures, and one for each of the ablation's others.
+    assert told[0] == "fitting the paper's network with width 32, blocks 2"
+    assert len(told) == len(set(told)) == 4
+    assert not list((tmp_path / "runs").glob("*.checkpoint"))
     for name in ("fig3", "fig4", "fig5", "fig9"):
         with Image.open(tmp_path / f"{name}.png") as picture:
             assert picture.width > 500
     assert len(numbers["over_time"]["lr"]["auroc"]) == len(numbers["times"])
-    c = sum(fit_paper_network(sets, settings, None, 1, width=32, blocks=2).detector.channels_)
+    c = sum(run.fit().detector.channels_)
     assert set(numbers["table4"]) == {f"width {2 * c}, 16 blocks", f"width {c}, 16 blocks", f"width {2 * c}, 8 blocks"}
     with pytest.raises(SettingsError, match=", ".join(FIGURES)):
-        draw("fig1", sets, settings, tmp_path, 2, None, lambda _: None)
+        draw("fig1", run, tmp_path)
 
 
-def test_at_the_default_steps_the_network_scores_as_its_detector_does(sets):
+def test_at_the_default_steps_the_network_scores_as_its_detector_does(sets, tmp_path):
     settings = CompareSettings(detectors=(), limit=20, **TINY)
-    network = fit_paper_network(sets, settings, None, 1, width=32, blocks=2)
+    network = FigureRun(sets, settings, tmp_path, epochs=1).fit(width=32, blocks=2)
     scores = network.scores(network.scorer("mfsim"))
     np.testing.assert_allclose(scores["svhn"], network.detector.score_samples(scored_images(sets, settings)["svhn"]))
     first = network.scores(network.scorer("mfsim", initial=True))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dlsr.calibration import p_values, threshold
-    from dlsr.detector import Detector, Result, UnreadableImagesWarning
+    from dlsr.detector import Detector, Result
     from dlsr.encoders import ENCODERS, Encoder, EncoderSpec, encoder_spec
     from dlsr.errors import (
         ArtifactError,
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         WeightsError,
     )
     from dlsr.evaluation import Evaluation, Report, evaluate
-    from dlsr.images import ImageSet, open_images
+    from dlsr.images import ImageSet, UnreadableImagesWarning, open_images
     from dlsr.metrics import Metrics, evaluate_scores
     from dlsr.settings import PRESETS, SCORES, Settings
 
@@ -67,7 +67,7 @@ _HOME = {
     "threshold": "dlsr.calibration",
     "Detector": "dlsr.detector",
     "Result": "dlsr.detector",
-    "UnreadableImagesWarning": "dlsr.detector",
+    "UnreadableImagesWarning": "dlsr.images",
     "ENCODERS": "dlsr.encoders",
     "Encoder": "dlsr.encoders",
     "EncoderSpec": "dlsr.encoders",

@@ -2,7 +2,6 @@
 
 import copy
 import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +14,15 @@ from numpy.typing import ArrayLike, NDArray
 from dlsr.artifact import FitSummary, Manifest, as_tensor, installed_versions, read_model, write_model
 from dlsr.calibration import layer_scale, p_values, threshold
 from dlsr.checkpoint import Checkpoint, training_key
+from dlsr.devices import torch_device
 from dlsr.encoders import Encoder, encoder_spec
 from dlsr.encoding import Encoded, Progress, Transform, encode_all, encode_chunks, open_store, readable_pixels
-from dlsr.engines import Backend, openvino_engine
+from dlsr.engines import Backend, choose_backend, openvino_engine
 from dlsr.errors import ArtifactError, FeatureError, NoImagesError, NotFittedError, SettingsError
 from dlsr.estimator import Estimator
 from dlsr.export import Exportable, ExportFormat, check_export, sample_pixels, write_export, write_int8_export
 from dlsr.fitting import OnEpoch, fit_scorer, restored_scorer, split
-from dlsr.images import ImagesLike, open_images
+from dlsr.images import ImagesLike, open_images, warn_of_unreadable
 from dlsr.noise import row_digests
 from dlsr.quantise import Int8Report, quantised_encoder
 from dlsr.scorers import Digests, Scorer, score_rows
@@ -36,10 +36,6 @@ INT8_IMAGES = 1024
 """At most so many images of a set measure an 8-bit graph."""
 RANGE_IMAGES = 300
 """So many images give the ranges of its integers, as NNCF advises."""
-
-
-class UnreadableImagesWarning(UserWarning):
-    """Some images could not be read; the message names them."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +153,7 @@ class Detector(Estimator):
         images: ImagesLike,
         y: object = None,
         *,
+        transform: Transform | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
         progress: Progress | None = None,
         on_epoch: OnEpoch | None = None,
@@ -166,6 +163,7 @@ class Detector(Estimator):
         Args:
             images: see `dlsr.open_images`.
             y: ignored, for scikit-learn.
+            transform: made to each image first, for benchmarks.
             checkpoint: file for the state of training; if it holds that of the same fit, it is taken up.
             progress: told of each image encoded.
             on_epoch: told of each epoch of training.
@@ -178,23 +176,28 @@ class Detector(Estimator):
         self._check_settings()
         found = open_images(images)
         encoder = self.prepare_encoder()
-        encoded = self.encode(found, progress=progress)
+        encoded = self.encode(found, transform=transform, progress=progress)
         if not len(encoded.z0):
             name, reason = next(iter(encoded.unreadable.items()))
             raise NoImagesError(f"none of {len(found)} images can be read; the first, {name}: {reason}")
-        self._warn_of(encoded.unreadable)
+        warn_of_unreadable(encoded.unreadable)
         return self._fit(encoded.z0, encoded.digests, encoder.channels, encoded.unreadable, checkpoint, on_epoch)
 
     def prepare_encoder(self) -> Encoder:
-        """Load the encoder, so that `encode` works before fitting.
+        """Load the encoder, unless it is loaded, so that `encode` works before fitting.
 
         Raises:
             SettingsError: if there is no such encoder or stage.
             WeightsError: if its weights cannot be had.
         """
         spec = encoder_spec(self.encoder, _as_tuple(self.stages), _as_str(self.weights), self.decoding)
-        self._encoder = Encoder(spec, self._device(), self.backend)
-        return self._encoder
+        device = self._device()
+        backend = choose_backend(self.backend, device)
+        loaded: Encoder | None = getattr(self, "_encoder", None)
+        if loaded is None or (loaded.spec, loaded.device, loaded.backend) != (spec, device, backend):
+            loaded = Encoder(spec, device, backend)
+        self._encoder = loaded
+        return loaded
 
     def fit_features(
         self,
@@ -263,7 +266,7 @@ class Detector(Estimator):
             TooFewImagesError: if they are too few for the false-alarm rate.
         """
         encoded = self.encode(open_images(images), progress=progress)
-        self._warn_of(encoded.unreadable)
+        warn_of_unreadable(encoded.unreadable)
         threshold(np.zeros(len(encoded.z0)), self.false_alarm_rate)
         self._calibrate(encoded.z0, encoded.digests)
         self.fit_summary_ = self.fit_summary_.model_copy(update={"calibration_images": len(encoded.z0)})
@@ -317,19 +320,19 @@ class Detector(Estimator):
     def score_samples(self, images: ImagesLike, *, transform: Transform | None = None) -> Array:
         """Scores of images, shape `(N,)`, larger = more OOD; NaN, and a warning, for unreadable ones."""
         results = list(self.results(images, transform=transform))
-        self._warn_of({r.path: r.error for r in results if r.error is not None})
+        warn_of_unreadable({r.path: r.error for r in results if r.error is not None})
         return np.array([np.nan if r.score is None else r.score for r in results])
 
     def p_values(self, images: ImagesLike) -> Array:
         """Conformal p-values of images, shape `(N,)`; NaN, and a warning, for unreadable ones."""
         results = list(self.results(images))
-        self._warn_of({r.path: r.error for r in results if r.error is not None})
+        warn_of_unreadable({r.path: r.error for r in results if r.error is not None})
         return np.array([np.nan if r.p_value is None else r.p_value for r in results])
 
     def predict(self, images: ImagesLike) -> NDArray[np.int8]:
         """Verdicts, shape `(N,)`: 1 for OOD, 0 for ID, -1, and a warning, for unreadable images."""
         results = list(self.results(images))
-        self._warn_of({r.path: r.error for r in results if r.error is not None})
+        warn_of_unreadable({r.path: r.error for r in results if r.error is not None})
         return np.array([-1 if r.is_ood is None else int(r.is_ood) for r in results], dtype=np.int8)
 
     def score_features(self, features: ArrayLike, digests: Digests | None = None) -> Array:
@@ -487,7 +490,7 @@ class Detector(Estimator):
         Raises:
             ArtifactError: if it is missing, damaged, foreign or from a newer dlsr.
         """
-        where = _torch_device(device)
+        where = torch_device(device)
         manifest, tensors = read_model(Path(folder), where)
         settings, spec = manifest.settings, manifest.encoder
         if spec is not None and weights is not None:
@@ -599,7 +602,7 @@ class Detector(Estimator):
         quantised = quantised_encoder(what.encoder.graph(), pixels_of(train_images, RANGE_IMAGES))
         encoder = what.encoder.with_engine(openvino_engine(quantised))
         encoded = encode_all(encoder, open_images(train_images), workers=self.workers, progress=progress)
-        self._warn_of(encoded.unreadable)
+        warn_of_unreadable(encoded.unreadable)
         again = copy.copy(self)
         again._fit(encoded.z0, encoded.digests, self.channels_, encoded.unreadable, None, None)
         inside = pixels_of(id_images, INT8_IMAGES)
@@ -646,7 +649,7 @@ class Detector(Estimator):
             raise NotFittedError("this detector is not fitted; call fit or fit_features, or load a model")
 
     def _device(self) -> torch.device:
-        return _torch_device(self.device)
+        return torch_device(self.device)
 
     def _store_root(self) -> Path | None:
         return None if self.store is None else Path(self.store)
@@ -660,26 +663,6 @@ class Detector(Estimator):
     def _top_layers(self, layers: Array) -> list[str]:
         standing_out = (layers - self._calibration.layer_mean) / self._calibration.layer_std
         return [self.layer_names_[i] for i in standing_out.argmax(axis=1)]
-
-    @staticmethod
-    def _warn_of(unreadable: dict[str, str]) -> None:
-        if unreadable:
-            listed = "; ".join(f"{name}: {reason}" for name, reason in list(unreadable.items())[:10])
-            more = f"; and {len(unreadable) - 10} more" if len(unreadable) > 10 else ""
-            warnings.warn(
-                f"{len(unreadable)} images could not be read: {listed}{more}", UnreadableImagesWarning, stacklevel=3
-            )
-
-
-def _torch_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise SettingsError(f"cannot use device '{name}' ({str(error).splitlines()[0]}); use --device auto") from error
-    return device
 
 
 def _as_tuple(stages: Sequence[int] | None) -> tuple[int, ...] | None:

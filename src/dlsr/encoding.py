@@ -13,7 +13,7 @@ from PIL import Image
 
 from dlsr.encoders import Encoder
 from dlsr.errors import ImageError, NoImagesError, OutputError
-from dlsr.images import ImageItem, ImageSet, decode, map_ahead, resize
+from dlsr.images import ImageItem, ImageSet, decode, map_ahead, reason_of, resize
 from dlsr.noise import DIGEST_BYTES, pixel_digest
 from dlsr.store import FeatureStore
 
@@ -196,10 +196,8 @@ def _prepare(item: ImageItem, encoder: Encoder, store: FeatureStore | None, tran
         pixels = resize(image, encoder.spec.size, encoder.spec.interpolation)
         # Here, in the threads that decode: the engine would wait for it otherwise.
         return _Prepared(item.name, key, pixels=pixels, digest=pixel_digest(pixels))
-    except ImageError as error:
-        return _Prepared(item.name, error=str(error))
-    except OSError as error:
-        return _Prepared(item.name, error=error.strerror or str(error))
+    except (ImageError, OSError) as error:
+        return _Prepared(item.name, error=reason_of(error))
 
 
 def _batches(prepared: Iterable[_Prepared], size: int) -> Iterator[list[_Prepared]]:

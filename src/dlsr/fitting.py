@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from dlsr.autoencoder import AutoEncoder, FeatureVAE, Reconstructor
 from dlsr.checkpoint import Checkpoint
@@ -25,9 +25,10 @@ from dlsr.scorers import (
     Scorer,
     without_prefix,
 )
-from dlsr.settings import Settings
+from dlsr.settings import Settings, TrainingSettings
 from dlsr.training import (
     EpochLog,
+    Loss,
     TrainingState,
     most_epochs,
     new_state,
@@ -128,17 +129,34 @@ def _train(
     checkpoint: Checkpoint | None,
     on_epoch: OnEpoch | None,
 ) -> TrainingState:
-    state = (checkpoint.load(training.device) if checkpoint else None) or new_state(network)
     if isinstance(network, Reconstructor):
         loss = reconstruction_loss(network)
     else:
         loss = restoration_loss(network, settings.schedule.alpha_bar().to(training.device))
-    for done in train(network, training, validation, loss, settings.training, settings.seed, state):
+    return train_to_end(
+        network, training, validation, loss, settings.training, settings.seed, checkpoint=checkpoint, on_epoch=on_epoch
+    )
+
+
+def train_to_end(
+    network: nn.Module,
+    training: Tensor,
+    validation: Tensor,
+    loss: Loss,
+    settings: TrainingSettings,
+    seed: int,
+    *,
+    checkpoint: Checkpoint | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> TrainingState:
+    """Train, from where a checkpoint of the same training stands, to the end; see `dlsr.training.train`."""
+    state = (checkpoint.load(training.device) if checkpoint else None) or new_state(network)
+    for done in train(network, training, validation, loss, settings, seed, state):
         state = done
         if checkpoint:
             checkpoint.save(state)
         if on_epoch:
-            on_epoch(state.log[-1], most_epochs(settings.training, len(training)))
+            on_epoch(state.log[-1], most_epochs(settings, len(training)))
     return state
 
 

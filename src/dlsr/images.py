@@ -10,7 +10,8 @@ import os
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Callable, Generator, Iterable, Sequence
+import warnings
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -39,6 +40,10 @@ Interpolation = Literal["bilinear", "bicubic"]
 Decoding = Literal["full", "draft"]
 DECODINGS: tuple[Decoding, ...] = get_args(Decoding)
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+class UnreadableImagesWarning(UserWarning):
+    """Some images could not be read; the message names them."""
 
 
 @dataclass(frozen=True)
@@ -308,15 +313,28 @@ def read_pixels(
         try:
             image = decode(item.read())
             return resize(apply(image) if apply else image, size, interpolation)
-        except ImageError as error:
-            return str(error)
-        except OSError as error:
-            return error.strerror or str(error)
+        except (ImageError, OSError) as error:
+            return reason_of(error)
 
     read_ones = list(map_ahead(read, images.items, workers, ahead=256))
     pixels = [one for one in read_ones if not isinstance(one, str)]
     errors = [one if isinstance(one, str) else None for one in read_ones]
     return np.stack(pixels) if pixels else np.empty((0, size, size, 3), np.uint8), errors
+
+
+def reason_of(error: ImageError | OSError) -> str:
+    """Why an image cannot be read, in one line."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def warn_of_unreadable(unreadable: Mapping[str, str]) -> None:
+    """Warn the caller's caller of images that could not be read: reasons by name."""
+    if unreadable:
+        listed = "; ".join(f"{name}: {reason}" for name, reason in islice(unreadable.items(), 10))
+        more = f"; and {len(unreadable) - 10} more" if len(unreadable) > 10 else ""
+        warnings.warn(
+            f"{len(unreadable)} images could not be read: {listed}{more}", UnreadableImagesWarning, stacklevel=3
+        )
 
 
 def recompress(image: Image.Image, size: int, quality: int) -> Image.Image:

@@ -1,6 +1,5 @@
 """What all baselines share: reading images, training, scoring in batches, saving and loading."""
 
-import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,15 +14,15 @@ from torch import Tensor, nn
 
 from dlsr.artifact import BaselineManifest, installed_versions, read_artifact, write_model
 from dlsr.checkpoint import Checkpoint, training_key
-from dlsr.detector import UnreadableImagesWarning
+from dlsr.devices import torch_device
 from dlsr.encoding import Transform
 from dlsr.errors import ArtifactError, InputError, NotFittedError, TooFewImagesError
 from dlsr.estimator import Estimator
-from dlsr.fitting import OnEpoch
-from dlsr.images import ImageSet, ImagesLike, open_images, read_pixels
+from dlsr.fitting import OnEpoch, train_to_end
+from dlsr.images import ImageSet, ImagesLike, open_images, read_pixels, warn_of_unreadable
 from dlsr.noise import noise_for, pixel_digest
 from dlsr.settings import TrainingSettings
-from dlsr.training import EpochLog, Loss, most_epochs, new_state, train
+from dlsr.training import EpochLog, Loss
 
 Array = NDArray[np.float64]
 Rows = NDArray[Any]
@@ -84,6 +83,7 @@ class Baseline(Estimator):
         images: ImagesLike,
         labels: Sequence[int] | NDArray[np.integer] | None = None,
         *,
+        transform: Transform | None = None,
         checkpoint: str | PathLike[str] | None = None,
         on_epoch: OnEpoch | None = None,
     ) -> Self:
@@ -92,6 +92,7 @@ class Baseline(Estimator):
         Args:
             images: see `dlsr.open_images`. Unreadable ones are warned of, and left out.
             labels: class of each image, from 0; only for detectors that need labels.
+            transform: made to each image first.
             checkpoint: file for the state of training; if it holds that of the same fit, it is taken up.
             on_epoch: told of each epoch of training.
 
@@ -103,8 +104,8 @@ class Baseline(Estimator):
             raise InputError(f"'{self.name}' needs a label for each image; give labels, or folders named after classes")
         if labels is not None and len(labels) != len(found):
             raise InputError(f"{len(labels)} labels for {len(found)} images; give one for each")
-        rows, errors = self._read(found, None)
-        self._warn_of({item.name: e for item, e in zip(found.items, errors, strict=True) if e is not None})
+        rows, errors = self._read(found, transform)
+        warn_of_unreadable({item.name: e for item, e in zip(found.items, errors, strict=True) if e is not None})
         readable = np.array([error is None for error in errors])
         if len(rows) < SMALLEST_TRAINING_SET:
             raise TooFewImagesError(f"{len(rows)} readable images are too few; give {SMALLEST_TRAINING_SET} or more")
@@ -123,7 +124,7 @@ class Baseline(Estimator):
             raise NotFittedError("this detector is not fitted; call fit, or load it")
         found = open_images(images)
         rows, errors = self._read(found, transform)
-        self._warn_of({item.name: e for item, e in zip(found.items, errors, strict=True) if e is not None})
+        warn_of_unreadable({item.name: e for item, e in zip(found.items, errors, strict=True) if e is not None})
         scores = np.full(len(found), np.nan)
         scores[[error is None for error in errors]] = self._score_rows(rows)
         return scores
@@ -197,13 +198,9 @@ class Baseline(Estimator):
         validation, training = rows[order[:held_out]], rows[order[held_out:]]
         key = training_key(settings, training, validation, *also)
         saved = Checkpoint(watch.checkpoint, key) if watch.checkpoint else None
-        state = (saved.load(rows.device) if saved else None) or new_state(self.network_)
-        for done in train(self.network_, training, validation, loss, settings, self.seed, state):
-            state = done
-            if saved:
-                saved.save(state)
-            if watch.on_epoch:
-                watch.on_epoch(state.log[-1], most_epochs(settings, len(training)))
+        state = train_to_end(
+            self.network_, training, validation, loss, settings, self.seed, checkpoint=saved, on_epoch=watch.on_epoch
+        )
         self.network_.load_state_dict(state.best)
         self.log_ = state.log
 
@@ -214,14 +211,4 @@ class Baseline(Estimator):
         return noise.reshape(len(pixels), draws, *pixels.shape[1:]).to(pixels.device)
 
     def _device(self) -> torch.device:
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return torch.device(self.device)
-
-    @staticmethod
-    def _warn_of(unreadable: dict[str, str]) -> None:
-        if unreadable:
-            listed = "; ".join(f"{name}: {reason}" for name, reason in list(unreadable.items())[:10])
-            warnings.warn(
-                f"{len(unreadable)} images could not be read: {listed}", UnreadableImagesWarning, stacklevel=3
-            )
+        return torch_device(self.device)

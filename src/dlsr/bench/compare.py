@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from dlsr.artifact import installed_versions
 from dlsr.baselines import DETECTORS, make_detector
 from dlsr.bench.failures import save_failures
 from dlsr.detector import Detector
+from dlsr.encoding import Transform
 from dlsr.errors import ArtifactError, DlsrError, ImageError
 from dlsr.evaluation import Protocol, mean_and_std, protocol_transform, sample
 from dlsr.files import replacing
 from dlsr.fitting import OnEpoch
 from dlsr.images import ImageSet
-from dlsr.metrics import evaluate_scores
+from dlsr.metrics import Metrics, evaluate_scores
 from dlsr.training import EpochLog
 
 Array = NDArray[np.float64]
@@ -77,10 +79,14 @@ class Run:
     fit_seconds: float
     images_per_second: float
     """End to end, from files, nothing known before."""
-    metrics: dict[str, dict[str, float]]
-    """By OOD set."""
     scores: dict[str, Array]
     """By set; the ID set's name is `ID`. NaN for unreadable images."""
+
+    def metrics(self) -> dict[str, Metrics]:
+        """By OOD set."""
+        finite = {name: one[np.isfinite(one)] for name, one in self.scores.items()}
+        inside = finite.pop("ID")
+        return {name: evaluate_scores(inside, outside) for name, outside in finite.items()}
 
 
 def compare(
@@ -103,9 +109,9 @@ def compare(
     Returns:
         A report ready for JSON: `rows` as `row_of` gives them, and for detectors that cannot run `why`.
     """
-    chosen = _limited(sets, settings)
+    training = _some(_Training(sets.train, sets.labels), settings.train_limit)
     images = scored_images(sets, settings)
-    data = {"train": digest_of(chosen.train)} | {name: digest_of(one) for name, one in images.items()}
+    data = {"train": digest_of(training.images)} | {name: digest_of(one) for name, one in images.items()}
     fitted: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
     for name in settings.detectors:
@@ -118,8 +124,11 @@ def compare(
                 run = read_run(path)
                 if run is None:
                     said(f"{name}, seed {seed}: fitting")
-                    run = _run(name, seed, detector, chosen, settings, fitted, said)
+                    states = [path.with_suffix(suffix) for suffix in (".checkpoint", ".classifier")]
+                    run = _run(name, seed, detector, training, images, settings, states[0], fitted, said)
                     write_run(path, run)
+                    for state in states:
+                        state.unlink(missing_ok=True)
                 runs.append(run)
             rows.append({**row_of(runs), "run_files": files})
         except DlsrError as error:
@@ -127,7 +136,7 @@ def compare(
             rows.append({"detector": name, "why": str(error)})
     return {
         "settings": asdict(settings),
-        "images": {"train": len(chosen.train), **{name: len(one) for name, one in images.items()}},
+        "images": {"train": len(training.images), **{name: len(one) for name, one in images.items()}},
         "sha256": data,
         "remarks": {name: list(remarks) for name, remarks in sets.remarks.items()},
         "rows": rows,
@@ -137,9 +146,10 @@ def compare(
 
 def row_of(runs: Sequence[Run]) -> dict[str, Any]:
     """Means and standard deviations over seeds, and the average over sets."""
+    metrics = [run.metrics() for run in runs]
     by_set = {}
-    for name in runs[0].metrics:
-        mean, std = mean_and_std([evaluate_scores(*_finite(run.scores["ID"], run.scores[name])) for run in runs])
+    for name in metrics[0]:
+        mean, std = mean_and_std([one[name] for one in metrics])
         by_set[name] = {"mean": mean, "std": std}
     info = DETECTORS[runs[0].detector]
     return {
@@ -159,13 +169,14 @@ def _run(
     name: str,
     seed: int,
     detector: Any,
-    sets: Sets,
+    training: "_Training",
+    images: Mapping[str, ImageSet],
     settings: CompareSettings,
+    checkpoint: Path,
     fitted: dict[str, Any],
     said: Callable[[str], None],
 ) -> Run:
     transform = protocol_transform(settings.protocol)
-
     spoken = time.monotonic()
 
     def told(epoch: EpochLog, most: int) -> None:
@@ -175,34 +186,40 @@ def _run(
         spoken = time.monotonic()
         said(f"{name}, seed {seed}: epoch {epoch.epoch} of at most {most}, loss {epoch.validation_loss:.4g}")
 
-    start = time.perf_counter()
+    if not isinstance(detector, Detector) and settings.reduced:
+        training = _some(training, DETECTORS[name].reduced_images)
+    train = training.images
     if isinstance(detector, Detector):
-        train = sets.train
-        detector, seconds = _fitted_detector(detector, train, fitted, told)
+        detector, seconds = _fitted_detector(detector, train, transform, checkpoint, fitted, told)
     else:
-        few = DETECTORS[name].reduced_images if settings.reduced else None
-        train, labels = _some(sets, few)
-        detector.fit(train, labels if DETECTORS[name].needs_labels else None, on_epoch=told)
+        start = time.perf_counter()
+        labels = training.labels if DETECTORS[name].needs_labels else None
+        detector.fit(train, labels, transform=transform, checkpoint=checkpoint, on_epoch=told)
         seconds = time.perf_counter() - start
     said(f"{name}, seed {seed}: fitted in {seconds:.0f} s, scoring")
-    scores = {"ID": detector.score_samples(sets.test, transform=transform)}
-    for one, images in sets.ood.items():
-        scores[one] = detector.score_samples(images, transform=transform)
-    metrics = {k: evaluate_scores(*_finite(scores["ID"], v)).as_dict() for k, v in scores.items() if k != "ID"}
-    parameters = {k: v for k, v in detector.get_params().items() if k not in ("store", "workers", "device")}
-    return Run(name, seed, parameters, len(train), seconds, _rate(detector, sets.test, transform), metrics, scores)
+    scores = {one: detector.score_samples(some, transform=transform) for one, some in images.items()}
+    rate = _rate(detector, images["ID"], transform)
+    return Run(name, seed, _parameters(detector), len(train), seconds, rate, scores)
 
 
 def _fitted_detector(
-    detector: Detector, train: ImageSet, fitted: dict[str, Any], on_epoch: OnEpoch
+    detector: Detector,
+    train: ImageSet,
+    transform: Transform | None,
+    checkpoint: Path,
+    fitted: dict[str, Any],
+    on_epoch: OnEpoch,
 ) -> tuple[Detector, float]:
     """The detector fitted, unless only its score differs from one that is; and the seconds that fitting took."""
     score = detector.score
     key = repr({**detector.get_params(), "score": "one network" if score in ONE_NETWORK else score})
     if key not in fitted:
-        detector.encode(train)  # so that the first detector's fit does not count the encoder, which all share
+        detector.prepare_encoder()
+        # Encoded first, so that the first detector's fit does not count the encoder, which all share.
+        detector.encode(train, transform=transform)
         start = time.perf_counter()
-        fitted[key] = detector.fit(train, on_epoch=on_epoch), time.perf_counter() - start
+        detector.fit(train, transform=transform, checkpoint=checkpoint, on_epoch=on_epoch)
+        fitted[key] = detector, time.perf_counter() - start
     done, seconds = fitted[key]
     return (done.with_settings(score=score) if score in ONE_NETWORK else done), seconds
 
@@ -227,40 +244,38 @@ def _made(name: str, settings: CompareSettings, seed: int, store: Path | None) -
     detector = make_detector(name, reduced=settings.reduced, seed=seed, **own)
     common = {"encoder": settings.encoder, "weights": settings.weights, "store": None if store is None else str(store)}
     detector.set_params(**{k: v for k, v in common.items() if k in detector.get_params() and k not in own})
-    if isinstance(detector, Detector):
-        detector.prepare_encoder()
     return detector
 
 
+def _parameters(detector: Any) -> dict[str, Any]:
+    """All that its scores depend on."""
+    return {k: v for k, v in detector.get_params().items() if k not in ("store", "workers", "device")}
+
+
 def _key(detector: Any, settings: CompareSettings, data: Mapping[str, str], name: str) -> str:
-    parameters = {k: v for k, v in detector.get_params().items() if k not in ("store", "workers", "device")}
-    what = [
-        name,
-        parameters,
-        settings.protocol,
-        dict(data),
-        {k: v for k, v in installed_versions().items() if k == "dlsr"},
-    ]
-    return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    few = DETECTORS[name].reduced_images if settings.reduced else None
+    return key_of(name, _parameters(detector), few, settings.protocol, dict(data))
 
 
-def _limited(sets: Sets, settings: CompareSettings) -> Sets:
-    train, labels = _some(sets, settings.train_limit)
-    return Sets(
-        train=train,
-        labels=labels,
-        test=sample(sets.test, settings.limit),
-        ood={name: sample(one, settings.limit) for name, one in sets.ood.items()},
-        remarks=sets.remarks,
-    )
+def key_of(*what: Any) -> str:
+    """A short digest of what a kept result depends on, this version of dlsr included."""
+    text = json.dumps([*what, metadata.version("dlsr")], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _some(sets: Sets, limit: int | None) -> tuple[ImageSet, NDArray[np.int64] | None]:
+@dataclass(frozen=True)
+class _Training:
+    images: ImageSet
+    labels: NDArray[np.int64] | None
+
+
+def _some(training: _Training, limit: int | None) -> _Training:
     """At most `limit` training images at random, with their labels."""
-    if limit is None or limit >= len(sets.train):
-        return sets.train, sets.labels
-    chosen = np.sort(np.random.default_rng(0).choice(len(sets.train), limit, replace=False))
-    return sets.train.subset(int(i) for i in chosen), None if sets.labels is None else sets.labels[chosen]
+    if limit is None or limit >= len(training.images):
+        return training
+    chosen = np.sort(np.random.default_rng(0).choice(len(training.images), limit, replace=False))
+    labels = None if training.labels is None else training.labels[chosen]
+    return _Training(training.images.subset(int(i) for i in chosen), labels)
 
 
 def scored_images(sets: Sets, settings: CompareSettings) -> dict[str, ImageSet]:
@@ -306,10 +321,6 @@ def digest_of(images: ImageSet) -> str:
             raw = b""
         digest.update(hashlib.sha256(raw if isinstance(raw, bytes) else np.asarray(raw).tobytes()).digest())
     return digest.hexdigest()
-
-
-def _finite(inside: Array, outside: Array) -> tuple[Array, Array]:
-    return inside[np.isfinite(inside)], outside[np.isfinite(outside)]
 
 
 def write_run(path: Path, run: Run) -> None:

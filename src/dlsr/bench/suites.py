@@ -9,7 +9,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dlsr.bench.compare import CompareSettings, Sets, compare, read_scores, write_failures
+from dlsr.bench.compare import (
+    CompareSettings,
+    Sets,
+    compare,
+    digest_of,
+    key_of,
+    read_scores,
+    scored_images,
+    write_failures,
+)
 from dlsr.bench.datasets import Dataset, open_dataset
 from dlsr.bench.figures import save_bars, save_distributions, save_over_time
 from dlsr.bench.paper import PAPER, PaperTable
@@ -149,26 +158,50 @@ class PaperNetwork:
         return PaperScorer(score, scorer.initial, scorer.initial, settings, self.detector.channels_)
 
 
-def fit_paper_network(
-    sets: Sets, settings: CompareSettings, store: Path | None, epochs: int | None, **changes: Any
-) -> PaperNetwork:
-    """Fit preset `paper` to the ID set and encode all others."""
-    detector = Detector(
-        settings.encoder,
-        preset="paper",
-        weights=settings.weights,
-        epochs=epochs,
-        store=store,
-        device="cpu",
-        **changes,
-    )
-    detector.fit(sample(sets.train, settings.train_limit))
-    transform = protocol_transform(settings.protocol)
-    images = {"ID": sets.test, **sets.ood}
-    return PaperNetwork(
-        detector,
-        {name: detector.encode(sample(one, settings.limit), transform=transform) for name, one in images.items()},
-    )
+@dataclass(frozen=True)
+class FigureRun:
+    """What the figures are drawn from."""
+
+    sets: Sets
+    settings: CompareSettings
+    folder: Path
+    """Where fitted networks are kept, so that the next figure finds them."""
+    epochs: int | None = None
+    """Of the paper's network; None for its own."""
+    store: Path | None = None
+    """Of features."""
+    said: Callable[[str], None] = lambda _: None
+
+    def fit(self, **changes: Any) -> PaperNetwork:
+        """Preset `paper` fitted to the ID set, or as an earlier figure fitted it, and the features of all sets."""
+        settings = self.settings
+        train = sample(self.sets.train, settings.train_limit)
+        detector = Detector(
+            settings.encoder,
+            preset="paper",
+            weights=settings.weights,
+            epochs=self.epochs,
+            store=self.store,
+            device="cpu",
+            **changes,
+        )
+        parameters = {**detector.get_params(), "store": None}
+        model = self.folder / f"network-{key_of(parameters, settings.protocol, digest_of(train))}"
+        transform = protocol_transform(settings.protocol)
+        if model.exists():
+            detector = Detector.load(model, weights=settings.weights, store=self.store, device="cpu")
+        else:
+            self.said(f"fitting the paper's network{_told(changes)}")
+            checkpoint = model.with_suffix(".checkpoint")
+            detector.fit(train, transform=transform, checkpoint=checkpoint)
+            detector.save(model)
+            checkpoint.unlink(missing_ok=True)
+        images = scored_images(self.sets, settings)
+        return PaperNetwork(detector, {name: detector.encode(one, transform=transform) for name, one in images.items()})
+
+
+def _told(changes: Mapping[str, Any]) -> str:
+    return " with " + ", ".join(f"{name} {value}" for name, value in changes.items()) if changes else ""
 
 
 def first_and_last_epoch(network: PaperNetwork) -> dict[str, dict[str, Scores]]:
@@ -188,53 +221,38 @@ def over_time(network: PaperNetwork, times: Sequence[int]) -> dict[str, dict[str
     return found
 
 
-def over_layers(
-    sets: Sets, settings: CompareSettings, store: Path | None, epochs: int | None, whole: PaperNetwork
-) -> dict[str, dict[str, float]]:
+def over_layers(run: FigureRun) -> dict[str, dict[str, float]]:
     """Fig. 5: MFsim on the last stage alone against all stages."""
+    whole = run.fit()
     stages = whole.detector.encoder_.spec.stages
-    last = fit_paper_network(sets, settings, store, epochs, stages=(stages[-1],))
+    last = run.fit(stages=(stages[-1],))
     return {
         f"stage {stages[-1]} alone": average(last.scores(last.scorer("mfsim"))),
         "all stages": average(whole.scores(whole.scorer("mfsim"))),
     }
 
 
-def over_sizes(
-    sets: Sets, settings: CompareSettings, store: Path | None, epochs: int | None
-) -> dict[str, dict[str, float]]:
+def over_sizes(run: FigureRun) -> dict[str, dict[str, float]]:
     """Table 4: each score with half the width and half the blocks of the paper's network."""
     found = {}
-    c = sum(Detector(settings.encoder, weights=settings.weights).prepare_encoder().channels)
+    c = sum(run.fit().detector.channels_)
     for name, changes in {
         f"width {2 * c}, 16 blocks": {},
         f"width {c}, 16 blocks": {"width": c},
         f"width {2 * c}, 8 blocks": {"blocks": 8},
     }.items():
-        network = fit_paper_network(sets, settings, store, epochs, **changes)
+        network = run.fit(**changes)
         found[name] = {s: average(network.scores(network.scorer(s)))["auroc"] for s in ("mse", "lr", "mfsim")}
     return found
 
 
-def draw(
-    figure: str,
-    sets: Sets,
-    settings: CompareSettings,
-    folder: Path,
-    epochs: int | None,
-    store: Path | None,
-    said: Callable[[str], None],
-) -> dict[str, Any]:
+def draw(figure: str, run: FigureRun, folder: Path) -> dict[str, Any]:
     """Run what a figure shows and write it as PNG to `folder`.
 
     Args:
         figure: of `FIGURES`; `ablation` is figs. 4 and 5 and table 4; figs. 6 and 7 are fig. 3 for ResNet-50.
-        sets: the images.
-        settings: limits, encoder, protocol.
+        run: images and settings.
         folder: to write to.
-        epochs: of the paper's network; None for its own.
-        store: of features.
-        said: told what is being done.
 
     Returns:
         The numbers behind the picture, ready for JSON.
@@ -242,18 +260,17 @@ def draw(
     if figure not in FIGURES:
         raise SettingsError(f"unknown figure '{figure}'; choose among {', '.join(FIGURES)}")
     if figure == "fig8":
-        done = compare(sets, replace(settings, detectors=("ddpm",)), folder / "runs", store=store, said=said)
+        settings = replace(run.settings, detectors=("ddpm",))
+        done = compare(run.sets, settings, run.folder, store=run.store, said=run.said)
         (row,) = done["rows"]
         if "why" in row:
             raise InputError(f"ddpm cannot run: {row['why']}")
-        scores = read_scores(folder / "runs", row["run_files"][0])
+        scores = read_scores(run.folder, row["run_files"][0])
         save_distributions(folder / "fig8.png", {"DDPM on pixels": scores}, "reconstruction error")
         return {"average": average({name: one[np.isfinite(one)] for name, one in scores.items()})}
     if figure == "table4":
-        said("fitting the paper's network and smaller ones")
-        return {"table4": over_sizes(sets, settings, store, epochs)}
-    said("fitting the paper's network")
-    network = fit_paper_network(sets, settings, store, epochs)
+        return {"table4": over_sizes(run)}
+    network = run.fit()
     numbers: dict[str, Any] = {"epochs": len(network.detector.fit_summary_.log)}
     if figure in ("fig3", "fig6", "fig7"):
         panels = first_and_last_epoch(network)
@@ -267,12 +284,10 @@ def draw(
         numbers |= {"times": TIMES, "over_time": over_time(network, TIMES)}
         save_over_time(folder / "fig4.png", TIMES, numbers["over_time"])
     if figure in ("fig5", "ablation"):
-        said("fitting to the last stage alone")
-        numbers["over_layers"] = over_layers(sets, settings, store, epochs, network)
+        numbers["over_layers"] = over_layers(run)
         save_bars(folder / "fig5.png", numbers["over_layers"])
     if figure == "ablation":
-        said("fitting smaller networks")
-        numbers["table4"] = over_sizes(sets, settings, store, epochs)
+        numbers["table4"] = over_sizes(run)
     return numbers
 
 

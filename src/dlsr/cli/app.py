@@ -394,7 +394,7 @@ def _quiet_library() -> Any:
     """The command names unreadable images itself, so the library's warning of them would be the second."""
     import warnings  # noqa: PLC0415
 
-    from dlsr.detector import UnreadableImagesWarning  # noqa: PLC0415
+    from dlsr.images import UnreadableImagesWarning  # noqa: PLC0415
 
     return warnings.catch_warnings(action="ignore", category=UnreadableImagesWarning)
 

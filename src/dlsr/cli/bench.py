@@ -22,11 +22,15 @@ from dlsr.cli.options import (
 )
 from dlsr.errors import SettingsError
 
+REDUCED_EPOCHS = 5
+REDUCED_IMAGES = 10_000
+"""Of the paper's network, for figures with --reduced."""
+
 bench_app = typer.Typer(no_args_is_help=False, invoke_without_command=True, help="Measure.")
 
 DataRoot = Annotated[Path | None, typer.Option(help="Folder with the benchmark sets, each a folder or tar.")]
 SetPlaces = Annotated[list[str] | None, typer.Option("--set", help="Where one set is, NAME=PATH. Repeatable.")]
-Download = Annotated[bool, typer.Option("--download", help="Let torchvision download what it can.")]
+Download = Annotated[bool, typer.Option("--download", help="Fetch sets by torchvision or from the Hugging Face hub.")]
 Detectors = Annotated[str | None, typer.Option(help="Names of `dlsr bench --list`, with commas between them, or all.")]
 Seeds = Annotated[int, typer.Option(min=1, help="Runs with different seeds.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many images of each test set, at random.")]
@@ -145,17 +149,24 @@ def _figure(name: str) -> Callable[..., None]:
         no_store: NoStore = False,
         quiet: Quiet = False,
     ) -> None:
-        from dlsr.bench.suites import SIX, Where, draw, open_sets  # noqa: PLC0415
+        from dlsr.bench.suites import SIX, FigureRun, Where, draw, open_sets  # noqa: PLC0415
 
         where = Where(data_root, named_sets(places or [], "--set"), download)
         sets, missing = open_sets(id, _names(ood) or SIX, where)
         for why in missing.values():
             say(why, quiet)
         network = encoder or ("resnet50" if name in ("fig6", "fig7") else None)
-        settings = _settings(None, network, weights, protocol, 1, limit, train_limit, reduced)
-        said = lambda what: say(what, quiet)  # noqa: E731
-        numbers = draw(name, sets, settings, output, epochs, store_of(store, no_store), said)
-        _write(output, name, {"id": id, "epochs": epochs, "missing": missing, **numbers}, None)
+        if reduced and name != "fig8":  # whose detector has reduced settings of its own
+            epochs, train_limit = epochs or REDUCED_EPOCHS, train_limit or REDUCED_IMAGES
+        run = FigureRun(
+            sets,
+            _settings(None, network, weights, protocol, 1, limit, train_limit, reduced),
+            output / "runs",
+            epochs,
+            store_of(store, no_store),
+            lambda what: say(what, quiet),
+        )
+        _write(output, name, {"id": id, "epochs": epochs, "missing": missing, **draw(name, run, output)}, None)
 
     command.__doc__ = {"ablation": "Table 4, fig. 4 and fig. 5.", "table4": "Reproduce table 4 of the paper."}.get(
         name, f"Draw fig. {name[3:]} of the paper."
