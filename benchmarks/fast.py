@@ -14,13 +14,10 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from dlsr import Detector, evaluate_scores
+from dlsr import Detector
 from dlsr.artifact import installed_versions
-from dlsr.cli.console import progress_bars
-from dlsr.evaluation import protocol_transform, sample
 from dlsr.lfdn import LFDN
-from dlsr.store import default_store_root
-from quality import CHOSEN_ON, real_sets, write_report
+from quality import CHOSEN_ON, aurocs, matched_features, write_report
 
 TEST_IMAGES = 2000
 
@@ -49,36 +46,21 @@ def main(
     output: Annotated[Path, typer.Option(help="JSON file to write; the Markdown lies beside it.")],
     store: Path | None = None,
 ) -> None:
-    train, sets = real_sets(data, None)
-    encoder = Detector(store=store or default_store_root())
-    with progress_bars(quiet=False) as bars:
-        channels = encoder.prepare_encoder().channels
-        training = encoder.encode(train, progress=bars.images("CIFAR-10 train", len(train)))
-        encoded = {
-            name: encoder.encode(
-                sample(one, TEST_IMAGES),
-                transform=protocol_transform("matched"),
-                progress=bars.images(name, min(TEST_IMAGES, len(one))),
-            )
-            for name, one in sets.items()
-            if name != "Tiny-ImageNet, all"
-        }
+    channels, training, encoded = matched_features(data, store, TEST_IMAGES)
     rows: list[dict[str, Any]] = []
     for variant in VARIANTS:
         detector = Detector(epochs=variant["epochs"], width=variant["width"], blocks=variant["blocks"])
         start = time.perf_counter()
         detector.fit_features(training.z0, channels, digests=training.digests)
         seconds = time.perf_counter() - start
-        scores = {name: detector.score_features(one.z0, one.digests) for name, one in encoded.items()}
-        inside = scores.pop("CIFAR-10 test")
-        aurocs = {name: evaluate_scores(inside, outside).auroc for name, outside in scores.items()}
+        auroc = aurocs({name: detector.score_features(one.z0, one.digests) for name, one in encoded.items()})
         network = LFDN(sum(channels), variant["width"], variant["blocks"])
         parameters = sum(one.numel() for one in network.parameters())
         means = {
-            "chosen_on": float(np.mean([aurocs[name] for name in CHOSEN_ON])),
-            "average": float(np.mean(list(aurocs.values()))),
+            "chosen_on": float(np.mean([auroc[name] for name in CHOSEN_ON])),
+            "average": float(np.mean(list(auroc.values()))),
         }
-        rows.append({**variant, "parameters": parameters, "fit_seconds": seconds, **means, "auroc": aurocs})
+        rows.append({**variant, "parameters": parameters, "fit_seconds": seconds, **means, "auroc": auroc})
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     content = {
         "command": "python benchmarks/fast.py " + " ".join(sys.argv[1:]),

@@ -14,14 +14,11 @@ import numpy as np
 import torch
 import typer
 
-from dlsr import PRESETS, Detector, evaluate_scores
+from dlsr import PRESETS
 from dlsr.artifact import installed_versions
-from dlsr.cli.console import progress_bars
-from dlsr.evaluation import protocol_transform, sample
 from dlsr.fitting import fit_scorer, split
 from dlsr.scorers import score_rows
-from dlsr.store import default_store_root
-from quality import real_sets, write_report
+from quality import aurocs, matched_features, write_report
 
 TEST_IMAGES = 2000
 
@@ -33,20 +30,11 @@ def main(
     seeds: int = 2,
     store: Path | None = None,
 ) -> None:
-    train, sets = real_sets(data, None)
-    encoder = Detector(store=store or default_store_root())
-    with progress_bars(quiet=False) as bars:
-        channels = encoder.prepare_encoder().channels
-        training = encoder.encode(train, progress=bars.images("CIFAR-10 train", len(train)))
-        encoded = {
-            name: encoder.encode(sample(one, TEST_IMAGES), transform=protocol_transform("matched"))
-            for name, one in sets.items()
-            if name != "Tiny-ImageNet, all"
-        }
+    channels, training, encoded = matched_features(data, store, TEST_IMAGES)
     rows: list[dict[str, Any]] = []
     for preset in ("default", "paper"):
         for precision in ("float32", "bfloat16"):
-            aurocs, seconds = [], []
+            found, seconds = [], []
             for seed in range(seeds if preset == "default" else 1):
                 settings = PRESETS[preset].model_copy(update={"seed": seed})
                 epochs = settings.training.epochs if preset == "default" else paper_epochs
@@ -62,18 +50,17 @@ def main(
                 )
                 seconds.append(time.perf_counter() - start)
                 scores = {
-                    name: score_rows(scorer, torch.from_numpy(one.z0), one.digests, seed)[0].numpy()
+                    name: score_rows(scorer, torch.from_numpy(one.z0), one.digests, seed)[0].double().numpy()
                     for name, one in encoded.items()
                 }
-                inside = scores.pop("CIFAR-10 test")
-                aurocs.append({name: evaluate_scores(inside, outside).auroc for name, outside in scores.items()})
-            auroc = {name: float(np.mean([one[name] for one in aurocs])) for name in aurocs[0]}
+                found.append(aurocs(scores))
+            auroc = {name: float(np.mean([one[name] for one in found])) for name in found[0]}
             rows.append(
                 {
                     "preset": preset,
                     "precision": precision,
                     "epochs": epochs,
-                    "seeds": len(aurocs),
+                    "seeds": len(found),
                     "fit_seconds": float(np.mean(seconds)),
                     "auroc": auroc,
                     "average": float(np.mean(list(auroc.values()))),

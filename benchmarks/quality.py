@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from numpy.typing import NDArray
 from PIL import Image
 
 from dlsr import Detector, evaluate_scores
@@ -61,6 +62,33 @@ def real_sets(data: Path, limit: int | None) -> tuple[ImageSet, Sets]:
 
 def matching(images: ImageSet, part: str) -> ImageSet:
     return ImageSet([item for item in images.items if part in item.name])
+
+
+def matched_features(
+    data: Path, store: Path | None, test_limit: int
+) -> tuple[tuple[int, ...], Encoded, dict[str, Encoded]]:
+    """The layers' dimensions, features of CIFAR-10 train, and of at most so many images of the others, matched."""
+    train, sets = real_sets(data, None)
+    encoder = Detector(store=store or default_store_root())
+    with progress_bars(quiet=False) as bars:
+        channels = encoder.prepare_encoder().channels
+        training = encoder.encode(train, progress=bars.images("CIFAR-10 train", len(train)))
+        encoded = {
+            name: encoder.encode(
+                sample(one, test_limit),
+                transform=PROTOCOLS["matched"],
+                progress=bars.images(name, min(test_limit, len(one))),
+            )
+            for name, one in sets.items()
+            if name != "Tiny-ImageNet, all"
+        }
+    return channels, training, encoded
+
+
+def aurocs(scores: dict[str, NDArray[np.float64]]) -> dict[str, float]:
+    """AUROC of each OOD set against CIFAR-10 test."""
+    inside = scores["CIFAR-10 test"]
+    return {name: evaluate_scores(inside, one).auroc for name, one in scores.items() if name != "CIFAR-10 test"}
 
 
 def rows(detector: Detector, encoded: dict[str, Encoded], scores: tuple[str, ...]) -> Iterator[tuple[str, Any]]:

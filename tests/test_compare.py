@@ -148,6 +148,23 @@ def test_an_interrupted_fit_goes_on_where_it_was(sets, tmp_path, monkeypatch):
     assert resumed["rows"][0]["sets"] == whole["rows"][0]["sets"]
 
 
+def test_a_family_trains_its_network_once(sets, tmp_path, monkeypatch):
+    monkeypatch.setattr("dlsr.bench.compare.SECONDS_OF_SILENCE", 0)
+    small = {"width": 4, "steps": 3, "epochs": 2, "batch_size": 64}
+    tiny = {"ddpm": {**small, "starts": 2}, "lmd": {**small, "attempts": 2}}
+    settings = replace(SETTINGS, detectors=("ddpm", "lmd"), parameters=tiny, limit=4)
+    told = []
+    together = compare(sets, settings, tmp_path / "together", said=told.append)
+    assert [line.split(":")[0] for line in told if "epoch" in line] == ["ddpm, seed 0"] * 2
+    assert not list((tmp_path / "together").glob("*.checkpoint"))
+    alone = compare(sets, replace(settings, detectors=("lmd",)), tmp_path / "alone")
+    assert alone["rows"][0]["sets"] == together["rows"][1]["sets"]
+    other = {**tiny, "lmd": {**tiny["lmd"], "width": 8}}
+    told.clear()
+    compare(sets, replace(settings, parameters=other), tmp_path / "other", said=told.append)
+    assert [line.split(":")[0] for line in told if "epoch" in line] == ["ddpm, seed 0"] * 2 + ["lmd, seed 0"] * 2
+
+
 def test_seeds_and_reduced_sizes(sets, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "dlsr.bench.compare.DETECTORS", dict(DETECTORS) | {"vae": replace(DETECTORS["vae"], reduced_images=30)}
@@ -283,7 +300,9 @@ def test_an_official_archive_is_checked(tmp_path, odd_folder, monkeypatch):
     archive = tmp_path / "dtd-r1.0.1.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(odd_folder, "dtd/images/banded")
-    with pytest.raises(InputError, match=r"the official dtd-r1\.0\.1\.tar\.gz e42855a52a49.*get it again from https://www"):
+    with pytest.raises(
+        InputError, match=r"the official dtd-r1\.0\.1\.tar\.gz e42855a52a49.*get it again from https://www"
+    ):
         open_dataset("textures", tmp_path)
     own = {"dtd-r1.0.1.tar.gz": hashlib.sha256(archive.read_bytes()).hexdigest()}
     monkeypatch.setitem(DATASETS, "textures", replace(DATASETS["textures"], archives=own))

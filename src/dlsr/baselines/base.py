@@ -54,6 +54,8 @@ class Baseline(Estimator):
     name: ClassVar[str]
     """In the registry."""
     needs_labels: ClassVar[bool] = False
+    family: ClassVar[str | None] = None
+    """Detectors of one family train the same network, so that a checkpoint of one serves all."""
     size: ClassVar[int] = 32
     """Images are resized to this many pixels a side."""
     rows_at_once: ClassVar[int] = 64
@@ -186,22 +188,26 @@ class Baseline(Estimator):
         loss: Loss,
         settings: TrainingSettings,
         watch: Watch,
+        *,
+        network: nn.Module | None = None,
         also: Sequence[Tensor] = (),
     ) -> None:
-        """Train `network_` on nineteen twentieths of the rows; keep the weights that do best on the rest.
+        """Train `network`, by default `network_`, on nineteen twentieths of the rows; keep what does best on the rest.
 
-        A checkpoint is taken up only if the rows and what `also` goes into the loss are the same.
+        A checkpoint is taken up only if the untrained network, the rows and what `also` goes into the loss are the
+        same.
         """
+        network = network or self.network_
         generator = torch.Generator().manual_seed(self.seed)
         order = torch.randperm(len(rows), generator=generator)
         held_out = max(len(rows) // 20, 1)
         validation, training = rows[order[:held_out]], rows[order[held_out:]]
-        key = training_key(settings, training, validation, *also)
+        key = training_key(settings, training, validation, *network.state_dict().values(), *also)
         saved = Checkpoint(watch.checkpoint, key) if watch.checkpoint else None
         state = train_to_end(
-            self.network_, training, validation, loss, settings, self.seed, checkpoint=saved, on_epoch=watch.on_epoch
+            network, training, validation, loss, settings, self.seed, checkpoint=saved, on_epoch=watch.on_epoch
         )
-        self.network_.load_state_dict(state.best)
+        network.load_state_dict(state.best)
         self.log_ = state.log
 
     def _noise(self, pixels: Tensor, draws: int) -> Tensor:

@@ -27,6 +27,7 @@ class ClassifierBaseline(EncodedBaseline):
     """
 
     needs_labels = True
+    family = "linear head"
     output = "penultimate"
     share: ClassVar[float] = 0.0
     """What DICE calls p and ASH its percentile."""
@@ -52,7 +53,7 @@ class ClassifierBaseline(EncodedBaseline):
             epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, lr_decay="cosine", ema_decay=0.999
         )
         rows = torch.arange(len(features), device=features.device)
-        self._train(rows, loss, settings, watch, (features, classes))
+        self._train(rows, loss, settings, watch, also=(features, classes))
         self.network_.get_buffer("mean_feature").copy_(features.mean(dim=0))
 
     def _scores(self, features: Tensor) -> Tensor:

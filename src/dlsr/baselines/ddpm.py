@@ -32,7 +32,7 @@ class DDPM(PixelDiffusion):
     starts: int = 25
     steps: int = 100
 
-    def _build(self, classes: int) -> nn.Module:
+    def _build(self, classes: int) -> nn.ModuleDict:
         network = super()._build(classes)
         for name in ("error_mean", "error_std"):
             network.register_buffer(name, torch.zeros(2 * self.starts))

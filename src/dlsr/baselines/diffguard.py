@@ -38,16 +38,10 @@ class DiffGuard(PixelDiffusion):
     steps: int = 50
     classifier_epochs: int = 100
 
-    def _build(self, classes: int) -> nn.Module:
-        return nn.ModuleDict({"unet": super()._build(classes), "classifier": SmallResNet(self.width, classes)})
-
-    def _noise_in(self, xt: Tensor, t: Tensor) -> Tensor:
-        noise: Tensor = self._part("unet")(xt, t).sample
-        return noise
-
-    def _part(self, name: str) -> nn.Module:
-        assert isinstance(self.network_, nn.ModuleDict)
-        return self.network_[name]
+    def _build(self, classes: int) -> nn.ModuleDict:
+        network = super()._build(classes)
+        network["classifier"] = SmallResNet(self.width, classes)
+        return network
 
     def _learn(self, pixels: Tensor, labels: Tensor | None, watch: Watch) -> None:
         assert labels is not None
@@ -55,7 +49,7 @@ class DiffGuard(PixelDiffusion):
         super()._learn(pixels, labels, watch)
 
         def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
-            logits = self._part("classifier")(scaled(pixels[rows]))
+            logits = self.network_["classifier"](scaled(pixels[rows]))
             return F.cross_entropy(logits, classes[rows])
 
         settings = TrainingSettings(
@@ -68,7 +62,8 @@ class DiffGuard(PixelDiffusion):
             loss,
             settings,
             replace(watch, checkpoint=own),
-            (pixels, classes),
+            network=self.network_["classifier"],
+            also=(pixels, classes),
         )
         self.log_ = [*log, *self.log_]
 
@@ -77,7 +72,7 @@ class DiffGuard(PixelDiffusion):
         alpha_bar = cosine_alpha_bar(T).to(x0.device)
         times = skipping_steps(round(self.start * T), self.steps)
         with torch.no_grad():
-            label = self._part("classifier")(x0).argmax(dim=1)
+            label = self.network_["classifier"](x0).argmax(dim=1)
             state = x0
             for t, t_next in zip([1, *times[:0:-1]], times[::-1], strict=True):
                 state = self._step(state, self._x0_of(state, t, alpha_bar), t, t_next, alpha_bar)
@@ -97,6 +92,6 @@ class DiffGuard(PixelDiffusion):
             guess = self._x0_of(state, t, alpha_bar)
         with torch.enable_grad():
             leaf = guess.detach().requires_grad_()
-            likelihood = -F.cross_entropy(self._part("classifier")(leaf), label, reduction="sum")
+            likelihood = -F.cross_entropy(self.network_["classifier"](leaf), label, reduction="sum")
             (gradient,) = torch.autograd.grad(likelihood, leaf)
         return (guess + self.guidance * (1 - alpha_bar[t]).sqrt() * gradient).clamp(-1, 1)

@@ -1,7 +1,7 @@
 """A diffusion model of pixels, and the three detectors that use one: DDPM, LMD and DiffGuard."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ class PixelDiffusion(Baseline):
         lr: likewise.
     """
 
+    family = "u-net"
     rows_at_once = 32
 
     width: int = 128
@@ -35,13 +36,15 @@ class PixelDiffusion(Baseline):
     batch_size: int = 128
     lr: float = 2e-4
 
-    def _build(self, classes: int) -> nn.Module:
+    network_: nn.ModuleDict = field(init=False)
+
+    def _build(self, classes: int) -> nn.ModuleDict:
         try:
             from diffusers import UNet2DModel  # noqa: PLC0415 - an optional extra
         except ImportError:
             raise MissingExtraError("diffusers", "bench") from None
         unet: Any = UNet2DModel
-        network: nn.Module = unet(
+        network = unet(
             sample_size=self.size,
             in_channels=3,
             out_channels=3,
@@ -51,7 +54,7 @@ class PixelDiffusion(Baseline):
             up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
             norm_num_groups=min(32, self.width // 2),
         )
-        return network
+        return nn.ModuleDict({"unet": network})
 
     def _learn(self, pixels: Tensor, labels: Tensor | None, watch: Watch) -> None:
         alpha_bar = cosine_alpha_bar(T).to(pixels.device)
@@ -66,12 +69,11 @@ class PixelDiffusion(Baseline):
         settings = TrainingSettings(
             epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, weight_decay=0, ema_decay=0.999
         )
-        self._train(pixels, loss, settings, watch)
+        self._train(pixels, loss, settings, watch, network=self.network_["unet"])
 
     def _noise_in(self, xt: Tensor, t: Tensor) -> Tensor:
         """The network's guess of the noise: `(n, 3, H, W)` and times `(n,)` to `(n, 3, H, W)`."""
-        network: Any = self.network_
-        noise: Tensor = network(xt, t).sample
+        noise: Tensor = self.network_["unet"](xt, t).sample
         return noise
 
     def _x0_of(self, xt: Tensor, t: int, alpha_bar: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def _simclr(name: str, class_name: str, paper: str) -> DetectorInfo:
         _lazily("baselines.simclr", class_name),
         needs_gpu=True,
         cost="hours on a GPU",
-        reduced={"width": 16, "epochs": 5, "batch_size": 256},
+        reduced={"width": 16, "epochs": 20, "batch_size": 256},
         reduced_images=20_000,
     )
 
@@ -74,38 +74,38 @@ DETECTORS: Mapping[str, DetectorInfo] = {
         DetectorInfo(
             "glow", "generative on pixels", "Kingma & Dhariwal 2018; Serrà et al. 2020",
             _lazily("baselines.glow", "Glow"), needs_gpu=True, cost="days on a GPU",
-            reduced={"steps": 4, "hidden": 64, "epochs": 3, "lr": 1e-3},
-            reduced_images=8_000,
+            reduced={"steps": 4, "hidden": 64, "epochs": 8, "lr": 1e-3},
+            reduced_images=10_000,
         ),
         DetectorInfo(
             "pixelcnn++", "generative on pixels", "Salimans et al. 2017; Serrà et al. 2020",
             _lazily("baselines.pixelcnn", "PixelCNN"), needs_gpu=True, cost="days on a GPU",
-            reduced={"channels": 16, "blocks": 1, "mixtures": 5, "dropout": 0.0, "epochs": 3, "lr": 2e-3},
-            reduced_images=8_000,
+            reduced={"channels": 16, "blocks": 1, "mixtures": 5, "dropout": 0.0, "epochs": 8, "lr": 2e-3},
+            reduced_images=10_000,
         ),
         DetectorInfo(
             "vae", "generative on pixels", "Xiao et al. 2020, Likelihood Regret",
             _lazily("baselines.vae", "VAE"), needs_gpu=True, cost="an hour on a GPU; scoring is slow",
-            reduced={"width": 16, "latent": 100, "epochs": 3, "lr": 2e-3, "regret_steps": 10, "regret_lr": 5e-4},
-            reduced_images=4_000,
+            reduced={"width": 16, "latent": 100, "epochs": 15, "lr": 2e-3, "regret_steps": 10, "regret_lr": 5e-4},
+            reduced_images=10_000,
         ),
         DetectorInfo(
             "ddpm", "generative on pixels", "Graham et al. 2023, Denoising diffusion models for OOD detection",
             _lazily("baselines.ddpm", "DDPM"), needs_gpu=True, cost="a day on a GPU; scoring is slow",
-            reduced={"width": 16, "starts": 5, "steps": 10, "epochs": 4, "batch_size": 32, "lr": 1e-3},
+            reduced={"width": 16, "starts": 5, "steps": 10, "epochs": 20, "batch_size": 32, "lr": 1e-3},
             reduced_images=10_000,
         ),
         DetectorInfo(
             "lmd", "generative on pixels", "Liu et al. 2023, Unsupervised OOD detection with diffusion inpainting",
             _lazily("baselines.lmd", "LMD"), needs_gpu=True, cost="a day on a GPU; scoring is slow",
-            reduced={"width": 16, "attempts": 2, "steps": 10, "epochs": 4, "batch_size": 32, "lr": 1e-3},
+            reduced={"width": 16, "attempts": 4, "steps": 20, "epochs": 20, "batch_size": 32, "lr": 1e-3},
             reduced_images=10_000,
         ),
         DetectorInfo(
             "diffguard", "generative on pixels", "Gao et al. 2023, DiffGuard", needs_labels=True, needs_gpu=True,
             make=_lazily("baselines.diffguard", "DiffGuard"), cost="a day on a GPU; scoring is slow",
             reduced={
-                "width": 16, "steps": 8, "epochs": 4, "classifier_epochs": 4, "batch_size": 32, "lr": 1e-3,
+                "width": 16, "steps": 10, "epochs": 20, "classifier_epochs": 15, "batch_size": 32, "lr": 1e-3,
             },
             reduced_images=10_000,
         ),

@@ -72,6 +72,7 @@ class SimCLR(Baseline):
         neighbours: `k`; for KNN alone.
     """
 
+    family = "simclr"
     rows_at_once = 256
 
     width: int = 64
@@ -95,7 +96,7 @@ class SimCLR(Baseline):
         settings = TrainingSettings(
             epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, lr_decay="cosine", ema_decay=0.999
         )
-        self._train(pixels, loss, settings, watch)
+        self._train(pixels, loss, settings, watch, also=(torch.tensor(self.temperature),))
         self.network_.eval()
         chosen = pixels[torch.randperm(len(pixels))[:REFERENCES].to(pixels.device)]
         self._set_references(torch.cat([self._embed(rows) for rows in torch.split(chosen, 256)]))

@@ -77,6 +77,7 @@ class Run:
     parameters: dict[str, Any]
     training_images: int
     fit_seconds: float
+    """Without what was taken up from another detector of its family, or from an interrupted run."""
     images_per_second: float
     """End to end, from files, nothing known before."""
     scores: dict[str, Array]
@@ -113,6 +114,7 @@ def compare(
     images = scored_images(sets, settings)
     data = {"train": digest_of(training.images)} | {name: digest_of(one) for name, one in images.items()}
     fitted: dict[str, Any] = {}
+    states: set[Path] = set()
     rows: list[dict[str, Any]] = []
     for name in settings.detectors:
         try:
@@ -124,16 +126,18 @@ def compare(
                 run = read_run(path)
                 if run is None:
                     said(f"{name}, seed {seed}: fitting")
-                    states = [path.with_suffix(suffix) for suffix in (".checkpoint", ".classifier")]
-                    run = _run(name, seed, detector, training, images, settings, states[0], fitted, said)
+                    state = folder / f"{getattr(detector, 'family', None) or name}-{seed}.checkpoint"
+                    states |= {state, state.with_suffix(".classifier")}
+                    run = _run(name, seed, detector, training, images, settings, state, fitted, said)
                     write_run(path, run)
-                    for state in states:
-                        state.unlink(missing_ok=True)
                 runs.append(run)
             rows.append({**row_of(runs), "run_files": files})
         except DlsrError as error:
             said(f"{name} cannot run: {error}")
             rows.append({"detector": name, "why": str(error)})
+    # Not before, for detectors of one family take up each other's training.
+    for state in states:
+        state.unlink(missing_ok=True)
     return {
         "settings": asdict(settings),
         "images": {"train": len(training.images), **{name: len(one) for name, one in images.items()}},
