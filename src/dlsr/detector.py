@@ -20,16 +20,19 @@ from dlsr.encoding import Encoded, Progress, Transform, encode_all, encode_chunk
 from dlsr.engines import Backend, choose_backend, openvino_engine
 from dlsr.errors import ArtifactError, FeatureError, NoImagesError, NotFittedError, SettingsError
 from dlsr.estimator import Estimator
+from dlsr.examples import Examples, choose_examples
 from dlsr.export import Exportable, ExportFormat, check_export, sample_pixels, write_export, write_int8_export
 from dlsr.fitting import OnEpoch, fit_scorer, restored_scorer, split
 from dlsr.images import ImagesLike, open_images, warn_of_unreadable
 from dlsr.noise import row_digests
 from dlsr.quantise import Int8Report, quantised_encoder
-from dlsr.scorers import Digests, Scorer, score_rows
+from dlsr.scorers import Digests, Scorer, score_rows, without_prefix
 from dlsr.settings import Settings, resolve
 
 Array = NDArray[np.float64]
 
+NEAREST = 4
+"""So many of the kept training images are named beside a new one."""
 CHECKED_IMAGES = 256
 """At most so many images check an exported graph."""
 INT8_IMAGES = 1024
@@ -52,6 +55,10 @@ class Result:
     top_layer: str | None = None
     """The layer that stands out most against the calibration images."""
     error: str | None = None
+    layers: Mapping[str, float] | None = None
+    """How far each layer's score lies above the calibration images' mean, in their standard deviations."""
+    nearest: tuple[int, ...] | None = None
+    """The kept training images nearest to this one, nearest first: indices into `examples_`."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,7 @@ class Detector(Estimator):
         backend: what runs the encoder: one of `dlsr.engines.BACKENDS`.
         store: folder of the feature store; None keeps no features on disk.
         workers: threads that read and decode images.
+        thumbnails: so many training images are kept as thumbnails, to show beside new ones.
 
     Attributes:
         threshold_: the score above which an image is called OOD.
@@ -99,6 +107,7 @@ class Detector(Estimator):
     """
 
     _encoder: Encoder | None
+    _examples: Examples | None
     _scorer: Scorer
 
     def __init__(
@@ -124,6 +133,7 @@ class Detector(Estimator):
         backend: Backend = "auto",
         store: str | os.PathLike[str] | None = None,
         workers: int = 2,
+        thumbnails: int = 0,
     ) -> None:
         self.encoder = encoder
         self.score = score
@@ -145,6 +155,7 @@ class Detector(Estimator):
         self.backend = backend
         self.store = store
         self.workers = workers
+        self.thumbnails = thumbnails
 
     # Fitting
 
@@ -181,7 +192,9 @@ class Detector(Estimator):
             name, reason = next(iter(encoded.unreadable.items()))
             raise NoImagesError(f"none of {len(found)} images can be read; the first, {name}: {reason}")
         warn_of_unreadable(encoded.unreadable)
-        return self._fit(encoded.z0, encoded.digests, encoder.channels, encoded.unreadable, checkpoint, on_epoch)
+        self._fit(encoded.z0, encoded.digests, encoder.channels, encoded.unreadable, checkpoint, on_epoch)
+        self._examples = choose_examples(found, encoded, self.thumbnails, self.seed) if self.thumbnails else None
+        return self
 
     def prepare_encoder(self) -> Encoder:
         """Load the encoder, unless it is loaded, so that `encode` works before fitting.
@@ -226,6 +239,7 @@ class Detector(Estimator):
         if sum(layers) != z0.shape[1] or min(layers) < 1:
             raise FeatureError(f"channels {list(layers)} do not add up to the {z0.shape[1]} columns of the features")
         self._encoder = None
+        self._examples = None
         return self._fit(z0, row_digests(z0) if digests is None else digests, layers, {}, checkpoint, on_epoch)
 
     def _fit(
@@ -309,13 +323,24 @@ class Detector(Estimator):
             progress=progress,
         ):
             scores, layers = self._layer_scores(chunk.z0, chunk.digests)
-            rows = iter(zip(scores, p_values(scores, self._calibration.scores), self._top_layers(layers), strict=True))
+            standing_out = (layers - self._calibration.layer_mean) / self._calibration.layer_std
+            nearest = self._examples.nearest(chunk.z0, NEAREST) if self._examples else [None] * len(scores)
+            rows = iter(zip(scores, p_values(scores, self._calibration.scores), standing_out, nearest, strict=True))
             for name, error in zip(chunk.names, chunk.errors, strict=True):
                 if error is not None:
                     yield Result(name, error=error)
                     continue
-                score, p_value, top_layer = next(rows)
-                yield Result(name, float(score), float(p_value), bool(score > cut), top_layer)
+                score, p_value, layer_row, near = next(rows)
+                by_layer = dict(zip(self.layer_names_, layer_row.tolist(), strict=True))
+                yield Result(
+                    name,
+                    float(score),
+                    float(p_value),
+                    bool(score > cut),
+                    max(by_layer, key=by_layer.__getitem__),
+                    layers=by_layer,
+                    nearest=None if near is None else tuple(near.tolist()),
+                )
 
     def score_samples(self, images: ImagesLike, *, transform: Transform | None = None) -> Array:
         """Scores of images, shape `(N,)`, larger = more OOD; NaN, and a warning, for unreadable ones."""
@@ -408,6 +433,12 @@ class Detector(Estimator):
         return self._calibration.scores
 
     @property
+    def examples_(self) -> Examples | None:
+        """Training images kept as thumbnails; None if `thumbnails` was 0."""
+        self._check_fitted()
+        return self._examples
+
+    @property
     def layer_names_(self) -> list[str]:
         """Names of the M layers."""
         self._check_fitted()
@@ -464,6 +495,8 @@ class Detector(Estimator):
             "calibration.layer_mean": as_tensor(calibration.layer_mean),
             "calibration.layer_std": as_tensor(calibration.layer_std),
         }
+        if self._examples is not None:
+            tensors |= {f"examples.{name}": tensor for name, tensor in self._examples.tensors().items()}
         write_model(Path(folder), manifest, tensors)
 
     @classmethod
@@ -517,13 +550,15 @@ class Detector(Estimator):
             store=store,
             workers=workers,
         )
-        scorer_tensors = {k.removeprefix("scorer."): v for k, v in tensors.items() if k.startswith("scorer.")}
+        kept = without_prefix("examples", tensors)
         try:
-            detector._scorer = restored_scorer(settings, manifest.channels, scorer_tensors, where)
+            detector._examples = Examples.of(kept) if kept else None
+            detector.thumbnails = len(detector._examples.names) if detector._examples else 0
+            detector._scorer = restored_scorer(settings, manifest.channels, without_prefix("scorer", tensors), where)
             detector._calibration = _Calibration(
                 *(tensors[f"calibration.{name}"].cpu().numpy() for name in ("scores", "layer_mean", "layer_std"))
             )
-        except (KeyError, RuntimeError, TypeError) as error:
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ArtifactError(f"'{folder}' does not hold what its model.json says ({error}); fit it again") from error
         detector.settings_ = settings
         detector.channels_ = manifest.channels
@@ -659,10 +694,6 @@ class Detector(Estimator):
             return np.empty(0), np.empty((0, len(self.channels_)))
         scores, layers = score_rows(self._scorer, torch.from_numpy(z0).to(self._device()), digests, self.settings_.seed)
         return scores.cpu().double().numpy(), layers.cpu().double().numpy()
-
-    def _top_layers(self, layers: Array) -> list[str]:
-        standing_out = (layers - self._calibration.layer_mean) / self._calibration.layer_std
-        return [self.layer_names_[i] for i in standing_out.argmax(axis=1)]
 
 
 def _as_tuple(stages: Sequence[int] | None) -> tuple[int, ...] | None:

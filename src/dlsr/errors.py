@@ -6,6 +6,7 @@
     │   ├── NoImagesError      nothing there, or nothing readable there
     │   └── TooFewImagesError  not enough to fit, validate or calibrate
     ├── ImageError             one image cannot be read (never stops a batch)
+    │   └── ImageTooLargeError it has too many pixels
     ├── FeatureError           features of the wrong shape or kind, or not finite
     ├── WeightsError           encoder weights missing, damaged or not those of the encoder
     ├── ArtifactError          a model directory, checkpoint or feature store that cannot be trusted
@@ -40,6 +41,10 @@ class TooFewImagesError(InputError):
 
 class ImageError(DlsrError):
     """One image cannot be read. The message is the reason, without the name."""
+
+
+class ImageTooLargeError(ImageError):
+    """An image has more pixels than are decoded: a decompression bomb, or as good as one."""
 
 
 class FeatureError(DlsrError):

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from dlsr.errors import ImageError, InputError, NoImagesError
+from dlsr.errors import ImageError, ImageTooLargeError, InputError, NoImagesError
 
 SUFFIXES = frozenset(
     {
@@ -35,6 +35,9 @@ SUFFIXES = frozenset(
 
 MAX_PIXELS = 89_478_485
 """Larger images are refused as decompression bombs (Pillow's own warning limit)."""
+
+FORMATS = frozenset({"AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP"})
+"""What is decoded, by Pillow's names: pictures of pixels, by decoders that call no other program."""
 
 Interpolation = Literal["bilinear", "bicubic"]
 Decoding = Literal["full", "draft"]
@@ -227,26 +230,56 @@ def decode(raw: object, draft: int | None = None) -> Image.Image:
     """
     try:
         if isinstance(raw, bytes):
-            if not raw:
-                raise ImageError("empty file")
-            image: Image.Image = Image.open(io.BytesIO(raw))
+            image = _opened(raw)
         elif isinstance(raw, Image.Image):
             image = raw
         else:
             image = _image_from_array(raw)
         if image.width * image.height > MAX_PIXELS:
-            raise ImageError(f"{image.width}x{image.height} pixels are over the limit of {MAX_PIXELS}")
+            raise ImageTooLargeError(f"{image.width}x{image.height} pixels are over the limit of {MAX_PIXELS}")
         if draft is not None:
             image.draft(None, (draft, draft))
         image.load()
         return _to_rgb(ImageOps.exif_transpose(image))
     except ImageError:
         raise
-    except UnidentifiedImageError:
-        raise ImageError("not an image, or of an unknown format") from None
     # Decoders of damaged files raise whatever they stumble on: ValueError, SyntaxError, struct.error, ...
     except Exception as error:
-        raise ImageError(f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}") from error
+        raise _undecodable(error) from error
+
+
+def pixels_of(raw: bytes) -> int:
+    """How many pixels an encoded image has, by its header, without decoding it.
+
+    Raises:
+        ImageError: with the reason, if that cannot be told.
+        ImageTooLargeError: if the header alone is enough to refuse it.
+    """
+    try:
+        image = _opened(raw)
+    except ImageError:
+        raise
+    except Exception as error:
+        raise _undecodable(error) from error
+    return image.width * image.height
+
+
+def _opened(raw: bytes) -> Image.Image:
+    if not raw:
+        raise ImageError("empty file")
+    try:
+        image: Image.Image = Image.open(io.BytesIO(raw))
+    except UnidentifiedImageError:
+        raise ImageError("not an image, or of an unknown format") from None
+    except Image.DecompressionBombError:
+        raise ImageTooLargeError(f"more than {2 * MAX_PIXELS} pixels are over the limit of {MAX_PIXELS}") from None
+    if image.format not in FORMATS:
+        raise ImageError(f"{image.format} files are not read; convert to PNG or JPEG")
+    return image
+
+
+def _undecodable(error: Exception) -> ImageError:
+    return ImageError(f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}")
 
 
 def _image_from_array(raw: object) -> Image.Image:

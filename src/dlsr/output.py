@@ -3,7 +3,6 @@
 import csv
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, fields
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -12,7 +11,7 @@ from dlsr.detector import Result
 from dlsr.errors import MissingExtraError, OutputError
 from dlsr.files import replacing
 
-COLUMNS = tuple(field.name for field in fields(Result))
+COLUMNS = ("path", "score", "p_value", "is_ood", "top_layer", "error")
 FORMATS = (".csv", ".jsonl", ".parquet")
 ROWS_PER_GROUP = 4096
 
@@ -45,12 +44,16 @@ def write_csv(file: IO[str], results: Iterable[Result]) -> None:
     """Write a header and a line for each result; what is missing is left empty."""
     rows = csv.DictWriter(file, COLUMNS)
     rows.writeheader()
-    rows.writerows(asdict(result) for result in results)
+    rows.writerows(_row(result) for result in results)
 
 
 def write_jsonl(file: IO[str], results: Iterable[Result]) -> None:
     """Write one JSON object a line for each result; what is missing is null."""
-    file.writelines(json.dumps(asdict(result), ensure_ascii=False) + "\n" for result in results)
+    file.writelines(json.dumps(_row(result), ensure_ascii=False) + "\n" for result in results)
+
+
+def _row(result: Result) -> dict[str, Any]:
+    return {name: getattr(result, name) for name in COLUMNS}
 
 
 def _write_parquet(path: Path, results: Iterable[Result]) -> None:
@@ -59,7 +62,7 @@ def _write_parquet(path: Path, results: Iterable[Result]) -> None:
     schema = pa.schema([(name, types.get(name, pa.string())) for name in COLUMNS])
     with pq.ParquetWriter(path, schema) as writer:
         for group in _groups(iter(results)):
-            writer.write_table(pa.Table.from_pylist([asdict(result) for result in group], schema))
+            writer.write_table(pa.Table.from_pylist([_row(result) for result in group], schema))
 
 
 def _groups(results: Iterator[Result]) -> Iterator[list[Result]]:

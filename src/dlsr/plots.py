@@ -17,19 +17,24 @@ _SIZE = (8.0, 4.5)
 
 def save_histogram(path: Path, id_scores: Scores, ood_scores: Mapping[str, Scores], threshold: float) -> None:
     """Write the score distributions of ID and each OOD set, with the threshold, as a picture."""
+    save_figure(score_histogram(id_scores, ood_scores, threshold), path)
+
+
+def score_histogram(id_scores: Scores, others: Mapping[str, Scores], threshold: float) -> Figure:
+    """The score distributions of ID and of other sets, with the threshold."""
     figure, axes = _figure()
-    everything = np.concatenate([id_scores, *ood_scores.values()])
+    everything = np.concatenate([id_scores, *others.values()])
     # A few far outliers must not squeeze the rest into one bar; they are counted in the last one.
     low, high = np.quantile(everything, [0.001, 0.999])
     bins = np.linspace(low, high, 61).tolist()
-    for name, scores in {"ID": id_scores, **ood_scores}.items():
+    for name, scores in {"ID": id_scores, **others}.items():
         style = {"alpha": 0.6, "color": "0.45"} if name == "ID" else {"histtype": "step", "linewidth": 1.8}
         axes.hist(np.clip(scores, low, high), bins=bins, density=True, label=f"{name} ({len(scores)})", **style)
     axes.axvline(threshold, color="black", linestyle="--", linewidth=1, label="threshold")
     axes.set_xlabel("score (larger = more OOD)")
     axes.set_ylabel("density")
     axes.legend(frameon=False)
-    save_figure(figure, path)
+    return figure
 
 
 def save_roc(path: Path, id_scores: Scores, ood_scores: Mapping[str, Scores]) -> None:

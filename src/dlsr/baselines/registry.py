@@ -54,7 +54,7 @@ def _simclr(name: str, class_name: str, paper: str) -> DetectorInfo:
         _lazily("baselines.simclr", class_name),
         needs_gpu=True,
         cost="hours on a GPU",
-        reduced={"width": 16, "epochs": 20, "batch_size": 256},
+        reduced={"width": 16, "epochs": 10, "batch_size": 256},
         reduced_images=20_000,
     )
 
@@ -86,26 +86,26 @@ DETECTORS: Mapping[str, DetectorInfo] = {
         DetectorInfo(
             "vae", "generative on pixels", "Xiao et al. 2020, Likelihood Regret",
             _lazily("baselines.vae", "VAE"), needs_gpu=True, cost="an hour on a GPU; scoring is slow",
-            reduced={"width": 16, "latent": 100, "epochs": 15, "lr": 2e-3, "regret_steps": 10, "regret_lr": 5e-4},
+            reduced={"width": 16, "latent": 100, "epochs": 5, "lr": 2e-3, "regret_steps": 10, "regret_lr": 5e-4},
             reduced_images=10_000,
         ),
         DetectorInfo(
             "ddpm", "generative on pixels", "Graham et al. 2023, Denoising diffusion models for OOD detection",
             _lazily("baselines.ddpm", "DDPM"), needs_gpu=True, cost="a day on a GPU; scoring is slow",
-            reduced={"width": 16, "starts": 5, "steps": 10, "epochs": 20, "batch_size": 32, "lr": 1e-3},
+            reduced={"width": 16, "starts": 5, "steps": 10, "epochs": 10, "batch_size": 32, "lr": 1e-3},
             reduced_images=10_000,
         ),
         DetectorInfo(
             "lmd", "generative on pixels", "Liu et al. 2023, Unsupervised OOD detection with diffusion inpainting",
             _lazily("baselines.lmd", "LMD"), needs_gpu=True, cost="a day on a GPU; scoring is slow",
-            reduced={"width": 16, "attempts": 4, "steps": 20, "epochs": 20, "batch_size": 32, "lr": 1e-3},
+            reduced={"width": 16, "attempts": 2, "steps": 20, "epochs": 10, "batch_size": 32, "lr": 1e-3},
             reduced_images=10_000,
         ),
         DetectorInfo(
             "diffguard", "generative on pixels", "Gao et al. 2023, DiffGuard", needs_labels=True, needs_gpu=True,
             make=_lazily("baselines.diffguard", "DiffGuard"), cost="a day on a GPU; scoring is slow",
             reduced={
-                "width": 16, "steps": 10, "epochs": 20, "classifier_epochs": 15, "batch_size": 32, "lr": 1e-3,
+                "width": 16, "steps": 10, "epochs": 10, "classifier_epochs": 8, "batch_size": 32, "lr": 1e-3,
             },
             reduced_images=10_000,
         ),

@@ -1,14 +1,17 @@
 """The commands."""
 
 import json
+import os
 import sys
+from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from dlsr.cli.bench import bench_app
-from dlsr.cli.console import progress_bars, say, say_unreadable, show_report, stdout
+from dlsr.cli.console import progress_bars, say, say_unreadable, show_drift, show_report, stdout
 from dlsr.cli.options import (
     BackendName,
     BackendOption,
@@ -21,6 +24,7 @@ from dlsr.cli.options import (
     ProtocolName,
     Quiet,
     Rate,
+    ScoredImages,
     Store,
     Weights,
     Workers,
@@ -28,7 +32,11 @@ from dlsr.cli.options import (
     numbers,
     store_of,
 )
-from dlsr.errors import NoImagesError, SettingsError
+from dlsr.errors import MissingExtraError, NoImagesError, SettingsError
+
+DRIFTED = 1
+"""Exit status of `dlsr drift` for images that are not in distribution any more."""
+SHORTEST_TOKEN = 8
 
 # The library is imported inside the commands: it takes seconds, and `dlsr --help` must not.
 
@@ -67,6 +75,9 @@ def fit(
     store: Store = None,
     no_store: NoStore = False,
     workers: Workers = 2,
+    thumbnails: Annotated[
+        int, typer.Option(min=0, help="Keep so many training images as thumbnails, to show beside new ones.")
+    ] = 0,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -97,6 +108,7 @@ def fit(
         backend=backend.value,
         store=store_of(store, no_store),
         workers=workers,
+        thumbnails=thumbnails,
     )
     found = open_images(images)
     if found.ignored:
@@ -127,7 +139,7 @@ def fit(
 @app.command()
 def score(
     model: Model,
-    images: Annotated[Path, typer.Argument(help="Folder, tar or image file.")],
+    images: ScoredImages,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="A .csv, .jsonl or .parquet file; without it, CSV on stdout.")
     ] = None,
@@ -292,6 +304,132 @@ def export(
 
 
 @app.command()
+def report(
+    model: Model,
+    images: ScoredImages,
+    output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")],
+    title: Annotated[str | None, typer.Option(help="What the images are; their path if not given.")] = None,
+    false_alarm_rate: Rate = None,
+    weights: Weights = None,
+    device: Device = "auto",
+    backend: BackendOption = BackendName.AUTO,
+    store: Store = None,
+    no_store: NoStore = False,
+    workers: Workers = 2,
+    quiet: Quiet = False,
+) -> None:
+    """Score images and write one self-contained HTML page about them."""
+    from dlsr.html_report import write_html_report  # noqa: PLC0415
+    from dlsr.images import open_images  # noqa: PLC0415
+
+    detector = _load(model, weights, device, backend, store, no_store, workers, false_alarm_rate)
+    found = open_images(images)
+    with progress_bars(quiet) as bars:
+        summary = write_html_report(
+            output, detector, found, title=title or str(images), progress=bars.images("scoring", len(found))
+        )
+    say_unreadable(summary.unreadable, len(found))
+    say(f"{summary.ood} of {len(summary.scores)} images are out of distribution; report in {output}", quiet)
+
+
+@app.command()
+def drift(
+    model: Model,
+    images: ScoredImages,
+    alpha: Annotated[float, typer.Option(help="Chance of an alarm on ordinary images.")] = 0.01,
+    window: Annotated[
+        int | None, typer.Option(help="Test so many images at a time, in order; all if not given.")
+    ] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="The images' order, by name, is that in which they came: watch it too.")
+    ] = False,
+    weights: Weights = None,
+    device: Device = "auto",
+    backend: BackendOption = BackendName.AUTO,
+    store: Store = None,
+    no_store: NoStore = False,
+    workers: Workers = 2,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Tell whether images, as a set, are still in distribution. Exit status 0: they are; 1: they are not."""
+    import numpy as np  # noqa: PLC0415
+
+    from dlsr.drift import drift as run  # noqa: PLC0415
+    from dlsr.images import open_images  # noqa: PLC0415
+
+    detector = _load(model, weights, device, backend, store, no_store, workers, None)
+    found = open_images(images)
+    with progress_bars(quiet) as bars:
+        results = list(detector.results(found, progress=bars.images("scoring", len(found))))
+    unreadable = {result.path: str(result.error) for result in results if result.error is not None}
+    say_unreadable(unreadable, len(found))
+    read = [result for result in results if result.score is not None]
+    scores = np.array([result.score for result in read])
+    told = run(
+        scores, detector.calibration_scores_, alpha=alpha, window=window, stream=stream, seed=detector.settings_.seed
+    )
+    first = None if told.first_changed is None else read[told.first_changed].path
+    if as_json:
+        _print_json(asdict(told) | {"first_changed_path": first, "unreadable": unreadable})
+    else:
+        show_drift(told, first)
+    raise typer.Exit(DRIFTED if told.drifted else 0)
+
+
+@app.command()
+def serve(
+    model: Model,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; by default only this machine can reach it.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any free one.")] = 8000,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with the bearer token to ask for; or set DLSR_TOKEN.")
+    ] = None,
+    max_body: Annotated[int, typer.Option(min=1, help="Largest request, in MiB.")] = 32,
+    max_images: Annotated[int, typer.Option(min=1, help="Most images in a request.")] = 64,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Most pixels of an image.")] = 50_000_000,
+    max_requests: Annotated[int, typer.Option(min=1, help="Most requests handled at once.")] = 256,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Most images that wait to be scored.")] = 1024,
+    max_batch: Annotated[int, typer.Option(min=1, help="Images of several requests scored together.")] = 64,
+    max_wait: Annotated[
+        float, typer.Option(min=0, help="Milliseconds that an idle service waits for more images.")
+    ] = 5,
+    drain: Annotated[float, typer.Option(min=0, help="Seconds for which a closing service refuses politely.")] = 1,
+    drift_window: Annotated[int, typer.Option(min=20, help="Images over which /metrics tells drift.")] = 1000,
+    device: Device = "auto",
+    backend: BackendOption = BackendName.AUTO,
+    workers: Workers = 2,
+    quiet: Quiet = False,
+) -> None:
+    """Serve a model over HTTP, with a page at /. Follows the model directory; ends in order on SIGTERM."""
+    if any(find_spec(package) is None for package in ("fastapi", "uvicorn", "prometheus_client", "python_multipart")):
+        raise MissingExtraError("fastapi", "serve")
+    from dlsr.serve.server import is_loopback  # noqa: PLC0415
+    from dlsr.serve.server import serve as run  # noqa: PLC0415
+    from dlsr.serve.service import Service  # noqa: PLC0415
+    from dlsr.serve.settings import ServeSettings  # noqa: PLC0415
+
+    token = _token(token_file)
+    if token is None and not is_loopback(host):
+        say(f"warning: anyone who can reach {host} can use this service; set --token-file", quiet=False)
+    settings = ServeSettings(
+        token=token,
+        max_body_bytes=max_body * 2**20,
+        max_images=max_images,
+        max_pixels=max_pixels,
+        max_requests=max_requests,
+        max_waiting=max_waiting,
+        max_batch=max_batch,
+        max_wait_seconds=max_wait / 1000,
+        drift_window=drift_window,
+    )
+    service = Service(model, settings, device=device, backend=backend.value, workers=workers)
+    run(service, host, port, drain_seconds=drain, ready=lambda url: say(f"serving {model} at {url}", quiet))
+
+
+@app.command()
 def info(model: Model, as_json: Json = False) -> None:
     """Show what a model is: settings, encoder, calibration, losses."""
     import torch  # noqa: PLC0415
@@ -353,6 +491,20 @@ def demo(
 
 
 app.add_typer(bench_app, name="bench")
+
+
+def _token(file: Path | None) -> str | None:
+    """The token from a file, or from the environment."""
+    try:
+        token = os.environ.get("DLSR_TOKEN") if file is None else file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"cannot read the token file '{file}': {error}; check it") from error
+    if token is None:
+        return None
+    token = token.strip()
+    if len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable():
+        raise SettingsError(f"a token needs {SHORTEST_TOKEN} or more printable ASCII characters; make another")
+    return token
 
 
 class _Counts:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from dlsr.baselines import DetectorInfo
+    from dlsr.drift import DriftReport
     from dlsr.evaluation import Report
     from dlsr.training import EpochLog
 
@@ -114,6 +115,23 @@ def show_report(report: "Report") -> None:
         f"{100 * report.false_alarms:.1f} % of the ID images are called OOD, at a false-alarm rate of "
         f"{100 * report.false_alarm_rate:g} %."
     )
+
+
+def show_drift(told: "DriftReport", first: str | None) -> None:
+    """What `dlsr drift` found."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("images", "mean p-value", "Kolmogorov-Smirnov p"):
+        table.add_column(name, justify="right")
+    for one in told.windows:
+        table.add_row(f"{one.start}..{one.start + one.images - 1}", f"{one.mean_p_value:.3f}", f"{one.p_value:.2g}")
+    stdout.print(table)
+    if told.stream is not None:
+        stdout.print(f"test martingale: 10^{told.stream.log10_capital:.1f} at most")
+    if not told.drifted:
+        stdout.print(f"no drift: {told.images} images look as the calibration images do (alpha {told.alpha:g})")
+        return
+    since = f", since about {first}" if first is not None else ""
+    stdout.print(f"drift: {told.images} images do not look as the calibration images do (alpha {told.alpha:g}){since}")
 
 
 def show_speed(measured: Mapping[str, Any]) -> None:

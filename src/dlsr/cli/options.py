@@ -49,6 +49,7 @@ NoStore = Annotated[bool, typer.Option("--no-store", help="Keep no features on d
 Workers = Annotated[int, typer.Option(min=1, help="Threads that read and decode images.")]
 Weights = Annotated[str | None, typer.Option(help="Encoder weights: a .safetensors or .pth file, or 'random'.")]
 Model = Annotated[Path, typer.Argument(help="Model directory that `dlsr fit` wrote.")]
+ScoredImages = Annotated[Path, typer.Argument(help="Folder, tar or image file.")]
 Rate = Annotated[float | None, typer.Option("--false-alarm-rate", help="Share of ID images that may be called OOD.")]
 
 

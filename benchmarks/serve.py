@@ -1,0 +1,170 @@
+"""The service against `dlsr score`: throughput on the same images, and whether anything is lost under load.
+
+    python benchmarks/serve.py --model MODEL --images ../shared/data/cifar10.tar --output docs/serve.json
+
+First in turns, so that the machine's other work hits both: the detector on N images, as `dlsr score` runs it, and the
+service asked for the same images over loopback by a client on the same machine. Then 2,000 requests, 64 at once, one in
+five malformed; a new model is put into the directory in the middle, and SIGTERM is sent at the end.
+"""
+
+import asyncio
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import numpy as np
+import typer
+
+from dlsr import Detector
+from dlsr.artifact import installed_versions
+from dlsr.evaluation import sample
+from dlsr.images import ImageSet, open_images
+from dlsr.report_files import write_json
+from serving import Load, Serving, load, serving
+
+CONCURRENCY = 64
+MALFORMED: tuple[dict[str, Any], ...] = (
+    {"content": b"no form", "headers": {"content-type": "multipart/form-data; boundary=b"}},
+    {"files": [("images", ("broken.png", b"broken"))]},
+    {"json": {"images": [{"data": "?"}]}},
+    {"content": b"x", "headers": {"content-type": "text/plain"}},
+)
+
+
+def main(
+    model: Annotated[Path, typer.Option(help="Model directory; it is copied.")],
+    images: Annotated[Path, typer.Option(help="Folder or tar.")],
+    output: Annotated[Path, typer.Option(help="JSON file to write.")],
+    count: Annotated[int, typer.Option(help="Images in a round.")] = 2048,
+    rounds: int = 3,
+    requests: Annotated[int, typer.Option(help="For the second part.")] = 2000,
+) -> None:
+    chosen = sample(open_images(images), count)
+    contents = [(item.name, bytes(item.read())) for item in chosen.items]  # type: ignore[call-overload]
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "model"
+        shutil.copytree(model, copy)
+        throughput = measure_throughput(copy, chosen, contents, rounds)
+        under_load = measure_load(copy, chosen, contents, requests)
+    content = {
+        "command": "python benchmarks/serve.py " + " ".join(sys.argv[1:]),
+        "images": len(chosen),
+        "throughput": throughput,
+        "load": under_load,
+        "versions": installed_versions(),
+    }
+    write_json(output, content)
+    print(content)
+
+
+def measure_throughput(model: Path, chosen: ImageSet, contents: list[tuple[str, bytes]], rounds: int) -> dict[str, Any]:
+    """Images per second of both, for requests of 1, 8 and 64 images."""
+    detector = Detector.load(model)
+    list(detector.results(chosen.subset(range(64))))
+    scored: list[float] = []
+    served: dict[int, list[float]] = {1: [], 8: [], 64: []}
+    with serving(model) as service:
+        for _ in range(rounds):
+            for size, rates in served.items():
+                start = time.perf_counter()
+                list(detector.results(chosen))
+                scored.append(len(chosen) / (time.perf_counter() - start))
+                asked = [
+                    {"files": [("images", one) for one in contents[i : i + size]]}
+                    for i in range(0, len(contents), size)
+                ]
+                done = asyncio.run(load(service.url, asked, min(CONCURRENCY, 512 // size)))
+                assert not done.unanswered
+                assert all(status == 200 for _, status, _ in done.answers)
+                rates.append(len(chosen) / done.seconds)
+    own = float(np.median(scored))
+    return {
+        "score_images_per_second": own,
+        "serve_images_per_second": {size: float(np.median(rates)) for size, rates in served.items()},
+        "serve_over_score": {size: float(np.median(rates)) / own for size, rates in served.items()},
+    }
+
+
+def measure_load(model: Path, chosen: ImageSet, contents: list[tuple[str, bytes]], requests: int) -> dict[str, Any]:
+    """Every answer compared with what `Detector.results`, behind `dlsr score`, says by the model that answered."""
+    detector = Detector.load(model)
+    expected: dict[float, dict[str, Any]] = {}
+    rate = detector.false_alarm_rate
+    for changed in (rate / 2, rate):
+        detector.false_alarm_rate = changed
+        detector.save(model)
+        expected[changed] = {result.path: result for result in detector.results(chosen)}
+
+    def request(i: int) -> dict[str, Any]:
+        if i % 5 == 4:
+            return MALFORMED[i // 5 % len(MALFORMED)]
+        start = 3 * i % (len(contents) - 3)
+        return {"files": [("images", one) for one in contents[start : start + 1 + i % 3]]}
+
+    with serving(model, "--drain", "3") as service:
+
+        def reload() -> None:
+            detector.false_alarm_rate = rate / 2
+            detector.save(model)
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline:
+                if httpx.get(f"{service.url}/v1/model").json()["false_alarm_rate"] == rate / 2:
+                    return
+                time.sleep(0.2)
+            raise TimeoutError("the new model was not taken up")
+
+        before = memory_of(service)
+        at = {requests // 4: reload, requests * 9 // 10: service.terminate}
+        done = asyncio.run(load(service.url, (request(i) for i in range(requests)), CONCURRENCY, at=at))
+        after = memory_of(service) if service.process.poll() is None else None
+        status, said = service.end()
+    return judged(done, expected) | {
+        "requests": requests,
+        "sent": len(done.answers) + len(done.unanswered),
+        "exit_status": status,
+        "said": said,
+        "server_memory_bytes": {"before": before, "after": after},
+        "seconds": done.seconds,
+        "client_peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def judged(done: Load, expected: dict[float, dict[str, Any]]) -> dict[str, Any]:
+    wrong = 0
+    largest = 0.0
+    models: Counter[str] = Counter()
+    for index, status, answer in done.answers:
+        if status != 200:
+            # A malformed request is refused; a good one only by a full queue or a closing service.
+            wrong += index % 5 != 4 and status not in (429, 503)
+            continue
+        wrong += index % 5 == 4
+        models[answer["model"]] += 1
+        for one in answer["images"]:
+            row = expected[answer["false_alarm_rate"]][one["name"]]
+            difference = abs(one["score"] - row.score)
+            largest = max(largest, difference)
+            wrong += difference > 1e-5 or (one["p_value"], one["is_ood"]) != (row.p_value, row.is_ood)
+    return {
+        "statuses": {str(status): n for status, n in Counter(status for _, status, _ in done.answers).items()},
+        "unanswered": done.unanswered,
+        "wrong": wrong,
+        "largest_difference_of_scores": largest,
+        "answers_by_model": dict(models),
+    }
+
+
+def memory_of(service: Serving) -> int:
+    """Resident bytes of the service."""
+    status = Path(f"/proc/{service.process.pid}/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS"))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,131 @@
+"""Images of requests that come at once are scored together; how many may wait is bounded."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+Out = TypeVar("Out")
+
+LANES = 2
+"""Batches under way at once: one is decoded while the other is encoded."""
+
+
+class QueueFullError(Exception):
+    """So many items wait that no more are taken."""
+
+
+@dataclass(eq=False)
+class _Job(Generic[Item, Out]):
+    items: Sequence[Item]
+    done: asyncio.Future[list[Out]]
+
+
+class Batcher(Generic[Item, Out]):
+    """Collects items of several callers into batches.
+
+    Args:
+        function: scores a batch, in a thread: one output for each item, in order.
+        max_batch: items in a batch; one caller's items stay together, so a batch may have more.
+        max_wait: seconds that an idle batcher waits for more items once it has one.
+        max_waiting: items that may wait.
+    """
+
+    def __init__(
+        self, function: Callable[[list[Item]], list[Out]], *, max_batch: int, max_wait: float, max_waiting: int
+    ) -> None:
+        self._function = function
+        self._max_batch = max_batch
+        self._max_wait = max_wait
+        self._max_waiting = max_waiting
+        self._jobs: deque[_Job[Item, Out]] = deque()
+        self._arrived = asyncio.Event()
+        self._lanes = asyncio.Semaphore(LANES)
+        self._running: set[asyncio.Task[None]] = set()
+        self._collector: asyncio.Task[None] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Items that wait."""
+        return sum(len(job.items) for job in self._jobs)
+
+    def start(self) -> None:
+        """Begin to collect, in the running event loop."""
+        self._collector = asyncio.create_task(self._collect())
+
+    async def stop(self) -> None:
+        """Finish the batches under way; what still waits is cancelled."""
+        if self._collector is not None:
+            self._collector.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+        for job in self._jobs:
+            job.done.cancel()
+
+    async def submit(self, items: Sequence[Item]) -> list[Out]:
+        """The outputs of these items.
+
+        Raises:
+            QueueFullError: if too many items wait already.
+        """
+        if self._jobs and self.waiting + len(items) > self._max_waiting:
+            raise QueueFullError
+        job: _Job[Item, Out] = _Job(items, asyncio.get_running_loop().create_future())
+        self._jobs.append(job)
+        self._arrived.set()
+        return await job.done
+
+    async def _collect(self) -> None:
+        while True:
+            await self._lanes.acquire()
+            await self._some()
+            if not self._running and self._max_wait:
+                await self._more()
+            jobs = self._taken()
+            if not jobs:
+                self._lanes.release()
+                continue
+            task = asyncio.create_task(self._score(jobs))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+
+    async def _some(self) -> None:
+        while not self._jobs:
+            self._arrived.clear()
+            await self._arrived.wait()
+
+    async def _more(self) -> None:
+        """Wait until there is a full batch, for as long as is allowed."""
+        try:
+            async with asyncio.timeout(self._max_wait):
+                while self.waiting < self._max_batch:
+                    self._arrived.clear()
+                    await self._arrived.wait()
+        except TimeoutError:
+            pass
+
+    def _taken(self) -> list[_Job[Item, Out]]:
+        jobs: list[_Job[Item, Out]] = []
+        count = 0
+        while self._jobs and (not jobs or count + len(self._jobs[0].items) <= self._max_batch):
+            job = self._jobs.popleft()
+            if not job.done.done():  # whoever asked may have gone
+                jobs.append(job)
+                count += len(job.items)
+        return jobs
+
+    async def _score(self, jobs: list[_Job[Item, Out]]) -> None:
+        try:
+            outputs = iter(await asyncio.to_thread(self._function, [item for job in jobs for item in job.items]))
+            results = [[next(outputs) for _ in job.items] for job in jobs]
+        except Exception as error:
+            for job in jobs:
+                if not job.done.done():
+                    job.done.set_exception(error)
+            return
+        finally:
+            self._lanes.release()
+        for job, result in zip(jobs, results, strict=True):
+            if not job.done.done():
+                job.done.set_result(result)

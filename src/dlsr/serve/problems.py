@@ -1,0 +1,66 @@
+"""Refusals as problem documents (RFC 9457): `application/problem+json` with a status, a title and what to do."""
+
+import json
+from collections.abc import Mapping
+from http import HTTPStatus
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class RefusedError(Exception):
+    """A request that is refused.
+
+    Args:
+        status: HTTP status, 4xx or 503.
+        detail: one line that says what is wrong and what to do.
+        reason: a word for the metric of rejected inputs.
+        headers: more of the response.
+        images: why each image was refused, by name.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        reason: str,
+        headers: Mapping[str, str] | None = None,
+        images: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.reason = reason
+        self.headers = dict(headers or {})
+        self.images = images
+
+    def response(self) -> Response:
+        """The problem document."""
+        more = {"images": dict(self.images)} if self.images else {}
+        return problem_response(self.status, self.detail, self.headers, more)
+
+
+def problem_response(
+    status: int, detail: str, headers: Mapping[str, str] | None = None, more: Mapping[str, object] | None = None
+) -> Response:
+    """A problem document as a response."""
+    content = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
+    body = json.dumps({**content, **(more or {})}, ensure_ascii=False)
+    return Response(body, status, dict(headers or {}), MEDIA_TYPE)
+
+
+async def on_http_exception(_: Request, error: Exception) -> Response:
+    """Handler of what the framework refuses: unknown paths, wrong methods."""
+    assert isinstance(error, HTTPException)
+    return problem_response(error.status_code, str(error.detail), error.headers)
+
+
+async def on_invalid(_: Request, error: Exception) -> Response:
+    """Handler of parameters that the framework cannot read."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    return problem_response(422, f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}")

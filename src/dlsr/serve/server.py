@@ -1,0 +1,84 @@
+"""Runs the service: a socket, signals, and an end that loses no accepted request."""
+
+import ipaddress
+import socket
+import time
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from dlsr.errors import SettingsError
+from dlsr.serve.app import create_app
+from dlsr.serve.service import Service
+
+
+def serve(service: Service, host: str, port: int, *, drain_seconds: float, ready: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Then new requests are refused with 503 for `drain_seconds`, and longer if need be, until every request that was
+    accepted is answered. A second signal does not wait.
+
+    Args:
+        service: to serve.
+        host: address to listen on.
+        port: 0 for any free one.
+        drain_seconds: at least so long new requests are told that the service is closing.
+        ready: told the URL once requests are accepted.
+
+    Raises:
+        SettingsError: if it cannot listen there.
+    """
+    listener = _listen(host, port)
+    config = uvicorn.Config(create_app(service), log_level="warning", access_log=False, server_header=False)
+    name = f"[{host}]" if ":" in host else host
+    url = f"http://{name}:{listener.getsockname()[1]}"
+    _Server(config, service, drain_seconds, lambda: ready(url)).run(sockets=[listener])
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a service there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise SettingsError(f"cannot listen on {host}:{port}: {reason}; choose another --host or --port") from error
+    return listener
+
+
+class _Server(uvicorn.Server):
+    def __init__(
+        self, config: uvicorn.Config, service: Service, drain_seconds: float, ready: Callable[[], None]
+    ) -> None:
+        super().__init__(config)
+        self._service = service
+        self._drain_seconds = drain_seconds
+        self._ready = ready
+        self._closing_since: float | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._service.draining:
+            self.should_exit = self.force_exit = True
+        self._service.draining = True
+
+    async def on_tick(self, counter: int) -> bool:
+        if await super().on_tick(counter):
+            return True
+        if not self._service.draining:
+            return False
+        self._closing_since = self._closing_since or time.monotonic()
+        return self._service.handling == 0 and time.monotonic() - self._closing_since >= self._drain_seconds
