@@ -8,6 +8,7 @@ five malformed; a new model is put into the directory in the middle, and SIGTERM
 """
 
 import asyncio
+import json
 import resource
 import shutil
 import sys
@@ -26,7 +27,7 @@ from dlsr.artifact import installed_versions
 from dlsr.evaluation import sample
 from dlsr.images import ImageSet, open_images
 from dlsr.report_files import write_json
-from serving import Load, Serving, load, serving
+from serving import Load, Serving, encoded, load, serving
 
 CONCURRENCY = 64
 MALFORMED: tuple[dict[str, Any], ...] = (
@@ -60,7 +61,7 @@ def main(
         "versions": installed_versions(),
     }
     write_json(output, content)
-    print(content)
+    print(json.dumps(content, indent=1))
 
 
 def measure_throughput(model: Path, chosen: ImageSet, contents: list[tuple[str, bytes]], rounds: int) -> dict[str, Any]:
@@ -76,7 +77,7 @@ def measure_throughput(model: Path, chosen: ImageSet, contents: list[tuple[str, 
                 list(detector.results(chosen))
                 scored.append(len(chosen) / (time.perf_counter() - start))
                 asked = [
-                    {"files": [("images", one) for one in contents[i : i + size]]}
+                    encoded(files=[("images", one) for one in contents[i : i + size]])
                     for i in range(0, len(contents), size)
                 ]
                 done = asyncio.run(load(service.url, asked, min(CONCURRENCY, 512 // size)))
@@ -101,11 +102,11 @@ def measure_load(model: Path, chosen: ImageSet, contents: list[tuple[str, bytes]
         detector.save(model)
         expected[changed] = {result.path: result for result in detector.results(chosen)}
 
-    def request(i: int) -> dict[str, Any]:
+    def request(i: int) -> bytes:
         if i % 5 == 4:
-            return MALFORMED[i // 5 % len(MALFORMED)]
+            return encoded(**MALFORMED[i // 5 % len(MALFORMED)])
         start = 3 * i % (len(contents) - 3)
-        return {"files": [("images", one) for one in contents[start : start + 1 + i % 3]]}
+        return encoded(files=[("images", one) for one in contents[start : start + 1 + i % 3]])
 
     with serving(model, "--drain", "3") as service:
 

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from dlsr import Detector
-from serving import load, serving
+from serving import encoded, load, serving
 
 CHROMIUM = shutil.which("chromium")
 CHROMIUM_OPTIONS = [
@@ -64,9 +64,9 @@ def test_nothing_is_lost_and_nothing_wrong_under_load(two_models, odd_folder, tm
 
     def request(i):
         if i % 5 == 4:
-            return malformed[i // 5 % 4]
+            return encoded(**malformed[i // 5 % 4])
         chosen = [paths[(i + k) % len(paths)] for k in range(1 + i % 3)]
-        return {"files": [("images", (path.name, path.read_bytes())) for path in chosen]}
+        return encoded(files=[("images", (path.name, path.read_bytes())) for path in chosen])
 
     requests = (request(i) for i in range(20_000))  # far more than will be sent before the end
     with serving(folder, "--backend", "torch", "--max-waiting", "40", "--drain", "2") as service:

@@ -1,6 +1,7 @@
 """Runs the service: a socket, signals, and an end that loses no accepted request."""
 
 import ipaddress
+import logging
 import socket
 import time
 from collections.abc import Callable
@@ -29,6 +30,8 @@ def serve(service: Service, host: str, port: int, *, drain_seconds: float, ready
     Raises:
         SettingsError: if it cannot listen there.
     """
+    # A line for each malformed form would let callers fill the disk.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     listener = _listen(host, port)
     config = uvicorn.Config(create_app(service), log_level="warning", access_log=False, server_header=False)
     name = f"[{host}]" if ":" in host else host
