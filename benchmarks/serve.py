@@ -27,7 +27,7 @@ from dlsr.artifact import installed_versions
 from dlsr.evaluation import sample
 from dlsr.images import ImageSet, open_images
 from dlsr.report_files import write_json
-from serving import Load, Serving, encoded, load, serving
+from serving import Load, encoded, load, resident, serving
 
 CONCURRENCY = 64
 MALFORMED: tuple[dict[str, Any], ...] = (
@@ -120,10 +120,10 @@ def measure_load(model: Path, chosen: ImageSet, contents: list[tuple[str, bytes]
                 time.sleep(0.2)
             raise TimeoutError("the new model was not taken up")
 
-        before = memory_of(service)
+        before = resident(service.process.pid)
         at = {requests // 4: reload, requests * 9 // 10: service.terminate}
         done = asyncio.run(load(service.url, (request(i) for i in range(requests)), CONCURRENCY, at=at))
-        after = memory_of(service) if service.process.poll() is None else None
+        after = resident(service.process.pid) if service.process.poll() is None else None
         status, said = service.end()
     return judged(done, expected) | {
         "requests": requests,
@@ -159,12 +159,6 @@ def judged(done: Load, expected: dict[float, dict[str, Any]]) -> dict[str, Any]:
         "largest_difference_of_scores": largest,
         "answers_by_model": dict(models),
     }
-
-
-def memory_of(service: Serving) -> int:
-    """Resident bytes of the service."""
-    status = Path(f"/proc/{service.process.pid}/status").read_text()
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS"))
 
 
 if __name__ == "__main__":

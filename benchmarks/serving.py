@@ -139,3 +139,9 @@ async def load(
     await asyncio.gather(*(client() for _ in range(concurrency)))
     done.seconds = time.perf_counter() - start
     return done
+
+
+def resident(pid: int | str = "self") -> int:
+    """Resident bytes of a process."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS"))

@@ -1,6 +1,7 @@
 """The command line. Thin: each command calls the library and prints what it says."""
 
 import sys
+import warnings
 
 from dlsr.errors import DlsrError
 
@@ -9,6 +10,8 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line. What a user can put right is one line and exit status 2."""
+    # Pillow's remarks on damaged files name no file; what cannot be read is told of by name.
+    warnings.filterwarnings("ignore", module="PIL")
     import typer  # noqa: PLC0415 - only the command line needs it
 
     from dlsr.cli.app import app  # noqa: PLC0415
