@@ -4,6 +4,7 @@ import re
 import sys
 import tarfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -192,6 +193,16 @@ def test_datasets_are_found_cut_into_parts_and_labelled(root):
     with pytest.raises(SettingsError, match="choose among cifar10, "):
         open_dataset("cifar", root)
     assert len(open_dataset("fmnist", None, places={"fmnist": root / "svhn_crops.tar"}).images) == 40
+
+
+def test_the_docs_list_every_dataset():
+    table = (Path(__file__).parent.parent / "docs" / "datasets.md").read_text()
+    for info in DATASETS.values():
+        (row,) = [line for line in table.splitlines() if line.startswith(f"| `{info.name}` |")]
+        assert all(f"`{alias}`" in row for alias in info.aliases)
+        assert f"| {info.test_images} | {info.where} |" in row
+        assert ("torchvision" in row) == (info.torchvision is not None)
+        assert info.hub is None or f"`{info.hub.repo}`" in row
 
 
 def test_no_dataset_points_to_google_drive():

@@ -49,6 +49,8 @@ class AutoEncoder(Reconstructor):
 class FeatureVAE(Reconstructor):
     """A VAE of linear layers, five to encode and eight to decode (table 11); sizes are not in the paper.
 
+    The layer norms between them are not in the paper either; without them so deep a network hardly learns.
+
     Args:
         c: dimension of the features.
         width: of the hidden layers.
@@ -76,8 +78,8 @@ class FeatureVAE(Reconstructor):
 
 
 def _layers(before: int, width: int, after: int, count: int) -> nn.Sequential:
-    sizes = [before, *[width] * (count - 1), after]
+    sizes = [before, *[width] * (count - 1)]
     layers: list[nn.Module] = []
-    for i in range(count):
-        layers += [nn.Linear(sizes[i], sizes[i + 1]), nn.SiLU()]
-    return nn.Sequential(*layers[:-1])
+    for i in range(count - 1):
+        layers += [nn.Linear(sizes[i], sizes[i + 1]), nn.LayerNorm(width), nn.SiLU()]
+    return nn.Sequential(*layers, nn.Linear(sizes[-1], after))

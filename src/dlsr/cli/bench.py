@@ -80,12 +80,14 @@ def compare(
     from dlsr.bench.compare import Sets, write_failures  # noqa: PLC0415
     from dlsr.bench.compare import compare as run  # noqa: PLC0415
     from dlsr.bench.datasets import labels_of  # noqa: PLC0415
+    from dlsr.bench.suites import ALSO  # noqa: PLC0415
     from dlsr.images import open_images  # noqa: PLC0415
 
     found = open_images(train)
     outside = {name: open_images(path) for name, path in named_sets(ood).items()}
     sets = Sets(found, labels_of(found), open_images(test), outside)
-    settings = _settings(detectors, encoder, weights, protocol, seeds, limit, train_limit, reduced)
+    names = detectors or ",".join(ALSO)
+    settings = _settings(names, encoder, weights, protocol, seeds, limit, train_limit, reduced)
     report = run(sets, settings, output / "runs", store=store_of(store, no_store), said=lambda what: say(what, quiet))
     _write(output, "compare", report, _comparison_markdown(report))
     write_failures(output / "runs", sets, settings, report, output / "failures.png")
