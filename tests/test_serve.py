@@ -215,6 +215,18 @@ def test_a_body_that_does_not_come_is_given_up():
     assert caught.value.status == 408
 
 
+def test_a_failure_of_the_service_is_a_problem_document_too(served_model, files, monkeypatch):
+    service = service_of(served_model)
+
+    def fail(images):
+        raise RuntimeError("the engine broke")
+
+    monkeypatch.setattr(service._batcher, "_function", fail)
+    with TestClient(create_app(service), raise_server_exceptions=False) as client:
+        assert_problem(upload(client, named(files[0])), 500, "the service failed (RuntimeError)")
+        assert client.get("/healthz").status_code == 200
+
+
 # Token
 
 

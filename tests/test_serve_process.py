@@ -114,6 +114,17 @@ def test_what_cannot_be_served_is_one_line(two_models, tmp_path):
     assert run("serve", tmp_path / "nothing").returncode == 2
 
 
+def test_without_the_extra_one_line_says_what_to_install(two_models, monkeypatch, capsys):
+    from dlsr.cli import app, main
+
+    monkeypatch.setattr(app, "find_spec", lambda name: None)
+    monkeypatch.setattr("sys.argv", ["dlsr", "serve", str(two_models[0])])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "error: fastapi is not installed; run: pip install 'dlsr[serve]'\n"
+
+
 def test_the_token_may_come_from_the_environment(two_models, monkeypatch):
     monkeypatch.setenv("DLSR_TOKEN", "long enough")
     with serving(two_models[0], "--backend", "torch") as service:

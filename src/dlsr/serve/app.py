@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dlsr.artifact import installed_versions
 from dlsr.serve.bodies import read_images, request_body_schema
-from dlsr.serve.problems import MEDIA_TYPE, RefusedError, on_http_exception, on_invalid
+from dlsr.serve.problems import MEDIA_TYPE, RefusedError, on_failure, on_http_exception, on_invalid
 from dlsr.serve.service import RETRY_AFTER, Model, Scored, Service
 
 PAGE = {
@@ -36,6 +36,8 @@ PAGE_HEADERS = {
     "Cache-Control": "no-cache",
 }
 HISTOGRAM_BINS = 40
+CLIENT_GONE = 499
+"""What the metrics call a request whose sender did not wait for an answer, as nginx does."""
 SWALLOW_SECONDS = 2
 """So long the rest of a refused request's body is awaited."""
 GUARDED = ("/v1/", "/metrics")
@@ -127,6 +129,7 @@ def create_app(service: Service) -> FastAPI:
         redoc_url=None,
         exception_handlers={
             RefusedError: on_refused,
+            Exception: on_failure,
             HTTPException: on_http_exception,
             RequestValidationError: on_invalid,
         },
@@ -208,7 +211,7 @@ class Gate:
             return
         service, path = self._service, str(scope["path"])
         start = time.perf_counter()
-        status = 500
+        status = CLIENT_GONE
         heard_all = False
 
         async def heard() -> Message:

@@ -59,6 +59,11 @@ async def on_http_exception(_: Request, error: Exception) -> Response:
     return problem_response(error.status_code, str(error.detail), error.headers)
 
 
+async def on_failure(_: Request, error: Exception) -> Response:
+    """Handler of what went wrong in the service itself; the server logs the traceback."""
+    return problem_response(500, f"the service failed ({type(error).__name__}); its log says more")
+
+
 async def on_invalid(_: Request, error: Exception) -> Response:
     """Handler of parameters that the framework cannot read."""
     assert isinstance(error, RequestValidationError)
