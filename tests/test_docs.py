@@ -75,16 +75,19 @@ def test_code_blocks_run(page, workplace):
             assert language == "sh", f"{page} has a block of '{language}', which no test runs"
             script.append(text)
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    process = subprocess.Popen(
-        ["bash", "-c", "\n".join(script)], cwd=workplace, env=environment, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    try:
-        said, _ = process.communicate(timeout=500)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, said[-4000:]
+    with (workplace / "said").open("w") as said:
+        process = subprocess.Popen(
+            ["bash", "-x", "-c", "\n".join(script)], cwd=workplace, env=environment, start_new_session=True,
+            stdout=said, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        try:
+            status: int | str = process.wait(timeout=400)
+        except subprocess.TimeoutExpired:
+            status = "took too long"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert status == 0, (workplace / "said").read_text()[-4000:]
 
 
 def test_what_is_not_run_says_why():

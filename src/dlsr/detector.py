@@ -509,6 +509,7 @@ class Detector(Estimator):
         backend: Backend = "auto",
         store: str | os.PathLike[str] | None = None,
         workers: int = 2,
+        false_alarm_rate: float | None = None,
     ) -> "Detector":
         """Read a model directory.
 
@@ -519,6 +520,7 @@ class Detector(Estimator):
             backend: likewise.
             store: likewise.
             workers: likewise.
+            false_alarm_rate: instead of the model's; None for the model's.
 
         Raises:
             ArtifactError: if it is missing, damaged, foreign or from a newer dlsr.
@@ -543,7 +545,7 @@ class Detector(Estimator):
             width=settings.network.width,
             blocks=settings.network.blocks,
             neighbours=settings.neighbours,
-            false_alarm_rate=manifest.false_alarm_rate,
+            false_alarm_rate=manifest.false_alarm_rate if false_alarm_rate is None else false_alarm_rate,
             seed=settings.seed,
             device=device,
             backend=backend,

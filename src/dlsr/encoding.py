@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from PIL import Image
 
 from dlsr.encoders import Encoder
 from dlsr.errors import ImageError, NoImagesError, OutputError
-from dlsr.images import ImageItem, ImageSet, decode, map_ahead, reason_of, resize
+from dlsr.images import ImageItem, ImageSet, decode, in_groups, map_ahead, reason_of, resize
 from dlsr.noise import DIGEST_BYTES, pixel_digest
 from dlsr.store import FeatureStore
 
@@ -108,8 +107,7 @@ def encode_chunks(
         closing(map_ahead(encode, _batches(prepared, size), streams, ahead=8 * streams)) as batches,
         _flushed(store),
     ):
-        encoded = _kept(batches, store, progress)
-        while chunk := list(islice(encoded, CHUNK)):
+        for chunk in in_groups(_kept(batches, store, progress), CHUNK):
             known = [one.known for one in chunk if one.known is not None]
             yield Encoded(
                 names=[one.name for one in chunk],

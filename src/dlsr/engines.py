@@ -6,6 +6,7 @@ cache, keyed by what it was made from and the versions that made it, so it is ma
 
 import hashlib
 import json
+import os
 import platform
 import shutil
 import threading
@@ -206,6 +207,11 @@ def load_compiled(path: Path, device: torch.device) -> Engine:
     return Engine(run)
 
 
+def _threads() -> int | None:
+    """Threads that an engine may use, where the environment tells PyTorch so: several workers then share the cores."""
+    return torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else None
+
+
 # ONNX Runtime
 
 
@@ -225,7 +231,11 @@ def load_onnx(path: Path, device: torch.device) -> Engine:
     """What `write_onnx` wrote."""
     import onnxruntime  # noqa: PLC0415 - an optional extra that is slow to import
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    threads = _threads()
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [one.name for one in session.get_inputs()]
 
     def run(*arrays: Array) -> tuple[Array, ...]:
@@ -274,9 +284,11 @@ def openvino_engine(model: Any) -> Engine:
     """An engine that runs an `openvino.Model`."""
     import openvino  # noqa: PLC0415
 
-    compiled: Any = openvino.Core().compile_model(
-        model, "CPU", {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"}
-    )
+    options: dict[str, Any] = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"}
+    threads = _threads()
+    if threads is not None:
+        options["INFERENCE_NUM_THREADS"] = threads
+    compiled: Any = openvino.Core().compile_model(model, "CPU", options)
     requests = threading.local()
 
     def run(*arrays: Array) -> tuple[Array, ...]:

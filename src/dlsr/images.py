@@ -11,7 +11,7 @@ import shutil
 import tarfile
 import tempfile
 import warnings
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -379,6 +379,13 @@ def recompress(image: Image.Image, size: int, quality: int) -> Image.Image:
 
 A = TypeVar("A")
 B = TypeVar("B")
+
+
+def in_groups(items: Iterable[A], size: int) -> Iterator[list[A]]:
+    """Items in their order, `size` at a time; the last group may be smaller."""
+    remaining = iter(items)
+    while group := list(islice(remaining, size)):
+        yield group
 
 
 def map_ahead(function: Callable[[A], B], items: Iterable[A], workers: int, ahead: int) -> Generator[B]:

@@ -2,14 +2,14 @@
 
 import csv
 import json
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
 from dlsr.detector import Result
 from dlsr.errors import MissingExtraError, OutputError
 from dlsr.files import replacing
+from dlsr.images import in_groups
 
 COLUMNS = ("path", "score", "p_value", "is_ood", "top_layer", "error")
 FORMATS = (".csv", ".jsonl", ".parquet")
@@ -56,18 +56,19 @@ def _row(result: Result) -> dict[str, Any]:
     return {name: getattr(result, name) for name in COLUMNS}
 
 
-def _write_parquet(path: Path, results: Iterable[Result]) -> None:
-    pa, pq = _pyarrow()
+def results_table(results: Iterable[Result]) -> Any:
+    """Results as an Arrow table. Raises MissingExtraError without pyarrow."""
+    pa, _ = _pyarrow()
     types = {"score": pa.float64(), "p_value": pa.float64(), "is_ood": pa.bool_()}
     schema = pa.schema([(name, types.get(name, pa.string())) for name in COLUMNS])
-    with pq.ParquetWriter(path, schema) as writer:
-        for group in _groups(iter(results)):
-            writer.write_table(pa.Table.from_pylist([_row(result) for result in group], schema))
+    return pa.Table.from_pylist([_row(result) for result in results], schema)
 
 
-def _groups(results: Iterator[Result]) -> Iterator[list[Result]]:
-    while group := list(islice(results, ROWS_PER_GROUP)):
-        yield group
+def _write_parquet(path: Path, results: Iterable[Result]) -> None:
+    _, pq = _pyarrow()
+    with pq.ParquetWriter(path, results_table([]).schema) as writer:
+        for group in in_groups(results, ROWS_PER_GROUP):
+            writer.write_table(results_table(group))
 
 
 def _pyarrow() -> tuple[Any, Any]:

@@ -17,6 +17,7 @@ from dlsr.cli.options import (
     BackendOption,
     DecodingName,
     Device,
+    EngineName,
     FormatName,
     Json,
     Model,
@@ -139,9 +140,13 @@ def fit(
 @app.command()
 def score(
     model: Model,
-    images: ScoredImages,
+    images: Annotated[
+        str,
+        typer.Argument(help="Folder, tar or image file; for ray also shards, Parquet, a URL or hf:DATASET."),
+    ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="A .csv, .jsonl or .parquet file; without it, CSV on stdout.")
+        str | None,
+        typer.Option("--output", "-o", help="A .csv, .jsonl or .parquet file, for ray a folder; else CSV on stdout."),
     ] = None,
     false_alarm_rate: Rate = None,
     weights: Weights = None,
@@ -152,30 +157,89 @@ def score(
     workers: Workers = 2,
     quiet: Quiet = False,
     as_json: Json = False,
+    engine: Annotated[
+        EngineName,
+        typer.Option(help="ray: on a Ray cluster; input and --output may be fsspec URLs, output is a folder."),
+    ] = EngineName.LOCAL,
+    address: Annotated[
+        str | None, typer.Option(help="For ray: of the cluster, such as auto; one on this machine if not given.")
+    ] = None,
+    images_per_part: Annotated[
+        int, typer.Option(min=1, help="For ray: images in a task and a file of results.")
+    ] = 1000,
 ) -> None:
     """Score images: how far out each lies, its p-value, and whether to refuse it."""
+    if engine is EngineName.RAY:
+        if output is None:
+            raise SettingsError("--engine ray needs --output FOLDER")
+        _score_with_ray(
+            model, images, output, address, workers, images_per_part, false_alarm_rate, device, backend, quiet
+        )
+        return
     from dlsr.images import open_images  # noqa: PLC0415
     from dlsr.output import check_format, write_csv, write_jsonl, write_results  # noqa: PLC0415
 
     if output is not None:
-        check_format(output)
+        check_format(Path(output))
     detector = _load(model, weights, device, backend, store, no_store, workers, false_alarm_rate)
-    found = open_images(images)
+    found = open_images(Path(images))
     counts = _Counts()
     with progress_bars(quiet) as bars:
         results = counts.count(detector.results(found, progress=bars.images("scoring", len(found))))
         if output is not None:
-            write_results(output, results)
+            write_results(Path(output), results)
         else:
             (write_jsonl if as_json else write_csv)(sys.stdout, results)
     if output is not None and as_json:
-        _print_json({"images": len(found), "ood": counts.ood, "unreadable": counts.unreadable, "output": str(output)})
+        _print_json({"images": len(found), "ood": counts.ood, "unreadable": counts.unreadable, "output": output})
     say_unreadable(counts.unreadable, len(found))
     if len(counts.unreadable) == len(found):
         raise NoImagesError(f"none of the {len(found)} images can be read; see the reasons above")
     say(
         f"{counts.ood} of {len(found) - len(counts.unreadable)} images are out of distribution at a false-alarm rate "
         f"of {100 * detector.false_alarm_rate:g} %" + (f"; rows in {output}" if output else ""),
+        quiet,
+    )
+
+
+def _score_with_ray(
+    model: Path,
+    source: str,
+    output: str,
+    address: str | None,
+    workers: int,
+    images_per_part: int,
+    false_alarm_rate: float | None,
+    device: str,
+    backend: BackendName,
+    quiet: bool,
+) -> None:
+    from dlsr.scale.ray_engine import score_with_ray  # noqa: PLC0415
+
+    with progress_bars(quiet) as bars:
+        advance: list[Any] = []
+
+        def on_plan(parts: int, before: int) -> None:
+            advance.append(bars.images("parts", parts))
+            advance[0](before)
+
+        summary = score_with_ray(
+            model,
+            source,
+            output,
+            address=address,
+            workers=workers,
+            images_per_part=images_per_part,
+            false_alarm_rate=false_alarm_rate,
+            device=device,
+            backend=backend.value,
+            on_plan=on_plan,
+            on_part=lambda _: advance[0](1),
+        )
+    before = f", {summary.parts_before} of {summary.parts} parts were done before" if summary.parts_before else ""
+    say(
+        f"{summary.ood} of {summary.images - summary.errors} images are out of distribution, {summary.errors} could "
+        f"not be read{before}; results in {output}/scores and {output}/errors",
         quiet,
     )
 
@@ -534,12 +598,15 @@ def _load(
 ) -> Any:
     from dlsr.detector import Detector  # noqa: PLC0415
 
-    detector = Detector.load(
-        model, weights=weights, device=device, backend=backend.value, store=store_of(store, no_store), workers=workers
+    return Detector.load(
+        model,
+        weights=weights,
+        device=device,
+        backend=backend.value,
+        store=store_of(store, no_store),
+        workers=workers,
+        false_alarm_rate=false_alarm_rate,
     )
-    if false_alarm_rate is not None:
-        detector.false_alarm_rate = false_alarm_rate
-    return detector
 
 
 def _quiet_library() -> Any:

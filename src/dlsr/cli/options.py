@@ -33,6 +33,13 @@ class DecodingName(StrEnum):
     DRAFT = "draft"
 
 
+class EngineName(StrEnum):
+    """What hands out the work of scoring."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
 class FormatName(StrEnum):
     """Export formats."""
 

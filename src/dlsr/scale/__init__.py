@@ -1,0 +1,1 @@
+"""Past one machine: collections cut into parts, and parts scored or encoded by workers of an existing engine."""

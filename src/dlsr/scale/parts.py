@@ -1,0 +1,252 @@
+"""A collection of images, here or behind any fsspec URL, cut into parts that workers take one at a time."""
+
+import hashlib
+import json
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+from dlsr.errors import ImageError, InputError, MissingExtraError, NoImagesError, SettingsError
+from dlsr.images import SUFFIXES, ImageItem, in_groups
+
+Kind = Literal["files", "members", "tar", "parquet", "dataset"]
+
+FEW_SHARDS = 64
+"""Up to so many uncompressed tars are listed, so that each can be cut; if there are more, each is a part."""
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "bytes", "content")
+NAME_COLUMNS = ("path", "name", "file_name", "filename", "__key__")
+DATASET_PREFIX = "hf:"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some images of a collection: what one task of a worker is."""
+
+    index: int
+    kind: Kind
+    url: str
+    """The folder, tar, Parquet file or dataset."""
+    files: tuple[str, ...] = ()
+    """`files`: paths. `members`: names of the tar's members."""
+    places: tuple[tuple[int, int], ...] = ()
+    """`members`: offset and size of each."""
+    start: int = 0
+    stop: int = 0
+    """`parquet`, `dataset`: rows."""
+
+    def to_json(self) -> str:
+        """For a task's argument."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Part":
+        """What `to_json` wrote."""
+        content = json.loads(text)
+        places = tuple((offset, size) for offset, size in content.pop("places"))
+        return cls(**{**content, "files": tuple(content["files"])}, places=places)
+
+
+def plan(source: str, images_per_part: int) -> list[Part]:
+    """Cut a collection into parts, the same ones each time.
+
+    Args:
+        source: a folder of images, of tars (WebDataset shards) or of Parquet files; one such file; local, or any
+            fsspec URL (`s3://`, `gs://`, `file://` ..); or a Hugging Face dataset: `hf:REPO`, `hf:REPO:SPLIT` or
+            `hf:FOLDER`.
+        images_per_part: at most, where a source can be cut so finely.
+
+    Raises:
+        SettingsError: for a number of images that cannot be.
+        InputError: if the source cannot be read.
+        NoImagesError: if there is no image.
+        MissingExtraError: if what reads it is not installed.
+    """
+    if images_per_part < 1:
+        raise SettingsError(f"a part needs at least one image, got {images_per_part}")
+    try:
+        parts = list(_parts(source, images_per_part))
+    except (OSError, tarfile.TarError, ValueError) as error:
+        raise InputError(f"cannot read '{source}': {' '.join(str(error).split())}; check the path") from error
+    if not parts:
+        raise NoImagesError(f"no image, tar or Parquet file in '{source}'")
+    return parts
+
+
+def _parts(source: str, size: int) -> Iterator[Part]:
+    if source.startswith(DATASET_PREFIX):
+        rows = len(_open_dataset(source))
+        for i, start in enumerate(range(0, rows, size)):
+            yield Part(i, "dataset", source, start=start, stop=min(start + size, rows))
+        return
+    fs, root = filesystem(source)
+    found = sorted(fs.find(root)) if fs.isdir(root) else [root]
+    if not fs.exists(root):
+        raise FileNotFoundError(f"'{source}' does not exist")
+    tars = [path for path in found if path.lower().endswith(TAR_SUFFIXES)]
+    tables = [path for path in found if path.endswith(".parquet")]
+    images = [path for path in found if PurePosixPath(path).suffix.lower() in SUFFIXES]
+    index = 0
+    for tar in tars:
+        if len(tars) > FEW_SHARDS or not tar.endswith(".tar"):
+            yield Part(index, "tar", fs.unstrip_protocol(tar))
+            index += 1
+            continue
+        with fs.open(tar, "rb") as file, tarfile.open(fileobj=file) as opened:
+            members = [(one.name, one.offset_data, one.size) for one in opened if _is_image(one)]
+        for chunk in in_groups(members, size):
+            names = tuple(name for name, _, _ in chunk)
+            places = tuple((offset, length) for _, offset, length in chunk)
+            yield Part(index, "members", fs.unstrip_protocol(tar), names, places)
+            index += 1
+    for table in tables:
+        with fs.open(table, "rb") as file:
+            rows = _parquet(file).metadata.num_rows
+        for start in range(0, rows, size):
+            yield Part(index, "parquet", fs.unstrip_protocol(table), start=start, stop=min(start + size, rows))
+            index += 1
+    for paths in in_groups(images, size):
+        yield Part(index, "files", fs.unstrip_protocol(root), tuple(paths))
+        index += 1
+
+
+def items_of(part: Part) -> Iterator[ImageItem]:
+    """The images of a part, in order. What cannot be read is an item that says why."""
+    if part.kind == "dataset":
+        yield from _rows_of_dataset(part)
+        return
+    fs, path = filesystem(part.url)
+    if part.kind == "files":
+        for file in part.files:
+            yield ImageItem(file, _reader(fs, file))
+    elif part.kind == "members":
+        for name, (offset, size) in zip(part.files, part.places, strict=True):
+            yield ImageItem(f"{path}/{name}", _reader(fs, path, offset, size))
+    elif part.kind == "tar":
+        with fs.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r|*") as opened:
+            for member in opened:
+                if _is_image(member):
+                    stream = opened.extractfile(member)
+                    content = stream.read() if stream is not None else b""
+                    yield ImageItem(f"{path}/{member.name}", lambda content=content: content)  # type: ignore[misc]
+    else:
+        yield from _rows_of_parquet(fs, path, part)
+
+
+def digest_of(parts: Sequence[Part]) -> str:
+    """What tells whether an earlier run was cut in the same way."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.to_json().encode())
+    return digest.hexdigest()
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and the path in it.
+
+    Raises:
+        InputError: if the URL needs a package that is not installed.
+        MissingExtraError: without fsspec.
+    """
+    try:
+        import fsspec  # noqa: PLC0415 - an optional extra
+    except ImportError:
+        raise MissingExtraError("fsspec", "ray") from None
+    try:
+        fs, path = fsspec.core.url_to_fs(url)
+    except ImportError as error:  # s3fs, gcsfs, ..
+        raise InputError(f"'{url}' needs a package that is not installed: {error}") from error
+    return fs, path
+
+
+def _reader(fs: Any, path: str, start: int | None = None, size: int | None = None) -> Any:
+    stop = None if start is None or size is None else start + size
+    return lambda: fs.cat_file(path, start=start, end=stop)
+
+
+def _is_image(member: tarfile.TarInfo) -> bool:
+    return member.isfile() and PurePosixPath(member.name).suffix.lower() in SUFFIXES
+
+
+def _parquet(file: Any) -> Any:
+    try:
+        from pyarrow.parquet import ParquetFile  # noqa: PLC0415 - an optional extra
+    except ImportError:
+        raise MissingExtraError("pyarrow", "ray") from None
+    return ParquetFile(file)
+
+
+def _rows_of_parquet(fs: Any, path: str, part: Part) -> Iterator[ImageItem]:
+    with fs.open(path, "rb") as file:
+        table = _parquet(file)
+        names = table.schema_arrow.names
+        column = next((one for one in IMAGE_COLUMNS if one in names), None)
+        if column is None:
+            raise InputError(f"'{path}' has no column with image bytes; call it one of {', '.join(IMAGE_COLUMNS)}")
+        named = next((one for one in NAME_COLUMNS if one in names), None)
+        row = 0
+        for group in range(table.metadata.num_row_groups):
+            count = table.metadata.row_group(group).num_rows
+            if row + count <= part.start or row >= part.stop:
+                row += count
+                continue
+            columns = [column] if named is None else [column, named]
+            for batch in table.iter_batches(64, row_groups=[group], columns=columns):
+                for cells in batch.to_pylist():
+                    if part.start <= row < part.stop:
+                        yield _cell_item(cells[column], f"{path}/{cells[named] if named else row}")
+                    row += 1
+
+
+def _cell_item(cell: Any, name: str) -> ImageItem:
+    """A cell holds bytes, or as Hugging Face has it a struct with bytes and a path."""
+    content = cell.get("bytes") if isinstance(cell, dict) else cell
+    if not isinstance(content, bytes):
+        return ImageItem(name, _failing("the row holds no bytes"))
+    return ImageItem(name, lambda: content)
+
+
+def _failing(reason: str) -> Any:
+    def fail() -> object:
+        raise ImageError(reason)
+
+    return fail
+
+
+def _open_dataset(source: str) -> Any:
+    try:
+        import datasets  # noqa: PLC0415 - an optional extra
+    except ImportError:
+        raise MissingExtraError("datasets", "hub") from None
+    what = source.removeprefix(DATASET_PREFIX)
+    try:
+        return datasets.load_from_disk(what)
+    except FileNotFoundError:
+        repo, _, split = what.partition(":")
+    # Hub, network and disk fail in many ways, each with its own exception.
+    try:
+        return datasets.load_dataset(repo, split=split or "train")
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"cannot read the dataset '{what}': {reason}") from error
+
+
+def _rows_of_dataset(part: Part) -> Iterator[ImageItem]:
+    import datasets  # noqa: PLC0415
+
+    rows = _open_dataset(part.url)
+    column = next((name for name, kind in rows.features.items() if isinstance(kind, datasets.Image)), None)
+    if column is None:
+        raise InputError(f"'{part.url}' has no column of images; its columns are {', '.join(rows.features)}")
+    # As bytes, so that an image that cannot be decoded is told of and does not stop the rest.
+    rows = rows.cast_column(column, datasets.Image(decode=False))
+    for i in range(part.start, part.stop):
+        cell = rows[i][column]
+        name = f"{part.url}/{i}"
+        if cell.get("bytes") is None and cell.get("path"):
+            fs, path = filesystem(cell["path"])
+            yield ImageItem(name, _reader(fs, path))
+        else:
+            yield _cell_item(cell, name)
