@@ -1,0 +1,135 @@
+"""Models on the Hugging Face hub, or in its layout on disk: a model directory with a model card."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from dlsr.artifact import MANIFEST, installed_versions
+from dlsr.detector import Detector
+from dlsr.errors import ArtifactError, MissingExtraError, OutputError
+from dlsr.files import replacing
+
+CARD = "README.md"
+
+
+def save_pretrained(detector: Detector, folder: str | os.PathLike[str]) -> None:
+    """Write a model directory with a model card, which `from_pretrained` and `Detector.load` read.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
+    detector.save(folder)
+    with replacing(Path(folder) / CARD) as temporary:
+        temporary.write_text(model_card(detector), encoding="utf-8")
+
+
+def from_pretrained(name: str | os.PathLike[str], *, revision: str | None = None, **options: Any) -> Detector:
+    """A detector from a local directory, or from the hub.
+
+    Args:
+        name: a folder, or `USER/MODEL` on the hub. A folder is read without network.
+        revision: branch, tag or commit on the hub.
+        options: as for `Detector.load`.
+
+    Raises:
+        ArtifactError: if there is no such model, or it cannot be trusted.
+        MissingExtraError: for a model of the hub, without huggingface_hub.
+    """
+    if Path(name).is_dir():
+        return Detector.load(name, **options)
+    hub = _hub()
+    try:
+        # Nothing else than a model's own files: no code comes along.
+        folder = hub.snapshot_download(
+            os.fspath(name), revision=revision, allow_patterns=[MANIFEST, "numbers-*.safetensors"]
+        )
+    # Network, rights and names fail in many ways, each with its own exception.
+    except Exception as error:
+        raise ArtifactError(f"cannot get '{os.fspath(name)}' from the hub: {_reason(error)}") from error
+    return Detector.load(folder, **options)
+
+
+def push_to_hub(detector: Detector, repo: str, *, private: bool = True, folder: str | os.PathLike[str]) -> str:
+    """Upload a detector.
+
+    Args:
+        detector: fitted.
+        repo: `USER/MODEL`; made if it is not there.
+        private: whether a new one is private. Kept thumbnails are images that you fitted to, so this is the default.
+        folder: where the model directory is written first.
+
+    Returns:
+        The URL of the commit.
+
+    Raises:
+        OutputError: if that fails.
+        MissingExtraError: without huggingface_hub.
+    """
+    hub = _hub()
+    save_pretrained(detector, folder)
+    try:
+        hub.create_repo(repo, private=private, exist_ok=True)
+        commit = hub.upload_folder(
+            repo_id=repo,
+            folder_path=os.fspath(folder),
+            allow_patterns=[MANIFEST, "numbers-*.safetensors", CARD],
+            delete_patterns=["numbers-*.safetensors"],
+            commit_message="Detector",
+        )
+    except Exception as error:
+        raise OutputError(f"cannot push to '{repo}': {_reason(error)}; check the name and your login") from error
+    return str(commit)
+
+
+def model_card(detector: Detector) -> str:
+    """What the model is, with the hub's metadata."""
+    settings, fit = detector.settings_, detector.fit_summary_
+    encoder = detector.encoder_name_ or "none: fitted to features"
+    examples = len(detector.examples_.names) if detector.examples_ else 0
+    rows = {
+        "score": f"{settings.score} (preset {settings.preset})",
+        "encoder": encoder,
+        "fitted to": f"{fit.training_images} images",
+        "calibrated on": f"{len(detector.calibration_scores_)} others",
+        "threshold": f"{detector.threshold_:.6g} at a false-alarm rate of {100 * detector.false_alarm_rate:g} %",
+        "training images kept as thumbnails": examples,
+        "dlsr": installed_versions()["dlsr"],
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return f"""---
+library_name: dlsr
+tags:
+- out-of-distribution-detection
+- anomaly-detection
+pipeline_tag: image-classification
+---
+
+# An out-of-distribution detector
+
+Tells how far an image lies from those that it was fitted to. Larger score = more OOD.
+
+| | |
+|---|---|
+{table}
+
+```python
+from dlsr.hub import from_pretrained
+
+detector = from_pretrained("USER/MODEL")
+detector.predict("images/")  # 1 = out of distribution
+```
+
+It holds no code and no pickle. The encoder's weights are not part of it; they come from where its preset says.
+"""
+
+
+def _hub() -> Any:
+    try:
+        import huggingface_hub  # noqa: PLC0415 - an optional extra
+    except ImportError:
+        raise MissingExtraError("huggingface_hub", "hub") from None
+    return huggingface_hub
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
