@@ -92,3 +92,48 @@ def test_half_precision_only_where_it_changes_nothing():
         wide.linear.weight.zero_()
         wide.linear.bias.zero_()
     assert half_agrees(wide, graph().inputs, CPU, torch.bfloat16)
+
+
+def test_openvinos_first_call_is_alone_and_later_ones_are_not(monkeypatch):
+    import threading
+    import time
+
+    import openvino
+
+    from dlsr.engines import openvino_engine
+
+    at_once, most, lock = 0, [], threading.Lock()
+
+    class Request:
+        def infer(self, arrays):
+            nonlocal at_once
+            with lock:
+                at_once += 1
+            time.sleep(0.1)
+            with lock:
+                most.append(at_once)
+                at_once -= 1
+            return {0: arrays[0]}
+
+    class Compiled:
+        outputs = (None,)
+
+        def create_infer_request(self):
+            return Request()
+
+        def get_property(self, name):
+            return 4
+
+    class Core:
+        def compile_model(self, model, device, options):
+            return Compiled()
+
+    monkeypatch.setattr(openvino, "Core", Core)
+    engine = openvino_engine(object())
+    threads = [threading.Thread(target=engine, args=(np.zeros(1),)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most[0] == 1
+    assert max(most) > 1

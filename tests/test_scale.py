@@ -216,6 +216,24 @@ def test_a_damaged_shard_costs_its_rows_alone(model, contents, tmp_path):
     assert "the rest of this part cannot be read" in errors[-1]["error"]
 
 
+def test_damaged_files_among_others_do_not_stop_the_run(model, sources, expected, tmp_path):
+    import shutil
+
+    shutil.copytree(sources / "shards", tmp_path / "in")
+    shutil.copy(sources / "tables" / "a.parquet", tmp_path / "in" / "a.parquet")
+    (tmp_path / "in" / "bad.tar").write_bytes(b"no tar")
+    (tmp_path / "in" / "bad.parquet").write_bytes(b"no table")
+    parts = plan(str(tmp_path / "in"), 50)
+    detector, run = Detector.load(model, backend="torch"), RunFolder(str(tmp_path / "out"))
+    for part in parts:
+        score_part(detector, part, run)
+    scores, errors = rows_of(tmp_path / "out")
+    in_table = pq.read_table(sources / "tables" / "a.parquet")["path"].to_pylist()
+    assert len(scores) == len(expected) + len(set(in_table) & expected.keys())
+    damaged = {Path(row["path"]).name for row in errors if "the rest of this part cannot be read" in row["error"]}
+    assert damaged == {"bad.tar", "bad.parquet"}
+
+
 def test_another_run_is_not_mixed_in(tmp_path):
     run = RunFolder(str(tmp_path / "out"))
     run.claim({"model": "a", "parts": "b"})

@@ -10,7 +10,7 @@ import os
 import platform
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
@@ -290,12 +290,24 @@ def openvino_engine(model: Any) -> Engine:
         options["INFERENCE_NUM_THREADS"] = threads
     compiled: Any = openvino.Core().compile_model(model, "CPU", options)
     requests = threading.local()
+    first_call, called = threading.Lock(), threading.Event()
 
-    def run(*arrays: Array) -> tuple[Array, ...]:
+    def infer(arrays: Sequence[Array]) -> tuple[Array, ...]:
         if not hasattr(requests, "own"):
             requests.own = compiled.create_infer_request()
         outputs = requests.own.infer(list(arrays))
         return tuple(np.array(outputs[i]) for i in range(len(compiled.outputs)))
+
+    def run(*arrays: Array) -> tuple[Array, ...]:
+        # OpenVINO's Python binding sets itself up in its first call, and lets go of the GIL meanwhile: a second first
+        # call at the same time takes the GIL, waits for the first to end, and neither ever does.
+        if not called.is_set():
+            with first_call:
+                if not called.is_set():
+                    outputs = infer(arrays)
+                    called.set()
+                    return outputs
+        return infer(arrays)
 
     # Streams of one core each: threads that share an image batch wait for one another whenever one of them decodes.
     return Engine(run, streams=compiled.get_property("NUM_STREAMS"), batch=4)

@@ -90,26 +90,48 @@ def _parts(source: str, size: int) -> Iterator[Part]:
     images = [path for path in found if PurePosixPath(path).suffix.lower() in SUFFIXES]
     index = 0
     for tar in tars:
-        if len(tars) > FEW_SHARDS or not tar.endswith(".tar"):
+        members = None
+        if len(tars) <= FEW_SHARDS and tar.endswith(".tar"):
+            members = _members(fs, tar, must=len(found) == 1)
+        if members is None:
             yield Part(index, "tar", fs.unstrip_protocol(tar))
             index += 1
             continue
-        with fs.open(tar, "rb") as file, tarfile.open(fileobj=file) as opened:
-            members = [(one.name, one.offset_data, one.size) for one in opened if _is_image(one)]
         for chunk in in_groups(members, size):
             names = tuple(name for name, _, _ in chunk)
             places = tuple((offset, length) for _, offset, length in chunk)
             yield Part(index, "members", fs.unstrip_protocol(tar), names, places)
             index += 1
     for table in tables:
-        with fs.open(table, "rb") as file:
-            rows = _parquet(file).metadata.num_rows
+        rows = _row_count(fs, table, must=len(found) == 1)
         for start in range(0, rows, size):
             yield Part(index, "parquet", fs.unstrip_protocol(table), start=start, stop=min(start + size, rows))
             index += 1
     for paths in in_groups(images, size):
         yield Part(index, "files", fs.unstrip_protocol(root), tuple(paths))
         index += 1
+
+
+def _members(fs: Any, tar: str, must: bool) -> list[tuple[str, int, int]] | None:
+    """Name, offset and size of a tar's images; None if it is damaged, which the worker that takes it will tell."""
+    try:
+        with fs.open(tar, "rb") as file, tarfile.open(fileobj=file) as opened:
+            return [(one.name, one.offset_data, one.size) for one in opened if _is_image(one)]
+    except (OSError, tarfile.TarError):
+        if must:
+            raise
+        return None
+
+
+def _row_count(fs: Any, table: str, must: bool) -> int:
+    """Rows of a table; one if it is damaged, so that it is a part, and the worker that takes it will tell."""
+    try:
+        with fs.open(table, "rb") as file:
+            return int(_parquet(file).metadata.num_rows)
+    except (OSError, ValueError):  # Arrow's own errors are ValueErrors
+        if must:
+            raise
+        return 1
 
 
 def items_of(part: Part) -> Iterator[ImageItem]:

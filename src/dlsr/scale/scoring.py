@@ -169,7 +169,7 @@ def score_part(detector: Detector, part: Part, run: RunFolder) -> PartDone:
     try:
         for items in in_groups(items_of(part), 1 if careful else AT_ONCE):
             results.extend(_scored(detector, items, part, run, attempts, careful))
-    except (OSError, tarfile.TarError, InputError) as error:
+    except (OSError, ValueError, tarfile.TarError, InputError) as error:
         results.append(Result(part.url, error=f"the rest of this part cannot be read: {' '.join(str(error).split())}"))
     run.write(part, results)
     ood = sum(bool(result.is_ood) for result in results)
