@@ -386,3 +386,46 @@ def test_at_the_default_steps_the_network_scores_as_its_detector_does(sets, tmp_
     np.testing.assert_allclose(first["svhn"], scores["svhn"])  # after one epoch the first is the last
     one, expected = average(scores), evaluate_scores(scores["ID"], scores["svhn"])
     assert one == {"auroc": expected.auroc, "fpr95": expected.fpr95_id_positive}
+
+
+def test_the_command_compares_the_simple_methods_unless_told_otherwise(root, tmp_path, monkeypatch):
+    from dlsr.cli import main
+
+    cifar = root / "cifar10"
+    command = [
+        "dlsr", "bench", "compare", "--id", cifar / "train", "--id-test", cifar / "test", "--ood",
+        f"svhn={root / 'svhn_crops.tar'}", "--output", tmp_path / "out", "--encoder", "test_resnet",
+        "--weights", "random", "--limit", "20", "--no-store", "--quiet",
+    ]  # fmt: skip
+    monkeypatch.setattr("sys.argv", [str(part) for part in command])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert not caught.value.code
+    report = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert [row["detector"] for row in report["rows"]] == ["dlsr", "mahalanobis", "knn"]
+    assert (tmp_path / "out" / "failures.png").exists()
+
+
+def test_reduced_figures_take_fewer_epochs_and_images(root, tmp_path, monkeypatch):
+    from dlsr.bench import suites
+    from dlsr.cli import bench, main
+
+    taken = []
+    monkeypatch.setattr(suites, "draw", lambda figure, run, folder: taken.append(run) or {})
+    command = [
+        "dlsr",
+        "bench",
+        "fig3",
+        "--data-root",
+        root,
+        "--ood",
+        "svhn",
+        "--output",
+        tmp_path,
+        "--reduced",
+        "--quiet",
+    ]
+    monkeypatch.setattr("sys.argv", [str(part) for part in command])
+    with pytest.raises(SystemExit):
+        main()
+    assert (taken[0].epochs, taken[0].settings.train_limit) == (bench.REDUCED_EPOCHS, bench.REDUCED_IMAGES)
