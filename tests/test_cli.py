@@ -299,8 +299,8 @@ def test_public_surface():
         "ENCODERS", "PRESETS", "SCORES", "ArtifactError", "Detector", "DlsrError", "Encoder", "EncoderSpec",
         "Evaluation", "ExportError", "FeatureError", "ImageError", "ImageSet", "ImageTooLargeError", "InputError",
         "Metrics", "MissingExtraError", "NoImagesError", "NotFittedError", "OutputError", "Report", "Result",
-        "Settings", "SettingsError", "TooFewImagesError", "UnreadableImagesWarning", "WeightsError", "encoder_spec", "evaluate",
-        "evaluate_scores", "open_images", "p_values", "threshold",
+        "Settings", "SettingsError", "TooFewImagesError", "UnreadableImagesWarning", "WeightsError", "encoder_spec",
+        "evaluate", "evaluate_scores", "open_images", "p_values", "threshold",
     }  # fmt: skip
     assert sorted(dlsr.__all__) == dir(dlsr)
     for name in dlsr.__all__:

@@ -15,7 +15,7 @@ from dlsr.baselines import DETECTORS
 from dlsr.bench.compare import CompareSettings, Sets, compare, read_run, read_scores, scored_images, write_failures
 from dlsr.bench.datasets import DATASETS, labels_of, open_dataset
 from dlsr.bench.paper import PAPER
-from dlsr.bench.render import comparison_table, suite_tables
+from dlsr.bench.render import comparison_table, suite_tables, summary_table
 from dlsr.bench.suites import FIGURES, TABLES, FigureRun, Where, average, draw, open_sets, run_table
 
 TINY = {"encoder": "test_resnet", "weights": "random"}
@@ -85,6 +85,10 @@ def test_comparison_is_what_the_detectors_say_themselves(sets, tmp_path, monkeyp
     compare(sets, other, tmp_path, said=told.append)
     assert "mahalanobis, seed 0: fitting" in told
 
+    summary = summary_table(report).splitlines()[2:]
+    assert [float(line.split("|")[2]) for line in summary] == sorted(
+        (round(100 * row["average_auroc"], 2) for row in report["rows"]), reverse=True
+    )
     table = comparison_table(report)
     averages = [float(line.split("|")[4]) for line in table.splitlines()[2:]]
     assert averages == sorted(averages, reverse=True)

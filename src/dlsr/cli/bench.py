@@ -270,9 +270,10 @@ def _command() -> str:
 
 
 def _comparison_markdown(report: dict[str, Any]) -> str:
-    from dlsr.bench.render import METRICS, comparison_table  # noqa: PLC0415
+    from dlsr.bench.render import METRICS, comparison_table, summary_table  # noqa: PLC0415
 
-    parts = [f"{title} in %:\n\n{comparison_table(report, metric)}" for metric, title in METRICS.items()]
+    parts = [f"Averages over the OOD sets, in %:\n\n{summary_table(report)}"]
+    parts += [f"{title} in %:\n\n{comparison_table(report, metric)}" for metric, title in METRICS.items()]
     return "\n\n".join(parts) + "\n"
 
 
