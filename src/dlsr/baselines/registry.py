@@ -86,8 +86,8 @@ DETECTORS: Mapping[str, DetectorInfo] = {
         DetectorInfo(
             "vae", "generative on pixels", "Xiao et al. 2020, Likelihood Regret",
             _lazily("baselines.vae", "VAE"), needs_gpu=True, cost="an hour on a GPU; scoring is slow",
-            reduced={"width": 16, "latent": 100, "epochs": 5, "lr": 2e-3, "regret_steps": 10, "regret_lr": 5e-4},
-            reduced_images=10_000,
+            reduced={"width": 16, "latent": 100, "epochs": 3, "lr": 2e-3, "regret_steps": 10, "regret_lr": 5e-4},
+            reduced_images=4_000,
         ),
         DetectorInfo(
             "ddpm", "generative on pixels", "Graham et al. 2023, Denoising diffusion models for OOD detection",
