@@ -173,7 +173,18 @@ def score(
         if output is None:
             raise SettingsError("--engine ray needs --output FOLDER")
         _score_with_ray(
-            model, images, output, address, workers, images_per_part, false_alarm_rate, device, backend, quiet
+            model,
+            images,
+            output,
+            address=address,
+            workers=workers,
+            images_per_part=images_per_part,
+            false_alarm_rate=false_alarm_rate,
+            weights=weights,
+            device=device,
+            backend=backend,
+            quiet=quiet,
+            as_json=as_json,
         )
         return
     from dlsr.images import open_images  # noqa: PLC0415
@@ -206,13 +217,16 @@ def _score_with_ray(
     model: Path,
     source: str,
     output: str,
+    *,
     address: str | None,
     workers: int,
     images_per_part: int,
     false_alarm_rate: float | None,
+    weights: str | None,
     device: str,
     backend: BackendName,
     quiet: bool,
+    as_json: bool,
 ) -> None:
     from dlsr.scale.ray_engine import score_with_ray  # noqa: PLC0415
 
@@ -231,11 +245,14 @@ def _score_with_ray(
             workers=workers,
             images_per_part=images_per_part,
             false_alarm_rate=false_alarm_rate,
+            weights=weights,
             device=device,
             backend=backend.value,
             on_plan=on_plan,
             on_part=lambda _: advance[0](1),
         )
+    if as_json:
+        _print_json(asdict(summary) | {"output": output})
     before = f", {summary.parts_before} of {summary.parts} parts were done before" if summary.parts_before else ""
     say(
         f"{summary.ood} of {summary.images - summary.errors} images are out of distribution, {summary.errors} could "

@@ -49,6 +49,7 @@ def score_with_ray(
     workers: int = 2,
     images_per_part: int = 1000,
     false_alarm_rate: float | None = None,
+    weights: str | None = None,
     device: str = "auto",
     backend: Backend = "auto",
     on_plan: Callable[[int, int], None] = lambda parts, before: None,
@@ -64,6 +65,7 @@ def score_with_ray(
         workers: actors at most, each with one CPU, and one GPU where the cluster has any.
         images_per_part: images in a task, and in a file of results.
         false_alarm_rate: instead of the model's.
+        weights: where the encoder's weights are on the workers, as for `Detector.load`.
         device: as for `Detector`.
         backend: likewise.
         on_plan: told how many parts there are, and how many are done already.
@@ -93,7 +95,7 @@ def score_with_ray(
         _connect(ray, address, workers)
         rows = ray.data.from_items([{"part": part.to_json()} for part in left], override_num_blocks=len(left))
         run.put_model(model)
-        options = {"device": device, "backend": backend, "workers": 1, "false_alarm_rate": rate}
+        options = {"device": device, "backend": backend, "weights": weights, "workers": 1, "false_alarm_rate": rate}
         done_rows = rows.map_batches(
             ScoringActor,
             fn_constructor_args=[output, options],
