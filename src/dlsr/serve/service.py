@@ -9,7 +9,7 @@ from pathlib import Path
 from dlsr.artifact import MANIFEST, read_manifest
 from dlsr.detector import Detector, Result
 from dlsr.engines import Backend
-from dlsr.errors import DlsrError, NotFittedError
+from dlsr.errors import NotFittedError
 from dlsr.images import ImageItem, ImageSet
 from dlsr.serve.batching import Batcher, QueueFullError
 from dlsr.serve.bodies import NamedImage
@@ -150,11 +150,12 @@ class Service:
         """Take up what lies in the model directory now; keep the present model if that cannot be used."""
         try:
             model = await asyncio.to_thread(load_model, self.folder, *self._engine)
-        except DlsrError as error:
+        # Whatever is wrong with it, or with its engine: the present model goes on, and so does the watch for the next.
+        except Exception as error:
             # Kept in mind only if nothing changed while it was read: a directory may be seen half-way.
             if stamp == self._stamp():
                 self._seen = stamp
-                self.reload_error = str(error)
+                self.reload_error = " ".join(str(error).split()) or type(error).__name__
                 self.telemetry.reloads.labels("failed").inc()
             return
         self._seen = stamp
