@@ -76,3 +76,8 @@ class MissingExtraError(DlsrError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package} is not installed; run: pip install 'dlsr[{extra}]'")
+
+
+def one_line(error: Exception) -> str:
+    """What an error of another library says, in one line; its kind, if it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -6,7 +6,7 @@ from typing import Any
 
 from dlsr.artifact import MANIFEST, installed_versions
 from dlsr.detector import Detector
-from dlsr.errors import ArtifactError, MissingExtraError, OutputError
+from dlsr.errors import ArtifactError, MissingExtraError, OutputError, one_line
 from dlsr.files import replacing
 
 CARD = "README.md"
@@ -45,7 +45,7 @@ def from_pretrained(name: str | os.PathLike[str], *, revision: str | None = None
         )
     # Network, rights and names fail in many ways, each with its own exception.
     except Exception as error:
-        raise ArtifactError(f"cannot get '{os.fspath(name)}' from the hub: {_reason(error)}") from error
+        raise ArtifactError(f"cannot get '{os.fspath(name)}' from the hub: {one_line(error)}") from error
     return Detector.load(folder, **options)
 
 
@@ -77,7 +77,7 @@ def push_to_hub(detector: Detector, repo: str, *, private: bool = True, folder: 
             commit_message="Detector",
         )
     except Exception as error:
-        raise OutputError(f"cannot push to '{repo}': {_reason(error)}; check the name and your login") from error
+        raise OutputError(f"cannot push to '{repo}': {one_line(error)}; check the name and your login") from error
     return str(commit)
 
 
@@ -129,7 +129,3 @@ def _hub() -> Any:
     except ImportError:
         raise MissingExtraError("huggingface_hub", "hub") from None
     return huggingface_hub
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

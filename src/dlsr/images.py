@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from dlsr.errors import ImageError, ImageTooLargeError, InputError, NoImagesError
+from dlsr.errors import ImageError, ImageTooLargeError, InputError, NoImagesError, one_line
 
 SUFFIXES = frozenset(
     {
@@ -279,7 +279,7 @@ def _opened(raw: bytes) -> Image.Image:
 
 
 def _undecodable(error: Exception) -> ImageError:
-    return ImageError(f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}")
+    return ImageError(f"cannot be decoded: {one_line(error)}")
 
 
 def _image_from_array(raw: object) -> Image.Image:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dlsr.errors import InputError, MissingExtraError, SettingsError
+from dlsr.errors import InputError, MissingExtraError, SettingsError, one_line
 from dlsr.images import ImageSet, open_images
 
 Part = Literal["train", "test"]
@@ -279,7 +279,7 @@ def _from_hub(hub: Hub, root: Path | None, part: Part) -> Any:
         return datasets.load_dataset(hub.repo, hub.config, split=split, cache_dir=str(root) if root else None)
     # Network, hub and disk fail in many ways, each with its own exception.
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise InputError(f"cannot get {hub.repo} from the Hugging Face hub: {reason}") from error
 
 

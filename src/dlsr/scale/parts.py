@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from dlsr.errors import ImageError, InputError, MissingExtraError, NoImagesError, SettingsError
+from dlsr.errors import ImageError, InputError, MissingExtraError, NoImagesError, SettingsError, one_line
 from dlsr.images import SUFFIXES, ImageItem, in_groups
 
 Kind = Literal["files", "members", "tar", "parquet", "dataset"]
@@ -69,7 +69,7 @@ def plan(source: str, images_per_part: int) -> list[Part]:
     try:
         parts = list(_parts(source, images_per_part))
     except (OSError, tarfile.TarError, ValueError) as error:
-        raise InputError(f"cannot read '{source}': {' '.join(str(error).split())}; check the path") from error
+        raise InputError(f"cannot read '{source}': {one_line(error)}; check the path") from error
     if not parts:
         raise NoImagesError(f"no image, tar or Parquet file in '{source}'")
     return parts
@@ -251,7 +251,7 @@ def _open_dataset(source: str) -> Any:
     try:
         return datasets.load_dataset(repo, split=split or "train")
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise InputError(f"cannot read the dataset '{what}': {reason}") from error
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from dlsr.artifact import read_manifest
 from dlsr.engines import Backend
-from dlsr.errors import MissingExtraError, SettingsError
+from dlsr.errors import MissingExtraError, SettingsError, one_line
 from dlsr.scale.parts import Part, digest_of, plan
 from dlsr.scale.scoring import PartDone, RunFolder, score_part
 
@@ -123,7 +123,7 @@ def _connect(ray: Any, address: str | None, workers: int) -> None:
         else:
             ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise SettingsError(f"cannot reach the Ray cluster at '{address or 'this machine'}': {reason}") from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False

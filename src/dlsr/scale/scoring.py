@@ -23,7 +23,7 @@ from typing import Any
 
 from dlsr.artifact import MANIFEST
 from dlsr.detector import Detector, Result
-from dlsr.errors import ArtifactError, InputError
+from dlsr.errors import ArtifactError, InputError, one_line
 from dlsr.files import replacing
 from dlsr.images import ImageItem, ImageSet, in_groups
 from dlsr.output import results_table
@@ -170,7 +170,7 @@ def score_part(detector: Detector, part: Part, run: RunFolder) -> PartDone:
         for items in in_groups(items_of(part), 1 if careful else AT_ONCE):
             results.extend(_scored(detector, items, part, run, attempts, careful))
     except (OSError, ValueError, tarfile.TarError, InputError) as error:
-        results.append(Result(part.url, error=f"the rest of this part cannot be read: {' '.join(str(error).split())}"))
+        results.append(Result(part.url, error=f"the rest of this part cannot be read: {one_line(error)}"))
     run.write(part, results)
     ood = sum(bool(result.is_ood) for result in results)
     errors = sum(result.error is not None for result in results)

@@ -9,7 +9,7 @@ from pathlib import Path
 from dlsr.artifact import MANIFEST, read_manifest
 from dlsr.detector import Detector, Result
 from dlsr.engines import Backend
-from dlsr.errors import NotFittedError
+from dlsr.errors import NotFittedError, one_line
 from dlsr.images import ImageItem, ImageSet
 from dlsr.serve.batching import Batcher, QueueFullError
 from dlsr.serve.bodies import NamedImage
@@ -155,7 +155,7 @@ class Service:
             # Kept in mind only if nothing changed while it was read: a directory may be seen half-way.
             if stamp == self._stamp():
                 self._seen = stamp
-                self.reload_error = " ".join(str(error).split()) or type(error).__name__
+                self.reload_error = one_line(error)
                 self.telemetry.reloads.labels("failed").inc()
             return
         self._seen = stamp
