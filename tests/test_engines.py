@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -137,3 +141,37 @@ def test_openvinos_first_call_is_alone_and_later_ones_are_not(monkeypatch):
         thread.join()
     assert most[0] == 1
     assert max(most) > 1
+
+
+PINNED = """
+import os, threading
+from pathlib import Path
+import numpy as np
+from dlsr import Encoder, encoder_spec
+
+encoder = Encoder(encoder_spec("test_resnet", weights="random"), backend="openvino")
+pixels = np.zeros((64, encoder.spec.size, encoder.spec.size, 3), np.uint8)
+done, seen = threading.Event(), set()
+
+def look():
+    while not done.is_set():
+        for task in Path("/proc/self/task").iterdir():
+            try:
+                seen.add(len(os.sched_getaffinity(int(task.name))))
+            except ProcessLookupError:
+                continue
+
+looking = threading.Thread(target=look)
+looking.start()
+for _ in range(50):
+    encoder.encode(pixels)
+done.set()
+looking.join()
+print(sorted(seen))
+"""
+
+
+def test_workers_with_few_threads_each_do_not_all_take_the_first_core():
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    said = subprocess.run([sys.executable, "-c", PINNED], env=environment, capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == f"[{len(os.sched_getaffinity(0))}]"

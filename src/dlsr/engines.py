@@ -288,6 +288,8 @@ def openvino_engine(model: Any) -> Engine:
     threads = _threads()
     if threads is not None:
         options["INFERENCE_NUM_THREADS"] = threads
+        # Each process would pin its few threads to the first cores, all the same ones.
+        options["ENABLE_CPU_PINNING"] = False
     compiled: Any = openvino.Core().compile_model(model, "CPU", options)
     requests = threading.local()
     first_call, called = threading.Lock(), threading.Event()
