@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -14,6 +15,12 @@ SMALL = {"width": 32, "blocks": 2, "epochs": 2, "lr": 1e-3}
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("DLSR_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers():
+    """What a test draws does not depend on the tests before it."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
@@ -75,3 +82,20 @@ def model(tmp_path_factory, image_folder, small_encoder) -> Path:
     folder = tmp_path_factory.mktemp("models") / "model"
     Detector(**small_encoder, **SMALL).fit(image_folder).save(folder)
     return folder
+
+
+def children_of(pid):
+    """Processes below a process, with their names."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, rest = entry.read_text().split("(", 1)[1].rsplit(")", 1)
+        except OSError:  # it has ended
+            continue
+        found[int(entry.parent.name)] = int(rest.split()[1]), name
+    below, grown = {pid}, True
+    while grown:
+        more = {child for child, (parent, _) in found.items() if parent in below} - below
+        below |= more
+        grown = bool(more)
+    return {child: found[child][1] for child in below - {pid} if child in found}
