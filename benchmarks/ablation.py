@@ -27,6 +27,7 @@ from dlsr.evaluation import protocol_transform
 from dlsr.expected_error import ErrorAwareLFDN
 from dlsr.fitting import fit_scorer, split
 from dlsr.lfdn import LFDN
+from dlsr.rows import Rows
 from dlsr.scorers import LayerScores, ResidualScorer, Scorer, score_rows
 from dlsr.settings import PRESETS, NetworkSettings, Settings
 from dlsr.store import default_store_root
@@ -79,10 +80,10 @@ def variants(
     for score in ("mahalanobis", "knn"):
         yield (
             score,
-            fit_scorer(settings.model_copy(update={"score": score}), channels, training, validation, digests)[0],
+            fit_scorer(settings.model_copy(update={"score": score}), channels, Rows(training), validation, digests)[0],
         )
     yield "mahalanobis, Ledoit-Wolf", LedoitWolf(training)
-    scorer, _ = fit_scorer(settings, channels, training, validation, digests, None, progress)
+    scorer, _ = fit_scorer(settings, channels, Rows(training), validation, digests, None, progress)
     assert isinstance(scorer, ResidualScorer)
     network = scorer.network
 
@@ -131,7 +132,7 @@ def linear_restoration(trained: ErrorAwareLFDN, settings: Settings, parts: dict[
     torch.manual_seed(0)
     plain = LFDN(c, width, blocks)
     state = new_state(plain)
-    for done in train(plain, x0, validation, restoration_loss(plain, alpha_bar), settings.training, 0, state):
+    for done in train(plain, Rows(x0), validation, restoration_loss(plain, alpha_bar), settings.training, 0, state):
         state = done
     plain.load_state_dict(state.best)
     with torch.inference_mode():
@@ -195,7 +196,7 @@ def main(
 def first(encoded: Encoded) -> Encoded:
     """At most `TEST_IMAGES` at random, for the many variants."""
     chosen = np.random.default_rng(0).permutation(len(encoded.z0))[:TEST_IMAGES]
-    return Encoded([], [], encoded.z0[chosen], encoded.digests[chosen])
+    return Encoded([], [], encoded.z0[chosen], encoded.digests[chosen], encoded.keys[chosen])
 
 
 def markdown(content: dict[str, Any], names: list[str]) -> str:

@@ -17,6 +17,7 @@ import typer
 from dlsr import PRESETS
 from dlsr.artifact import installed_versions
 from dlsr.fitting import fit_scorer, split
+from dlsr.rows import Rows
 from dlsr.scorers import score_rows
 from quality import aurocs, matched_features, write_report
 
@@ -44,7 +45,7 @@ def main(
                 scorer, _ = fit_scorer(
                     settings.model_copy(update={"training": changed}),
                     channels,
-                    torch.from_numpy(training.z0[parts.training]),
+                    Rows(torch.from_numpy(training.z0[parts.training])),
                     torch.from_numpy(training.z0[parts.validation]),
                     training.digests[parts.validation],
                 )

@@ -14,6 +14,7 @@ from dlsr.baselines.lmd import checkerboard
 from dlsr.baselines.pixelcnn import PixelCNNNetwork, negative_log_likelihood
 from dlsr.baselines.simclr import augmented, nt_xent
 from dlsr.images import open_images, read_pixels
+from dlsr.training import Draws
 
 TINY = {
     "glow": {"steps": 1, "hidden": 8, "epochs": 1, "batch_size": 32},
@@ -214,12 +215,12 @@ def test_nt_xent_by_hand():
 def test_augmented_views_differ_and_are_reproducible(image_folder):
     pixels, _ = read_pixels(open_images(image_folder), 32, "bicubic")
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    first, second = (augmented(images, torch.Generator().manual_seed(s)) for s in (0, 1))
+    first, second = (augmented(images, Draws(torch.Generator().manual_seed(s), len(images))) for s in (0, 1))
     assert first.shape == images.shape
     assert first.min() >= -1
     assert first.max() <= 1
     assert (first - second).abs().mean() > 0.05
-    torch.testing.assert_close(first, augmented(images, torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(first, augmented(images, Draws(torch.Generator().manual_seed(0), len(images))))
 
 
 def test_likelihood_regret_is_never_negative_and_grows_with_steps(image_folder, odd_folder):

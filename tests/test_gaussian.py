@@ -15,7 +15,7 @@ def correlated(n=5000, seed=0):
 
 def test_whitened_lengths_are_mahalanobis_distances():
     z0 = correlated()
-    gaussian = Gaussian.fit(z0)
+    gaussian = Gaussian.fit([z0])
     precision = np.linalg.inv(np.cov(z0.numpy().T, bias=True))
     mean = z0.double().mean(dim=0).numpy()
     expected = [mahalanobis(row, mean, precision) for row in z0[:20].double().numpy()]
@@ -27,8 +27,8 @@ def test_whitened_lengths_are_mahalanobis_distances():
 
 
 def test_wiener_is_the_best_linear_restoration():
-    x0 = Gaussian.fit(correlated()).coordinates(correlated(seed=1))
-    gaussian = Gaussian.fit(correlated())
+    x0 = Gaussian.fit([correlated()]).coordinates(correlated(seed=1))
+    gaussian = Gaussian.fit([correlated()])
     signal = torch.tensor(0.3)
     xt = signal.sqrt() * x0 + (1 - signal).sqrt() * torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
     error = gaussian.wiener(xt, signal) - x0
@@ -39,11 +39,11 @@ def test_wiener_is_the_best_linear_restoration():
 
 def test_few_or_equal_images_still_give_finite_distances():
     for rows in (correlated(3), torch.ones(4, 6)):
-        assert torch.isfinite(Gaussian.fit(rows).whiten(correlated(10))).all()
+        assert torch.isfinite(Gaussian.fit([rows]).whiten(correlated(10))).all()
 
 
 def test_untrained_network_restores_as_the_gaussian_does():
-    gaussian, alpha_bar = Gaussian.fit(correlated()), cosine_alpha_bar(10)
+    gaussian, alpha_bar = Gaussian.fit([correlated()]), cosine_alpha_bar(10)
     network = ErrorAwareLFDN(gaussian, (2, 4), width=16, blocks=1, alpha_bar=alpha_bar)
     xt, t = torch.randn(5, 6), torch.tensor([1, 3, 5, 7, 10])
     x0_hat, expected = network(xt, t)
@@ -52,7 +52,7 @@ def test_untrained_network_restores_as_the_gaussian_does():
 
 
 def test_error_from_pure_noise_is_the_mahalanobis_distance():
-    gaussian = Gaussian.fit(correlated())
+    gaussian = Gaussian.fit([correlated()])
     alpha_bar = cosine_alpha_bar(10, end=1e-8)
     network = ErrorAwareLFDN(gaussian, (6,), width=16, blocks=1, alpha_bar=alpha_bar)
     z0 = correlated(50, seed=2)
@@ -69,7 +69,7 @@ def test_it_learns_which_images_are_hard():
     hard = torch.arange(2000) % 2
     z0 = torch.randn(2000, 8, generator=random) * (1 + 9 * hard[:, None])
     z0[:, 0] = 30.0 * (2 * hard - 1)
-    gaussian, alpha_bar = Gaussian.fit(z0), cosine_alpha_bar(10)
+    gaussian, alpha_bar = Gaussian.fit([z0]), cosine_alpha_bar(10)
     network = ErrorAwareLFDN(gaussian, (8,), width=32, blocks=1, alpha_bar=alpha_bar)
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
     x0 = gaussian.coordinates(z0)

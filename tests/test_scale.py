@@ -1,3 +1,4 @@
+import contextlib
 import io
 import json
 import os
@@ -8,16 +9,20 @@ import tarfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dlsr import ArtifactError, Detector, InputError, NoImagesError, SettingsError
+from conftest import children_of
+from dlsr import ArtifactError, Detector, InputError, NoImagesError, SettingsError, UnreadableImagesWarning
+from dlsr.errors import ImageError
 from dlsr.scale.parts import FEW_SHARDS, Part, items_of, plan
-from dlsr.scale.ray_engine import score_with_ray
-from dlsr.scale.scoring import CAREFUL_AFTER, RunFolder, score_part
+from dlsr.scale.ray_engine import encode_with_ray, score_with_ray
+from dlsr.scale.run import CAREFUL_AFTER, RunFolder
+from dlsr.scale.tasks import score_part
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +179,7 @@ def test_parts_are_scored_as_one_process_scores(model, sources, expected, tmp_pa
     assert score_part(detector, parts[0], run).images == 0  # done already
 
 
-def test_an_image_that_kills_its_worker_is_found(model, sources, expected, tmp_path, monkeypatch):
+def test_an_image_that_kills_its_worker_is_found(model, sources, contents, expected, tmp_path, monkeypatch):
     run = RunFolder(str(tmp_path / "out"))
     (part,) = plan(str(sources / "folder"), 100)
     detector = Detector.load(model, backend="torch")
@@ -185,8 +190,9 @@ def test_an_image_that_kills_its_worker_is_found(model, sources, expected, tmp_p
 
     def deadly(images):
         for item in images.items:
-            if item.name.endswith("007.png"):
-                raise KilledError
+            with contextlib.suppress(ImageError):
+                if item.read() == contents["007.png"]:
+                    raise KilledError
         return results(images)
 
     monkeypatch.setattr(detector, "results", deadly)
@@ -238,7 +244,7 @@ def test_another_run_is_not_mixed_in(tmp_path):
     run = RunFolder(str(tmp_path / "out"))
     run.claim({"model": "a", "parts": "b"})
     run.claim({"model": "a", "parts": "b"})
-    with pytest.raises(ArtifactError, match="holds a run with another model; give another output folder"):
+    with pytest.raises(ArtifactError, match="holds a run with another model; delete it or give another folder"):
         run.claim({"model": "c", "parts": "b"})
     (tmp_path / "out" / "run.json").write_text("{")
     with pytest.raises(ArtifactError, match="is damaged"):
@@ -264,24 +270,74 @@ def test_ray_scores_what_one_process_scores_and_goes_on(model, sources, expected
         score_with_ray(model, source, output, **options, false_alarm_rate=0.2)
 
 
+# Fitting
+
+
+def made_detector(root):
+    return Detector(
+        "test_resnet", weights="random", backend="torch", width=32, epochs=3, false_alarm_rate=0.2, store=root / "store"
+    )
+
+
+def test_a_fit_by_ray_is_the_fit_of_one_process(sources, tmp_path):
+    source, folder = str(sources / "one.tar"), str(tmp_path / "encoding")
+    told, plans = [], []
+    detector = made_detector(tmp_path)
+    encoded = encode_with_ray(detector, source, folder, images_per_part=8, on_part=told.append)
+    assert sum(one.images for one in told) == len(encoded.names) == 42
+    assert sum(one.errors for one in told) == len(encoded.unreadable) == 2
+    with pytest.warns(UnreadableImagesWarning):
+        detector.fit_encoded(encoded)
+        here = made_detector(tmp_path / "other").fit(source)
+    assert detector.fit_summary_.training_images == here.fit_summary_.training_images
+    assert {Path(name).name for name in detector.fit_summary_.unreadable} == set(here.fit_summary_.unreadable)
+    assert detector.threshold_ == pytest.approx(here.threshold_, abs=1e-2)
+    np.testing.assert_allclose(
+        [entry.train_loss for entry in detector.fit_summary_.log],
+        [entry.train_loss for entry in here.fit_summary_.log],
+        rtol=1e-3,
+    )
+    # The same run again does what is missing; the features are those of the store that a fit here uses.
+    Path(folder, "encoded", "part-000001.parquet").unlink()
+    again = encode_with_ray(
+        made_detector(tmp_path), source, folder, images_per_part=8, on_plan=lambda *plan: plans.append(plan)
+    )
+    assert plans == [(6, 5)]
+    np.testing.assert_array_equal(again.z0, encoded.z0)
+    (shards,) = (tmp_path / "store").iterdir()
+    before = set(shards.iterdir())
+    made_detector(tmp_path).prepare_encoder()
+    with pytest.warns(UnreadableImagesWarning):
+        made_detector(tmp_path).fit(source)
+    assert set(shards.iterdir()) == before
+    with pytest.raises(ArtifactError, match="another parts, source; delete it or give another folder"):
+        encode_with_ray(made_detector(tmp_path), str(sources / "shards"), folder, images_per_part=8)
+    for shard in before:
+        shard.unlink()
+    with pytest.raises(ArtifactError, match=r"has lost features that '.*encoding' says it has; delete the latter"):
+        encode_with_ray(made_detector(tmp_path), source, folder, images_per_part=8)
+
+
+def test_the_command_line_fits_by_ray_and_leaves_nothing_beside_the_model(sources, tmp_path):
+    command = [
+        sys.executable, "-m", "dlsr", "fit", str(sources / "tables"), "--output", str(tmp_path / "model"),
+        "--engine", "ray", "--encoder", "test_resnet", "--weights", "random", "--backend", "torch", "--epochs", "2",
+        "--store", str(tmp_path / "store"), "--images-per-part", "20", "--json",
+        "--false-alarm-rate", "0.2",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "2 of 42 images could not be read" in done.stderr
+    assert json.loads(done.stdout)["training_images"] > 20
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "store"}
+    refused = subprocess.run([*command, "--no-store"], capture_output=True, text=True, check=False)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "feature store" in refused.stderr
+    thumbnails = subprocess.run([*command, "--thumbnails", "3"], capture_output=True, text=True, check=False)
+    assert (thumbnails.returncode, thumbnails.stderr.count("\n")) == (2, 1)
+
+
 COMMAND = [sys.executable, "-m", "dlsr", "score", "--engine", "ray", "--backend", "torch", "--images-per-part", "2"]
-
-
-def children_of(pid):
-    """Processes below a process, with their names."""
-    found = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            name, rest = entry.read_text().split("(", 1)[1].rsplit(")", 1)
-        except OSError:  # it has ended
-            continue
-        found[int(entry.parent.name)] = int(rest.split()[1]), name
-    below, grown = {pid}, True
-    while grown:
-        more = {child for child, (parent, _) in found.items() if parent in below} - below
-        below |= more
-        grown = bool(more)
-    return {child: found[child][1] for child in below - {pid} if child in found}
 
 
 def wait_for(condition, seconds=120):

@@ -25,7 +25,7 @@ def test_knn_is_scikit_learns(features, offset):
 
 def test_mahalanobis_is_scikit_learns(features):
     inside, outside = features
-    scorer = MahalanobisScorer(Gaussian.fit(torch.from_numpy(inside)), (4, 8, 12))
+    scorer = MahalanobisScorer(Gaussian.fit([torch.from_numpy(inside)]), (4, 8, 12))
     scores, _ = score_rows(scorer, torch.from_numpy(outside), row_digests(outside), seed=0)
     # 6 of the 24 dimensions carry nearly all variance; the small ones are where the ridge would show.
     expected = EmpiricalCovariance().fit(inside.astype(np.float64)).mahalanobis(outside.astype(np.float64)) / 24

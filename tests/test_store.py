@@ -3,8 +3,10 @@ import sys
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from dlsr import ArtifactError, Encoder, OutputError, encoder_spec, open_images
+from dlsr import store as store_module
 from dlsr.encoding import Transform, encode_all, encode_chunks, open_store
 from dlsr.images import recompress
 from dlsr.store import MANY_SHARDS, FeatureStore, default_store_root
@@ -45,6 +47,14 @@ def test_many_small_shards_are_merged_and_nothing_is_lost(tmp_path):
     assert len(merged) == MANY_SHARDS + 2
     for i in range(MANY_SHARDS + 2):
         assert merged.get(row(i)[0])[1][0] == i
+
+
+def test_a_shard_that_another_process_is_writing_is_none_yet(tmp_path):
+    store = FeatureStore(tmp_path, "k", 3)
+    store.add(*row(1))
+    store.flush()
+    (tmp_path / "k" / ".writing-abc.safetensors").write_bytes(b"half")
+    assert len(FeatureStore(tmp_path, "k", 3)) == 1
 
 
 def test_two_processes_share_a_store(tmp_path):
@@ -125,7 +135,7 @@ def test_nothing_stale_is_served(encoder, photographs, tmp_path):
 def test_features_do_not_depend_on_the_batch(encoder, image_folder):
     images = open_images(image_folder)
     whole = encode_all(encoder, images)
-    alone = next(encode_chunks(encoder, images.subset(range(10)), batch_size=1))
+    alone = next(encode_chunks(encoder, images.items[:10], batch_size=1))
     order = np.random.default_rng(0).permutation(len(images))
     shuffled = encode_all(encoder, images.subset(order), workers=4)
     np.testing.assert_allclose(alone.z0, whole.z0[:10], atol=1e-5)
@@ -164,3 +174,63 @@ def test_default_store_is_below_the_cache(monkeypatch, tmp_path):
     monkeypatch.delenv("DLSR_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert default_store_root() == tmp_path / "xdg" / "dlsr" / "features"
+
+
+def test_full_shards_are_left_alone_when_small_ones_are_merged(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "ROWS_PER_SHARD", 4)
+    monkeypatch.setattr(store_module, "MANY_SHARDS", 3)
+    store = FeatureStore(tmp_path, "k", 3)
+    for i in range(8):
+        store.add(*row(i))
+    full = set((tmp_path / "k").iterdir())
+    assert len(full) == 2
+    for i in range(8, 12):
+        store.add(*row(i))
+        store.flush()
+    merged = FeatureStore(tmp_path, "k", 3)
+    assert full < set((tmp_path / "k").iterdir())
+    assert len(list((tmp_path / "k").iterdir())) == 3
+    assert len(merged) == 12
+    assert all(merged.get(row(i)[0])[1][0] == i for i in range(12))
+
+
+def test_keys_that_are_sorted_in_while_others_come_are_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "RECENT_ROWS", 5)
+    monkeypatch.setattr(store_module, "ROWS_PER_SHARD", 3)
+    random = np.random.default_rng(0)
+    keys = [random.bytes(32) for _ in range(100)]
+    # The first half of two keys' first half is the same.
+    keys[50] = keys[20][:8] + keys[50][8:]
+    store = FeatureStore(tmp_path, "k", 3)
+    for i, key in enumerate(keys):
+        store.add(key, *row(i)[1:])
+        store.add(keys[0], *row(77)[1:])  # known: of no account
+        assert all(store.get(known)[1][0] == j for j, known in enumerate(keys[: i + 1]))
+        assert len(store) == i + 1
+    store.flush()
+    again = FeatureStore(tmp_path, "k", 3)
+    assert len(again) == 100
+    assert all(again.get(key)[1][0] == i for i, key in enumerate(keys))
+    assert again.get(random.bytes(32)) is None
+
+
+def test_the_index_takes_few_bytes_a_row(tmp_path):
+    import tracemalloc
+
+    random = np.random.default_rng(0)
+    for _ in range(10):
+        keys = random.integers(0, 256, (10_000, 32), dtype=np.uint8)
+        save_file(
+            {"keys": keys, "digests": keys[:, :16].copy(), "z0": np.zeros((10_000, 3), np.float32)},
+            tmp_path / f"{random.bytes(4).hex()}.safetensors",
+            metadata={"schema": "1"},
+        )
+    (tmp_path / "k").mkdir()
+    for path in tmp_path.glob("*.safetensors"):
+        path.rename(tmp_path / "k" / path.name)
+    tracemalloc.start()
+    store = FeatureStore(tmp_path, "k", 3)
+    used, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(store) == 100_000
+    assert used < 60 * len(store)

@@ -11,6 +11,7 @@ import torch
 from dlsr import ArtifactError
 from dlsr.checkpoint import Checkpoint
 from dlsr.lfdn import LFDN
+from dlsr.rows import Rows
 from dlsr.schedule import scaled_linear_alpha_bar
 from dlsr.settings import TrainingSettings, resolve
 from dlsr.training import learning_rate, most_epochs, new_state, restoration_loss, train
@@ -31,7 +32,7 @@ def rows(n=256, seed=0):
 def run(settings, state=None, epochs=None):
     network = small_network()
     state = state or new_state(network)
-    for done in train(network, rows(), rows(64, 1), restoration_loss(network, ALPHA_BAR), settings, 0, state):
+    for done in train(network, Rows(rows()), rows(64, 1), restoration_loss(network, ALPHA_BAR), settings, 0, state):
         state = done
         if done.epoch == epochs:
             break
@@ -56,7 +57,7 @@ def test_resumed_is_the_same_as_uninterrupted(tmp_path):
     whole = run(SETTINGS)
     checkpoint = Checkpoint(tmp_path / "c", "key")
     checkpoint.save(run(SETTINGS, epochs=3))
-    loaded = checkpoint.load(torch.device("cpu"))
+    loaded = checkpoint.load()
     assert loaded.epoch == 3
     resumed = run(SETTINGS, loaded)
     assert resumed.log == whole.log
@@ -84,8 +85,8 @@ def test_learning_rate():
 
 def test_a_checkpoint_of_another_training_is_not_taken_up(tmp_path):
     Checkpoint(tmp_path / "c", "one").save(run(SETTINGS, epochs=1))
-    assert Checkpoint(tmp_path / "c", "two").load(torch.device("cpu")) is None
-    assert Checkpoint(tmp_path / "none", "one").load(torch.device("cpu")) is None
+    assert Checkpoint(tmp_path / "c", "two").load() is None
+    assert Checkpoint(tmp_path / "none", "one").load() is None
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path):
@@ -93,7 +94,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
     Checkpoint(path, "key").save(run(SETTINGS, epochs=1))
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(ArtifactError, match="delete it"):
-        Checkpoint(path, "key").load(torch.device("cpu"))
+        Checkpoint(path, "key").load()
 
 
 FIT = """

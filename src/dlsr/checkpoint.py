@@ -2,11 +2,11 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
 import safetensors.torch
-import torch
 from pydantic import BaseModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -45,8 +45,8 @@ class Checkpoint:
         with replacing(self.path) as temporary:
             safetensors.torch.save_file(tensors, temporary, metadata={"dlsr-checkpoint": json.dumps(about)})
 
-    def load(self, device: torch.device) -> TrainingState | None:
-        """The state, or None if there is none or it belongs to another training.
+    def load(self) -> TrainingState | None:
+        """The state, on the CPU, or None if there is none or it belongs to another training.
 
         Raises:
             ArtifactError: if the file is damaged.
@@ -54,7 +54,7 @@ class Checkpoint:
         if not self.path.exists():
             return None
         try:
-            with safe_open(self.path, framework="pt", device=str(device)) as file:
+            with safe_open(self.path, framework="pt") as file:
                 about = json.loads((file.metadata() or {})["dlsr-checkpoint"])
                 if (about["schema"], about["key"]) != (SCHEMA, self._key):
                     return None
@@ -75,9 +75,10 @@ class Checkpoint:
         self.path.unlink(missing_ok=True)
 
 
-def training_key(settings: BaseModel, *inputs: Tensor) -> str:
-    """Digest of the settings and rows that a training depends on."""
+def training_key(settings: BaseModel, *inputs: Iterable[Tensor]) -> str:
+    """Digest of the settings and rows that a training depends on; rows in parts, however they are cut."""
     digest = hashlib.sha256(settings.model_dump_json().encode())
-    for rows in inputs:
-        digest.update(rows.cpu().numpy().tobytes())
+    for parts in inputs:
+        for rows in parts:
+            digest.update(rows.cpu().numpy().tobytes())
     return digest.hexdigest()

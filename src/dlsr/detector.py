@@ -15,6 +15,7 @@ from dlsr.artifact import FitSummary, Manifest, as_tensor, installed_versions, r
 from dlsr.calibration import layer_scale, p_values, threshold
 from dlsr.checkpoint import Checkpoint, training_key
 from dlsr.devices import torch_device
+from dlsr.distributed import ALONE, Ranks
 from dlsr.encoders import Encoder, encoder_spec
 from dlsr.encoding import Encoded, Progress, Transform, encode_all, encode_chunks, open_store, readable_pixels
 from dlsr.engines import Backend, choose_backend, openvino_engine
@@ -26,8 +27,10 @@ from dlsr.fitting import OnEpoch, fit_scorer, restored_scorer, split
 from dlsr.images import ImagesLike, open_images, warn_of_unreadable
 from dlsr.noise import row_digests
 from dlsr.quantise import Int8Report, quantised_encoder
+from dlsr.rows import BUFFER_BYTES, rows_of
 from dlsr.scorers import Digests, Scorer, score_rows, without_prefix
 from dlsr.settings import Settings, resolve
+from dlsr.store import FeatureStore
 
 Array = NDArray[np.float64]
 
@@ -168,6 +171,7 @@ class Detector(Estimator):
         checkpoint: str | os.PathLike[str] | None = None,
         progress: Progress | None = None,
         on_epoch: OnEpoch | None = None,
+        ranks: Ranks = ALONE,
     ) -> "Detector":
         """Learn what in-distribution images look like, and calibrate on some that were held out.
 
@@ -178,6 +182,7 @@ class Detector(Estimator):
             checkpoint: file for the state of training; if it holds that of the same fit, it is taken up.
             progress: told of each image encoded.
             on_epoch: told of each epoch of training.
+            ranks: from `dlsr.distributed.joined`, if several processes fit this detector together.
 
         Raises:
             InputError: if there are no images, or too few that can be read.
@@ -186,15 +191,45 @@ class Detector(Estimator):
         """
         self._check_settings()
         found = open_images(images)
-        encoder = self.prepare_encoder()
+        self.prepare_encoder()
+        if ranks.size > 1 and self.store is not None:
+            # Each encodes its share into the store, where then each finds all.
+            share = found.subset(range(ranks.rank, len(found), ranks.size))
+            told = progress or (lambda n: None)
+            self.encode(share, transform=transform, progress=lambda n: told(n * ranks.size))
+            ranks.wait()
+            progress = None
         encoded = self.encode(found, transform=transform, progress=progress)
-        if not len(encoded.z0):
-            name, reason = next(iter(encoded.unreadable.items()))
-            raise NoImagesError(f"none of {len(found)} images can be read; the first, {name}: {reason}")
-        warn_of_unreadable(encoded.unreadable)
-        self._fit(encoded.z0, encoded.digests, encoder.channels, encoded.unreadable, checkpoint, on_epoch)
+        self.fit_encoded(encoded, checkpoint=checkpoint, on_epoch=on_epoch, ranks=ranks)
         self._examples = choose_examples(found, encoded, self.thumbnails, self.seed) if self.thumbnails else None
         return self
+
+    def fit_encoded(
+        self,
+        encoded: Encoded,
+        *,
+        checkpoint: str | os.PathLike[str] | None = None,
+        on_epoch: OnEpoch | None = None,
+        ranks: Ranks = ALONE,
+    ) -> "Detector":
+        """Fit to images that are encoded already, by this detector's `encode` or on a cluster (`dlsr.scale`).
+
+        Args:
+            encoded: the images.
+            checkpoint: as for `fit`.
+            on_epoch: as for `fit`.
+            ranks: as for `fit`.
+
+        Raises:
+            InputError, SettingsError, WeightsError: as `fit`.
+        """
+        encoder = self.prepare_encoder()
+        if not len(encoded.z0):
+            name, reason = next(iter(encoded.unreadable.items()))
+            raise NoImagesError(f"none of {len(encoded.names)} images can be read; the first, {name}: {reason}")
+        warn_of_unreadable(encoded.unreadable)
+        self._examples = None
+        return self._fit(encoded.z0, encoded.digests, encoder.channels, encoded.unreadable, checkpoint, on_epoch, ranks)
 
     def prepare_encoder(self) -> Encoder:
         """Load the encoder, unless it is loaded, so that `encode` works before fitting.
@@ -220,15 +255,17 @@ class Detector(Estimator):
         digests: Digests | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
         on_epoch: OnEpoch | None = None,
+        ranks: Ranks = ALONE,
     ) -> "Detector":
         """Fit to features of your own instead of images.
 
         Args:
-            features: finite, shape `(N, c)`.
+            features: finite, shape `(N, c)`; a memory-mapped float32 array may be larger than memory.
             channels: dimensions of each layer that the features are joined from; None for a single layer.
             digests: content digests from which noise is derived, shape `(N, 16)`; None for the rows' own.
             checkpoint: as for `fit`.
             on_epoch: as for `fit`.
+            ranks: as for `fit`.
 
         Raises:
             FeatureError: for features of the wrong shape, or with NaN or infinity.
@@ -240,24 +277,30 @@ class Detector(Estimator):
             raise FeatureError(f"channels {list(layers)} do not add up to the {z0.shape[1]} columns of the features")
         self._encoder = None
         self._examples = None
-        return self._fit(z0, row_digests(z0) if digests is None else digests, layers, {}, checkpoint, on_epoch)
+        return self._fit(z0, digests, layers, {}, checkpoint, on_epoch, ranks)
 
     def _fit(
         self,
         z0: NDArray[np.float32],
-        digests: Digests,
+        digests: Digests | None,
         channels: tuple[int, ...],
         unreadable: dict[str, str],
         checkpoint: str | os.PathLike[str] | None,
         on_epoch: OnEpoch | None,
+        ranks: Ranks = ALONE,
     ) -> "Detector":
         settings = self._check_settings()
         parts = split(len(z0), self.false_alarm_rate, self.seed)
         device = self._device()
-        training, validation = (torch.from_numpy(z0[rows]).to(device) for rows in (parts.training, parts.validation))
-        saved = checkpoint and Checkpoint(Path(checkpoint), training_key(settings, training, validation))
+        training = rows_of(z0, parts.training, device)
+        validation = torch.from_numpy(z0[parts.validation]).to(device)
+        saved = checkpoint and Checkpoint(Path(checkpoint), training_key(settings, training, [validation]))
+
+        def digests_of(rows: NDArray[np.intp]) -> Digests:
+            return row_digests(z0[rows]) if digests is None else digests[rows]
+
         self._scorer, log = fit_scorer(
-            settings, channels, training, validation, digests[parts.validation], saved or None, on_epoch
+            settings, channels, training, validation, digests_of(parts.validation), saved or None, on_epoch, ranks
         )
         self.settings_ = settings
         self._spec = self._encoder.spec if self._encoder else None
@@ -270,7 +313,7 @@ class Detector(Estimator):
             unreadable=unreadable,
             log=log,
         )
-        self._calibrate(z0[parts.calibration], digests[parts.calibration])
+        self._calibrate(z0[parts.calibration], digests_of(parts.calibration))
         return self
 
     def calibrate(self, images: ImagesLike, *, progress: Progress | None = None) -> "Detector":
@@ -315,7 +358,7 @@ class Detector(Estimator):
         cut = self.threshold_
         for chunk in encode_chunks(
             encoder,
-            open_images(images),
+            open_images(images).items,
             store=open_store(self._store_root(), encoder, transform),
             transform=transform,
             batch_size=batch_size,
@@ -392,6 +435,18 @@ class Detector(Estimator):
             workers=self.workers,
             progress=progress,
         )
+
+    def feature_store(self) -> FeatureStore:
+        """The store of this detector's encoder.
+
+        Raises:
+            SettingsError: if it has none.
+            ArtifactError: if it is damaged.
+        """
+        store = open_store(self._store_root(), self.encoder_)
+        if store is None:
+            raise SettingsError("this detector keeps no features; give it a store")
+        return store
 
     @property
     def encoder_(self) -> Encoder:
@@ -713,7 +768,9 @@ def _checked(features: ArrayLike, columns: int | None) -> NDArray[np.float32]:
     if columns is not None and values.shape[1] != columns:
         raise FeatureError(f"the model was fitted to {columns} columns, got {values.shape[1]}")
     rows = np.ascontiguousarray(values, dtype=np.float32)
-    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    at_once = max(BUFFER_BYTES // rows[:1].nbytes, 1) if len(rows) else 1
+    finite = [np.isfinite(rows[i : i + at_once]).all(axis=1) for i in range(0, len(rows), at_once)]
+    bad = np.flatnonzero(~np.concatenate([np.empty(0, np.bool_), *finite]))
     if len(bad):
         raise FeatureError(
             f"{len(bad)} rows of the features hold NaN or infinity, the first is row {bad[0]}; drop them"

@@ -14,7 +14,7 @@ from dlsr.encoders import Encoder
 from dlsr.errors import ImageError, NoImagesError, OutputError
 from dlsr.images import ImageItem, ImageSet, decode, in_groups, map_ahead, reason_of, resize
 from dlsr.noise import DIGEST_BYTES, pixel_digest
-from dlsr.store import FeatureStore
+from dlsr.store import KEY_BYTES, FeatureStore, empty_table
 
 CHUNK = 512
 
@@ -38,9 +38,11 @@ class Encoded:
     errors: list[str | None]
     """Why an image could not be read; None if it could. One for each name."""
     z0: NDArray[np.float32]
-    """Features of the readable images, shape `(R, c)`."""
+    """Features of the readable images, shape `(R, c)`; memory-mapped if they are many."""
     digests: NDArray[np.uint8]
     """Their content digests, from which noise is derived, shape `(R, 16)`."""
+    keys: NDArray[np.uint8]
+    """SHA-256 of their files, by which the feature store knows them, shape `(R, 32)`."""
 
     @property
     def readable(self) -> NDArray[np.bool_]:
@@ -74,7 +76,7 @@ def open_store(root: Path | None, encoder: Encoder, transform: Transform | None 
 
 def encode_chunks(
     encoder: Encoder,
-    images: ImageSet,
+    items: Iterable[ImageItem],
     *,
     store: FeatureStore | None = None,
     transform: Transform | None = None,
@@ -86,7 +88,7 @@ def encode_chunks(
 
     Args:
         encoder: what to encode with.
-        images: what to encode.
+        items: what to encode, taken as needed.
         store: where features are looked up and kept.
         transform: applied to each decoded image.
         batch_size: images in one call of the engine; None for what it is quickest with.
@@ -103,17 +105,18 @@ def encode_chunks(
 
     size, streams = batch_size or encoder.batch, encoder.streams
     with (
-        closing(map_ahead(prepare, images.items, workers, ahead=max(CHUNK // 4, 2 * size * streams))) as prepared,
+        closing(map_ahead(prepare, items, workers, ahead=max(CHUNK // 4, 2 * size * streams))) as prepared,
         closing(map_ahead(encode, _batches(prepared, size), streams, ahead=8 * streams)) as batches,
         _flushed(store),
     ):
         for chunk in in_groups(_kept(batches, store, progress), CHUNK):
-            known = [one.known for one in chunk if one.known is not None]
+            known = [(*one.known, one.key) for one in chunk if one.known is not None]
             yield Encoded(
                 names=[one.name for one in chunk],
                 errors=[one.error for one in chunk],
-                z0=np.stack([z0 for _, z0 in known]) if known else np.empty((0, encoder.c), np.float32),
-                digests=np.stack([d for d, _ in known]) if known else np.empty((0, DIGEST_BYTES), np.uint8),
+                z0=np.array([z0 for _, z0, _ in known], np.float32).reshape(-1, encoder.c),
+                digests=np.array([digest for digest, _, _ in known], np.uint8).reshape(-1, DIGEST_BYTES),
+                keys=np.frombuffer(b"".join(key for _, _, key in known), np.uint8).reshape(-1, KEY_BYTES),
             )
 
 
@@ -141,23 +144,30 @@ def encode_all(
     workers: int = 2,
     progress: Progress | None = None,
 ) -> Encoded:
-    """As `encode_chunks`, all in one."""
-    chunks = list(
-        encode_chunks(
-            encoder,
-            images,
-            store=store,
-            transform=transform,
-            workers=workers,
-            progress=progress,
-        )
-    )
-    return Encoded(
-        names=[name for chunk in chunks for name in chunk.names],
-        errors=[error for chunk in chunks for error in chunk.errors],
-        z0=np.concatenate([chunk.z0 for chunk in chunks]),
-        digests=np.concatenate([chunk.digests for chunk in chunks]),
-    )
+    """As `encode_chunks`, all in one.
+
+    Raises:
+        OutputError: if features that are more than fit in memory find no space on disk.
+    """
+    chunks = encode_chunks(encoder, images.items, store=store, transform=transform, workers=workers, progress=progress)
+    return joined(chunks, len(images), encoder.c, store.folder if store else None)
+
+
+def joined(chunks: Iterable[Encoded], images: int, c: int, folder: Path | None) -> Encoded:
+    """Chunks in one; features that are more than fit in memory are in a file, see `dlsr.store.empty_table`."""
+    z0 = empty_table(images, c, folder)
+    names: list[str] = []
+    errors: list[str | None] = []
+    digests, keys = [np.empty((0, DIGEST_BYTES), np.uint8)], [np.empty((0, KEY_BYTES), np.uint8)]
+    filled = 0
+    for chunk in chunks:
+        z0[filled : filled + len(chunk.z0)] = chunk.z0
+        filled += len(chunk.z0)
+        names += chunk.names
+        errors += chunk.errors
+        digests.append(chunk.digests)
+        keys.append(chunk.keys)
+    return Encoded(names, errors, z0[:filled], np.concatenate(digests), np.concatenate(keys))
 
 
 def readable_pixels(encoder: Encoder, images: ImageSet, limit: int, workers: int = 2) -> NDArray[np.uint8]:

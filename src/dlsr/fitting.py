@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from dlsr.autoencoder import AutoEncoder, FeatureVAE, Reconstructor
 from dlsr.checkpoint import Checkpoint
+from dlsr.distributed import ALONE, Ranks
 from dlsr.errors import TooFewImagesError
 from dlsr.expected_error import ErrorAwareLFDN
 from dlsr.gaussian import Gaussian
 from dlsr.lfdn import LFDN, RestorationNetwork
+from dlsr.rows import Rows
 from dlsr.scorers import (
     Digests,
     KnnScorer,
@@ -40,6 +42,8 @@ from dlsr.training import (
 SMALLEST_TRAINING_SET = 20
 VALIDATION_SHARE = 0.05
 CALIBRATION_SHARE = 0.10
+MOST_HELD_OUT = 50_000
+"""Validation, and calibration unless the false-alarm rate needs more, take no more rows than this."""
 
 OnEpoch = Callable[[EpochLog, int], None]
 """Told of each epoch done, and of how many there are at most."""
@@ -55,13 +59,13 @@ class Split:
 
 
 def split(n: int, rate: float, seed: int) -> Split:
-    """Split `n` rows; calibration gets a tenth, or what the false-alarm rate needs if that is more.
+    """Split `n` rows; calibration gets a tenth (50,000 at most), or what the false-alarm rate needs if that is more.
 
     Raises:
         TooFewImagesError: if that leaves too few to train on.
     """
-    calibration = max(math.ceil(CALIBRATION_SHARE * n), math.ceil(1 / rate - 1 - 1e-9))
-    validation = max(math.ceil(VALIDATION_SHARE * n), 5)
+    calibration = max(min(math.ceil(CALIBRATION_SHARE * n), MOST_HELD_OUT), math.ceil(1 / rate - 1 - 1e-9))
+    validation = max(min(math.ceil(VALIDATION_SHARE * n), MOST_HELD_OUT), 5)
     training = n - calibration - validation
     if training < SMALLEST_TRAINING_SET:
         smallest = SMALLEST_TRAINING_SET + validation + math.ceil(1 / rate - 1 - 1e-9)
@@ -76,22 +80,24 @@ def split(n: int, rate: float, seed: int) -> Split:
 def fit_scorer(
     settings: Settings,
     channels: tuple[int, ...],
-    training: Tensor,
+    training: Rows,
     validation: Tensor,
     validation_digests: Digests,
     checkpoint: Checkpoint | None = None,
     on_epoch: OnEpoch | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[Scorer, list[EpochLog]]:
     """Learn what in-distribution features are.
 
     Args:
         settings: which score, and all that goes with it.
         channels: dimensions of each layer.
-        training: features, shape `(N, c)`, on the device to train on.
+        training: features, shape `(N, c)`, on the device to train on, in memory or not.
         validation: held-out ID features, shape `(V, c)`, likewise.
         validation_digests: their content digests, shape `(V, 16)`.
         checkpoint: where the state of training is kept between epochs, and taken up again.
         on_epoch: told of each epoch.
+        ranks: the processes that train together.
 
     Returns:
         The scorer, and the losses of each epoch if there were any.
@@ -101,21 +107,21 @@ def fit_scorer(
     if settings.score == "knn":
         generator = torch.Generator().manual_seed(settings.seed)
         chosen = torch.randperm(len(training), generator=generator)[: settings.references]
-        return KnnScorer(training[chosen.to(training.device)], settings.neighbours, channels), []
+        return KnnScorer(training.take(chosen), settings.neighbours, channels), []
     if settings.score == "residual":
         gaussian = Gaussian.fit(training)
         aware = _error_aware(settings, channels, gaussian)
-        rows = gaussian.coordinates(training), gaussian.coordinates(validation)
-        state = _train(aware, *rows, settings, checkpoint, on_epoch)
+        rows = training.map(gaussian.coordinates), gaussian.coordinates(validation)
+        state = _train(aware, *rows, settings, checkpoint, on_epoch, ranks)
         aware.load_state_dict(state.best)
         return ResidualScorer.standardised(aware.eval(), settings, validation, validation_digests), state.log
     if settings.score in ("autoencoder", "feature-vae"):
         reconstructor = _reconstructor(settings, channels, training.device)
-        state = _train(reconstructor, training, validation, settings, checkpoint, on_epoch)
+        state = _train(reconstructor, training, validation, settings, checkpoint, on_epoch, ranks)
         reconstructor.load_state_dict(state.best)
         return ReconstructionScorer(reconstructor.eval(), channels), state.log
     network, initial = (_lfdn(settings, channels, training.device) for _ in range(2))
-    state = _train(network, training, validation, settings, checkpoint, on_epoch)
+    state = _train(network, training, validation, settings, checkpoint, on_epoch, ranks)
     network.load_state_dict(state.best)
     initial.load_state_dict(state.initial)
     return PaperScorer(settings.score, network.eval(), initial.eval(), settings, channels), state.log
@@ -123,24 +129,33 @@ def fit_scorer(
 
 def _train(
     network: RestorationNetwork | Reconstructor,
-    training: Tensor,
+    training: Rows,
     validation: Tensor,
     settings: Settings,
     checkpoint: Checkpoint | None,
     on_epoch: OnEpoch | None,
+    ranks: Ranks,
 ) -> TrainingState:
     if isinstance(network, Reconstructor):
         loss = reconstruction_loss(network)
     else:
         loss = restoration_loss(network, settings.schedule.alpha_bar().to(training.device))
     return train_to_end(
-        network, training, validation, loss, settings.training, settings.seed, checkpoint=checkpoint, on_epoch=on_epoch
+        network,
+        training,
+        validation,
+        loss,
+        settings.training,
+        settings.seed,
+        checkpoint=checkpoint,
+        on_epoch=on_epoch,
+        ranks=ranks,
     )
 
 
 def train_to_end(
     network: nn.Module,
-    training: Tensor,
+    training: Rows,
     validation: Tensor,
     loss: Loss,
     settings: TrainingSettings,
@@ -148,12 +163,17 @@ def train_to_end(
     *,
     checkpoint: Checkpoint | None = None,
     on_epoch: OnEpoch | None = None,
+    ranks: Ranks = ALONE,
 ) -> TrainingState:
-    """Train, from where a checkpoint of the same training stands, to the end; see `dlsr.training.train`."""
-    state = (checkpoint.load(training.device) if checkpoint else None) or new_state(network)
-    for done in train(network, training, validation, loss, settings, seed, state):
+    """Train, from where a checkpoint of the same training stands, to the end; see `dlsr.training.train`.
+
+    The first of the processes reads and writes the checkpoint.
+    """
+    kept = ranks.from_first(checkpoint.load() if checkpoint and ranks.is_first else None)
+    state = kept or new_state(network)
+    for done in train(network, training, validation, loss, settings, seed, state, ranks):
         state = done
-        if checkpoint:
+        if checkpoint and ranks.is_first:
             checkpoint.save(state)
         if on_epoch:
             on_epoch(state.log[-1], most_epochs(settings, len(training)))

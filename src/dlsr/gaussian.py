@@ -3,6 +3,7 @@
 The covariance gets a ridge that shrinks as images come in, so that it can be inverted however few they are.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,18 +36,23 @@ class Gaussian:
     """Variances of the coordinates, shape `(c,)`, with mean 1 before the ridge."""
 
     @classmethod
-    def fit(cls, z0: Tensor) -> "Gaussian":
-        """Fit to rows `z0`, shape `(N, c)` with `N >= 2`."""
-        rows = z0.double().cpu().numpy()
-        mean = rows.mean(axis=0)
-        centred = rows - mean
-        variances, basis = np.linalg.eigh(centred.T @ centred / len(rows))
+    def fit(cls, z0: Iterable[Tensor]) -> "Gaussian":
+        """Fit to rows `z0`, shape `(N, c)` with `N >= 2`, given in parts; they are gone through twice."""
+        n, total = 0, np.zeros(())
+        for part in z0:
+            n, total = n + len(part), total + part.double().cpu().numpy().sum(axis=0)
+        mean = total / n
+        scatter = np.zeros((len(mean), len(mean)))
+        for part in z0:
+            centred = part.double().cpu().numpy() - mean
+            scatter += centred.T @ centred
+        variances, basis = np.linalg.eigh(scatter / n)
         # The tiny number serves sets of equal rows, which have no variance at all.
         mean_variance = variances.mean() + np.finfo(np.float32).tiny
-        variances = np.maximum(variances / mean_variance, 0) + RIDGE * rows.shape[1] / len(rows)
+        variances = np.maximum(variances / mean_variance, 0) + RIDGE * len(mean) / n
 
         def tensor(values: NDArray[np.float64]) -> Tensor:
-            return torch.from_numpy(np.asarray(values)).float().to(z0.device)
+            return torch.from_numpy(np.asarray(values)).float().to(part.device)
 
         return cls(tensor(mean), tensor(basis), tensor(np.sqrt(mean_variance)), tensor(variances))
 

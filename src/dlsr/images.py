@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol, TypeVar, get_args
@@ -49,7 +50,7 @@ class UnreadableImagesWarning(UserWarning):
     """Some images could not be read; the message names them."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageItem:
     """One image that is yet to be read: its name in reports and how to get it."""
 
@@ -126,7 +127,7 @@ def _open_path(path: Path) -> ImageSet:
         if path.name.lower().endswith((".tar", ".tar.gz", ".tgz")):
             return _open_tar(path)
         with path.open("rb"):
-            return ImageSet([ImageItem(str(path), path.read_bytes)])
+            return ImageSet([_file_item(path)])
     except FileNotFoundError:
         raise InputError(f"'{path}' does not exist; check the path") from None
     except (OSError, EOFError, tarfile.TarError) as error:
@@ -138,20 +139,32 @@ def _open_folder(folder: Path) -> ImageSet:
     ignored: list[str] = []
 
     def unreadable(error: OSError) -> None:
-        items.append(_failing_item(str(error.filename), error.strerror or "cannot be listed"))
+        items.append(failing_item(str(error.filename), error.strerror or "cannot be listed"))
 
     for parent, subfolders, files in os.walk(folder, onerror=unreadable):
         subfolders.sort()
         for file in sorted(files):
             path = Path(parent, file)
             if path.suffix.lower() in SUFFIXES:
-                items.append(ImageItem(str(path), path.read_bytes))
+                items.append(_file_item(path))
             else:
                 ignored.append(str(path))
     return ImageSet(items, ignored)
 
 
-def _failing_item(name: str, reason: str) -> ImageItem:
+def _file_item(path: Path) -> ImageItem:
+    # There may be millions, and a string is smaller than a Path.
+    name = str(path)
+    return ImageItem(name, partial(_file_bytes, name))
+
+
+def _file_bytes(name: str) -> bytes:
+    return Path(name).read_bytes()
+
+
+def failing_item(name: str, reason: str) -> ImageItem:
+    """An image that cannot be read, and why."""
+
     def fail() -> object:
         raise ImageError(reason)
 
@@ -199,8 +212,7 @@ def _open_array(array: NDArray[Any]) -> ImageSet:
 
 def _item_of(index: int, image: Any) -> ImageItem:
     if isinstance(image, str | os.PathLike):
-        path = Path(image)
-        return ImageItem(str(path), path.read_bytes)
+        return _file_item(Path(image))
     return ImageItem(str(index), lambda: image)
 
 

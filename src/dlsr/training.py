@@ -1,6 +1,7 @@
-"""Training (paper, Algorithm 1): arrays in, network out, one epoch a step so that it can be resumed exactly.
+"""Training (paper, Algorithm 1): rows in, network out, one epoch a step so that it can be resumed exactly.
 
-Every random number of an epoch comes from `(seed, epoch)`, so an epoch is a function of the state before it.
+Every random number of an epoch comes from `(seed, epoch)`, so an epoch is a function of the state before it. Those of a
+row belong to the row, so they are the same however many processes share a batch.
 """
 
 import math
@@ -12,12 +13,50 @@ from torch import Tensor, nn
 
 from dlsr.autoencoder import Reconstructor
 from dlsr.diffusion import distort
+from dlsr.distributed import ALONE, Ranks
 from dlsr.lfdn import RestorationNetwork
+from dlsr.rows import Rows
 from dlsr.settings import TrainingSettings
 
 Weights = dict[str, Tensor]
-Loss = Callable[[Tensor, torch.Generator], Tensor]
-"""The mean loss, shape `()`, of a batch of rows; all that is random comes from the generator."""
+
+
+class Draws:
+    """Random numbers for the rows of a batch, or for a share of them. Those of the whole batch are always drawn.
+
+    Args:
+        generator: where they come from.
+        n: rows of the whole batch.
+        share: the rows that they are wanted for.
+        device: where they are wanted.
+    """
+
+    def __init__(
+        self, generator: torch.Generator, n: int, share: slice = slice(None), device: torch.device | None = None
+    ) -> None:
+        self._generator = generator
+        self._n = n
+        self._share = share
+        self._device = device
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal numbers, shape `(rows, *shape)`."""
+        return self._of_share(torch.randn(self._n, *shape, generator=self._generator))
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Numbers in `[0, 1)`, shape `(rows, *shape)`."""
+        return self._of_share(torch.rand(self._n, *shape, generator=self._generator))
+
+    def integers(self, low: int, high: int) -> Tensor:
+        """Whole numbers in `[low, high)`, shape `(rows,)`."""
+        return self._of_share(torch.randint(low, high, (self._n,), generator=self._generator))
+
+    def _of_share(self, numbers: Tensor) -> Tensor:
+        return numbers[self._share].to(self._device)
+
+
+Loss = Callable[[Tensor, Draws], Tensor]
+"""The mean loss, shape `()`, of rows; all that is random is drawn for them."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +102,13 @@ def new_state(network: nn.Module) -> TrainingState:
 
 def train(
     network: nn.Module,
-    rows: Tensor,
+    rows: Rows,
     validation: Tensor,
     loss: Loss,
     settings: TrainingSettings,
     seed: int,
     state: TrainingState,
+    ranks: Ranks = ALONE,
 ) -> Iterator[TrainingState]:
     """Train, yielding the state after each epoch, until the last epoch or until it no longer pays.
 
@@ -77,42 +117,47 @@ def train(
         rows: what to train on, shape `(N, ..)`, on the network's device: features, for LFDN.
         validation: held-out ones, shape `(V, ..)`, likewise.
         loss: of the network on a batch of rows: `restoration_loss`, for LFDN.
-        settings: batch size, learning rate, epochs, patience.
+        settings: batch size (of all processes together), learning rate, epochs, patience.
         seed: of order, times and noise.
-        state: from `new_state`, or as yielded by an earlier run with the same other arguments.
+        state: from `new_state`, or as yielded by an earlier run with the same other arguments; on any device.
+        ranks: the processes that share each batch, all of which call this alike. The states are those of one process
+            alone, to rounding.
     """
     network.load_state_dict(state.network)
     parameters = dict(network.named_parameters())
     optimizer = torch.optim.AdamW(parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
     _restore_optimizer(optimizer, parameters, state.optimizer)
-    ema = {name: tensor.clone() for name, tensor in state.ema.items()}
+    device = rows.device
+    ema = {name: tensor.to(device, copy=True) for name, tensor in state.ema.items()}
+    objective = ranks.parallel(_Objective(network, loss))
     steps_per_epoch = math.ceil(len(rows) / settings.batch_size)
     epochs = most_epochs(settings, len(rows))
-    device = rows.device
     bfloat16 = uses_bfloat16(settings, device)
     while state.epoch < epochs and state.epoch - state.best_epoch < settings.patience:
         generator = epoch_generator(seed, state.epoch)
         network.train()
         total = torch.zeros((), device=device)
-        order = torch.randperm(len(rows), generator=generator)
-        for i, chosen in enumerate(torch.split(order, settings.batch_size)):
-            step = state.epoch * steps_per_epoch + i
+        step = state.epoch * steps_per_epoch
+        for buffer, chosen in _batches(rows, settings.batch_size, generator):
+            n = len(chosen)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(settings, step, epochs * steps_per_epoch)
+            share, mine = _share(ranks, n)
             with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-                batch_loss = loss(rows[chosen.to(device)], generator)
+                batch_loss = objective(buffer[chosen[share].to(device)], Draws(generator, n, share, device))
             optimizer.zero_grad()
-            batch_loss.backward()  # type: ignore[no-untyped-call]
+            (batch_loss * (mine * ranks.size / n)).backward()
             optimizer.step()
             decay = min(settings.ema_decay, (1 + step) / (10 + step))
             for name, parameter in parameters.items():
                 ema[name].lerp_(parameter.detach(), 1 - decay)
-            total += batch_loss.detach() * len(chosen)
+            total += batch_loss.detach() * mine
+            step += 1
         network.eval()
         entry = EpochLog(
             epoch=state.epoch + 1,
-            train_loss=float(total) / len(rows),
-            validation_loss=_validation_loss(network, ema, validation, loss, seed, settings.batch_size),
+            train_loss=float(ranks.sum(total)) / len(rows),
+            validation_loss=_validation_loss(network, ema, validation, loss, seed, settings.batch_size, ranks),
         )
         improved = not state.log or entry.validation_loss < min(e.validation_loss for e in state.log)
         averaged = _copy(ema)
@@ -125,6 +170,35 @@ def train(
             log=[*state.log, entry],
         )
         yield state
+
+
+class _Objective(nn.Module):
+    """A network's loss as a module, which is what can be made parallel."""
+
+    def __init__(self, network: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.network = network
+        self.loss = loss
+
+    def forward(self, rows: Tensor, draws: Draws) -> Tensor:
+        return self.loss(rows, draws)
+
+
+def _share(ranks: Ranks, n: int) -> tuple[slice, int]:
+    """A process's share of `n` rows, and how many it has; if none, the first one is given, to be of no account.
+
+    For the others wait for a gradient from each, and random numbers are to be drawn in each.
+    """
+    share = ranks.share(n)
+    mine = share.stop - share.start
+    return (share if mine else slice(0, 1)), mine
+
+
+def _batches(rows: Rows, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of an epoch: a buffer, and the numbers of the batch's rows in it."""
+    for buffer in rows.shuffled(batch_size, generator):
+        for chosen in torch.split(torch.randperm(len(buffer), generator=generator), batch_size):
+            yield buffer, chosen
 
 
 def uses_bfloat16(settings: TrainingSettings, device: torch.device) -> bool:
@@ -158,9 +232,9 @@ def restoration_loss(network: RestorationNetwork, alpha_bar: Tensor) -> Loss:
     """The network's loss on features `z0`, shape `(N, c)`, at uniformly drawn times (Algorithm 1)."""
     T = len(alpha_bar) - 1
 
-    def loss(z0: Tensor, generator: torch.Generator) -> Tensor:
-        t = torch.randint(1, T + 1, (len(z0),), generator=generator).to(z0.device)
-        noise = torch.randn(z0.shape, generator=generator).to(z0.device)
+    def loss(z0: Tensor, draws: Draws) -> Tensor:
+        t = draws.integers(1, T + 1)
+        noise = draws.normal(z0.shape[1])
         return network.loss(z0, distort(z0, t, alpha_bar, noise), t)
 
     return loss
@@ -169,22 +243,25 @@ def restoration_loss(network: RestorationNetwork, alpha_bar: Tensor) -> Loss:
 def reconstruction_loss(network: Reconstructor) -> Loss:
     """The loss of an autoencoder on features `z0`, shape `(N, c)`."""
 
-    def loss(z0: Tensor, generator: torch.Generator) -> Tensor:
-        return network.loss(z0, torch.randn(len(z0), network.latent, generator=generator).to(z0.device))
+    def loss(z0: Tensor, draws: Draws) -> Tensor:
+        return network.loss(z0, draws.normal(network.latent))
 
     return loss
 
 
 @torch.no_grad()
 def _validation_loss(
-    network: nn.Module, ema: Weights, validation: Tensor, loss: Loss, seed: int, batch_size: int
+    network: nn.Module, ema: Weights, validation: Tensor, loss: Loss, seed: int, batch_size: int, ranks: Ranks
 ) -> float:
     generator = epoch_generator(seed, -1)
     own = _copy(network.state_dict())
     network.load_state_dict(ema)
-    losses = [loss(rows, generator) * len(rows) for rows in torch.split(validation, batch_size)]
+    losses = []
+    for batch in torch.split(validation, batch_size):
+        share, mine = _share(ranks, len(batch))
+        losses.append(loss(batch[share], Draws(generator, len(batch), share, batch.device)) * mine)
     network.load_state_dict(own)
-    return float(torch.stack(losses).sum()) / len(validation)
+    return float(ranks.sum(torch.stack(losses).sum())) / len(validation)
 
 
 def _copy(weights: Weights) -> Weights:
@@ -202,4 +279,6 @@ def _optimizer_tensors(optimizer: torch.optim.AdamW, parameters: Mapping[str, Te
 def _restore_optimizer(optimizer: torch.optim.AdamW, parameters: Mapping[str, Tensor], tensors: Weights) -> None:
     for name, tensor in tensors.items():
         parameter, _, key = name.rpartition(".")
-        optimizer.state[parameters[parameter]][key] = tensor.clone()
+        held = parameters[parameter]
+        # The copy is on the parameter's device, where the fused AdamW wants its steps, too.
+        optimizer.state[held][key] = tensor.to(held.device, copy=True)

@@ -16,6 +16,7 @@ from dlsr.baselines.base import Watch
 from dlsr.baselines.encoded import EncodedBaseline
 from dlsr.errors import MissingExtraError
 from dlsr.settings import TrainingSettings
+from dlsr.training import Draws
 
 REFERENCES = 20_000
 
@@ -43,7 +44,7 @@ class AnomalibFre(EncodedBaseline):
         return network
 
     def _learn(self, features: Tensor, labels: Tensor | None, watch: Watch) -> None:
-        def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
+        def loss(rows: Tensor, draws: Draws) -> Tensor:
             return F.mse_loss(self.network_(rows), rows)
 
         settings = TrainingSettings(

@@ -21,11 +21,12 @@ from dlsr.estimator import Estimator
 from dlsr.fitting import OnEpoch, train_to_end
 from dlsr.images import ImageSet, ImagesLike, open_images, read_pixels, warn_of_unreadable
 from dlsr.noise import noise_for, pixel_digest
+from dlsr.rows import Rows
 from dlsr.settings import TrainingSettings
 from dlsr.training import EpochLog, Loss
 
 Array = NDArray[np.float64]
-Rows = NDArray[Any]
+Inputs = NDArray[Any]
 
 SMALLEST_TRAINING_SET = 20
 
@@ -131,16 +132,16 @@ class Baseline(Estimator):
         scores[[error is None for error in errors]] = self._score_rows(rows)
         return scores
 
-    def _read(self, images: ImageSet, transform: Transform | None) -> tuple[Rows, list[str | None]]:
+    def _read(self, images: ImageSet, transform: Transform | None) -> tuple[Inputs, list[str | None]]:
         """What the detector sees of the readable images; and for each image why it cannot be read, or None."""
         apply = transform.apply if transform else None
         return read_pixels(images, self.size, "bicubic", apply=apply, workers=self.workers)
 
-    def _tensor(self, rows: Rows) -> Tensor:
+    def _tensor(self, rows: Inputs) -> Tensor:
         """Rows as `_learn` and `_scores` take them."""
         return torch.from_numpy(rows).permute(0, 3, 1, 2).contiguous().to(self._device())
 
-    def _score_rows(self, rows: Rows) -> Array:
+    def _score_rows(self, rows: Inputs) -> Array:
         parts = []
         for start in range(0, len(rows), self.rows_at_once):
             parts.append(self._scores(self._tensor(rows[start : start + self.rows_at_once])).detach().cpu())
@@ -202,10 +203,11 @@ class Baseline(Estimator):
         order = torch.randperm(len(rows), generator=generator)
         held_out = max(len(rows) // 20, 1)
         validation, training = rows[order[:held_out]], rows[order[held_out:]]
-        key = training_key(settings, training, validation, *network.state_dict().values(), *also)
+        inputs = (training, validation, *network.state_dict().values(), *also)
+        key = training_key(settings, *([rows] for rows in inputs))
         saved = Checkpoint(watch.checkpoint, key) if watch.checkpoint else None
         state = train_to_end(
-            network, training, validation, loss, settings, self.seed, checkpoint=saved, on_epoch=watch.on_epoch
+            network, Rows(training), validation, loss, settings, self.seed, checkpoint=saved, on_epoch=watch.on_epoch
         )
         network.load_state_dict(state.best)
         self.log_ = state.log

@@ -14,6 +14,7 @@ from dlsr.baselines.base import Watch
 from dlsr.baselines.encoded import EncodedBaseline
 from dlsr.baselines.pytorch_ood import pytorch_ood_detector
 from dlsr.settings import TrainingSettings
+from dlsr.training import Draws
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
@@ -46,7 +47,7 @@ class ClassifierBaseline(EncodedBaseline):
         assert labels is not None
         classes = labels.to(features.device)
 
-        def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
+        def loss(rows: Tensor, draws: Draws) -> Tensor:
             return F.cross_entropy(self.network_(features[rows]), classes[rows])
 
         settings = TrainingSettings(

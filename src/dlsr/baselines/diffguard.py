@@ -13,6 +13,7 @@ from dlsr.baselines.perception import Perception
 from dlsr.diffusion import predicted_noise, skipping_steps
 from dlsr.schedule import cosine_alpha_bar
 from dlsr.settings import TrainingSettings
+from dlsr.training import Draws
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
@@ -48,7 +49,7 @@ class DiffGuard(PixelDiffusion):
         classes = labels.to(pixels.device)
         super()._learn(pixels, labels, watch)
 
-        def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
+        def loss(rows: Tensor, draws: Draws) -> Tensor:
             logits = self.network_["classifier"](scaled(pixels[rows]))
             return F.cross_entropy(logits, classes[rows])
 

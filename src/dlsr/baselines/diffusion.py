@@ -13,6 +13,7 @@ from dlsr.diffusion import distort, restore
 from dlsr.errors import MissingExtraError
 from dlsr.schedule import cosine_alpha_bar
 from dlsr.settings import TrainingSettings
+from dlsr.training import Draws
 
 T = 1000
 
@@ -59,10 +60,10 @@ class PixelDiffusion(Baseline):
     def _learn(self, pixels: Tensor, labels: Tensor | None, watch: Watch) -> None:
         alpha_bar = cosine_alpha_bar(T).to(pixels.device)
 
-        def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
+        def loss(rows: Tensor, draws: Draws) -> Tensor:
             x0 = scaled(rows)
-            t = torch.randint(1, T + 1, (len(x0),), generator=generator).to(x0.device)
-            noise = torch.randn(x0.shape, generator=generator).to(x0.device)
+            t = draws.integers(1, T + 1)
+            noise = draws.normal(*x0.shape[1:])
             xt = distort(x0.flatten(1), t, alpha_bar, noise.flatten(1)).reshape(x0.shape)
             return F.mse_loss(self._noise_in(xt, t), noise)
 

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dlsr.baselines.base import Baseline, Rows
+from dlsr.baselines.base import Baseline, Inputs
 from dlsr.encoders import Encoder, encoder_spec
 from dlsr.encoding import Transform, encode_all, open_store
 from dlsr.images import ImageSet
@@ -31,7 +31,7 @@ class EncodedBaseline(Baseline):
     weights: str | None = None
     store: str | None = None
 
-    def _read(self, images: ImageSet, transform: Transform | None) -> tuple[Rows, list[str | None]]:
+    def _read(self, images: ImageSet, transform: Transform | None) -> tuple[Inputs, list[str | None]]:
         encoder = self._loaded_encoder()
         store = open_store(Path(self.store) if self.store else None, encoder, transform)
         encoded = encode_all(encoder, images, store=store, transform=transform, workers=self.workers)
@@ -43,5 +43,5 @@ class EncodedBaseline(Baseline):
             self._encoder = Encoder(spec, self._device())
         return self._encoder
 
-    def _tensor(self, rows: Rows) -> Tensor:
+    def _tensor(self, rows: Inputs) -> Tensor:
         return torch.from_numpy(rows).to(self._device())

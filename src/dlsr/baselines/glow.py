@@ -10,6 +10,7 @@ from dlsr.baselines.base import Baseline, Watch
 from dlsr.baselines.complexity import complexity_of
 from dlsr.errors import MissingExtraError
 from dlsr.settings import TrainingSettings
+from dlsr.training import Draws
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
@@ -63,8 +64,8 @@ class Glow(Baseline):
         with torch.no_grad():
             self._bits((pixels[: self.batch_size].float() + 0.5) / 256)  # ActNorm takes its scale from a first batch
 
-        def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
-            uniform = torch.rand(rows.shape, generator=generator).to(rows.device)
+        def loss(rows: Tensor, draws: Draws) -> Tensor:
+            uniform = draws.uniform(*rows.shape[1:])
             return self._bits((rows.float() + uniform) / 256).mean()
 
         settings = TrainingSettings(

@@ -15,6 +15,7 @@ from dlsr.baselines.diffusion import scaled
 from dlsr.baselines.networks import SmallResNet
 from dlsr.baselines.pytorch_ood import pytorch_ood_detector
 from dlsr.settings import TrainingSettings
+from dlsr.training import Draws
 
 REFERENCES = 20_000
 
@@ -29,7 +30,7 @@ def nt_xent(z: Tensor, temperature: float) -> Tensor:
     return F.cross_entropy(similar, partner)
 
 
-def augmented(pixels: Tensor, generator: torch.Generator) -> Tensor:
+def augmented(pixels: Tensor, draws: Draws) -> Tensor:
     """SimCLR's augmentations for small images, each image its own: uint8 `(n, 3, H, W)` to `[-1, 1]`.
 
     Random resized crop, mirror, colour jitter (brightness, contrast, saturation) and greyscale; no blur, as for
@@ -38,7 +39,7 @@ def augmented(pixels: Tensor, generator: torch.Generator) -> Tensor:
     n, size = len(pixels), pixels.shape[-1]
 
     def uniform(low: float, high: float) -> Tensor:
-        return (torch.rand(n, generator=generator) * (high - low) + low).to(pixels.device)
+        return draws.uniform() * (high - low) + low
 
     side = uniform(0.2, 1.0).sqrt()
     shift_x, shift_y = ((1 - side) * uniform(-1, 1) for _ in range(2))
@@ -89,8 +90,8 @@ class SimCLR(Baseline):
         return SmallResNet(self.width, self.projection)
 
     def _learn(self, pixels: Tensor, labels: Tensor | None, watch: Watch) -> None:
-        def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
-            views = torch.cat([augmented(rows, generator) for _ in range(2)])
+        def loss(rows: Tensor, draws: Draws) -> Tensor:
+            views = torch.cat([augmented(rows, draws) for _ in range(2)])
             return nt_xent(self.network_(views).float(), self.temperature)
 
         settings = TrainingSettings(

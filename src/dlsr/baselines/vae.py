@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from dlsr.baselines.base import Baseline, Watch
 from dlsr.settings import TrainingSettings
+from dlsr.training import Draws
 
 LEVELS = 256
 
@@ -86,8 +87,8 @@ class VAE(Baseline):
         return ConvVAE(self.width, self.latent, self.size)
 
     def _learn(self, pixels: Tensor, labels: Tensor | None, watch: Watch) -> None:
-        def loss(rows: Tensor, generator: torch.Generator) -> Tensor:
-            noise = torch.randn(len(rows), self.latent, generator=generator).to(rows.device)
+        def loss(rows: Tensor, draws: Draws) -> Tensor:
+            noise = draws.normal(self.latent)
             return self.network_.negative_elbo(rows, noise).mean()
 
         settings = TrainingSettings(

@@ -27,6 +27,7 @@ from dlsr.encoding import readable_pixels
 from dlsr.engines import Backend, available_backends
 from dlsr.images import ImageSet, map_ahead, open_images
 from dlsr.lfdn import LFDN
+from dlsr.rows import Rows
 from dlsr.settings import Settings, TrainingSettings, resolve
 from dlsr.training import new_state, restoration_loss, train, uses_bfloat16
 
@@ -245,7 +246,7 @@ def measure_training(settings: Settings, vectors: int, precision: Precision, c: 
     z0 = torch.randn(vectors, c)
     ends: list[float] = [time.perf_counter()]
     loss = restoration_loss(network, settings.schedule.alpha_bar())
-    for _ in train(network, z0, z0[:1], loss, training, 0, new_state(network)):
+    for _ in train(network, Rows(z0), z0[:1], loss, training, 0, new_state(network)):
         ends.append(time.perf_counter())
     # The first epoch warms up.
     epoch = float(np.median(np.diff(ends)[1:]))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -13,12 +14,15 @@ import typer
 from dlsr.cli.bench import bench_app
 from dlsr.cli.console import progress_bars, say, say_unreadable, show_drift, show_report, stdout
 from dlsr.cli.options import (
+    Address,
     BackendName,
     BackendOption,
     DecodingName,
     Device,
+    Engine,
     EngineName,
     FormatName,
+    ImagesPerPart,
     Json,
     Model,
     NoStore,
@@ -51,7 +55,7 @@ app = typer.Typer(
 
 @app.command()
 def fit(
-    images: Annotated[Path, typer.Argument(help="Folder, tar or image file with in-distribution images.")],
+    images: Annotated[str, typer.Argument(help="Folder, tar or image file with in-distribution images.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Model directory to write.")],
     encoder: Annotated[str, typer.Option(help="Encoder preset, or a network of timm.")] = "efficientnet_lite0",
     preset: Annotated[str | None, typer.Option(help="default, fast or paper.")] = None,
@@ -81,11 +85,17 @@ def fit(
     ] = 0,
     quiet: Quiet = False,
     as_json: Json = False,
+    engine: Engine = EngineName.LOCAL,
+    address: Address = None,
+    images_per_part: ImagesPerPart = 4096,
 ) -> None:
-    """Learn what in-distribution images look like. An interrupted fit goes on when run again."""
+    """Learn what in-distribution images look like. An interrupted fit goes on when run again.
+
+    Started by torchrun or accelerate launch, the processes share encoding and training.
+    """
     from dlsr.artifact import check_output  # noqa: PLC0415
     from dlsr.detector import Detector  # noqa: PLC0415
-    from dlsr.images import open_images  # noqa: PLC0415
+    from dlsr.distributed import joined  # noqa: PLC0415
 
     check_output(output)
     detector = Detector(
@@ -111,21 +121,70 @@ def fit(
         workers=workers,
         thumbnails=thumbnails,
     )
+    with joined() as ranks:
+        quiet = quiet or not ranks.is_first
+        if engine is EngineName.LOCAL:
+            _fit_here(detector, Path(images), output, ranks, quiet)
+        elif ranks.size > 1:
+            raise SettingsError(
+                "--engine ray is started once; encode with it first, then train with torchrun, without it"
+            )
+        else:
+            _fit_with_ray(detector, images, output, address, images_per_part, quiet)
+        if ranks.is_first:
+            detector.save(output)
+            _beside(output, "checkpoint").unlink(missing_ok=True)
+            shutil.rmtree(_beside(output, "encoding"), ignore_errors=True)
+            _say_fitted(detector, output, quiet, as_json)
+
+
+def _fit_here(detector: Any, images: Path, output: Path, ranks: Any, quiet: bool) -> None:
+    from dlsr.images import open_images  # noqa: PLC0415
+
     found = open_images(images)
     if found.ignored:
         say(f"passed over {len(found.ignored)} files that are not images, such as {found.ignored[0]}", quiet)
-    checkpoint = output.with_name(output.name + ".checkpoint")
     with _quiet_library(), progress_bars(quiet) as bars:
         detector.fit(
             found,
-            checkpoint=checkpoint,
+            checkpoint=_beside(output, "checkpoint"),
             progress=bars.images("encoding", len(found)),
             on_epoch=bars.epochs("training"),
+            ranks=ranks,
         )
-    detector.save(output)
-    checkpoint.unlink(missing_ok=True)
+
+
+def _fit_with_ray(
+    detector: Any, source: str, output: Path, address: str | None, images_per_part: int, quiet: bool
+) -> None:
+    from dlsr.scale.ray_engine import encode_with_ray  # noqa: PLC0415
+
+    if detector.thumbnails:
+        raise SettingsError("--thumbnails needs the images at hand; leave it out with --engine ray")
+    with _quiet_library(), progress_bars(quiet) as bars:
+        on_plan, on_part = bars.parts("parts encoded")
+        encoded = encode_with_ray(
+            detector,
+            source,
+            str(_beside(output, "encoding")),
+            address=address,
+            workers=detector.workers,
+            images_per_part=images_per_part,
+            on_plan=on_plan,
+            on_part=on_part,
+        )
+        detector.fit_encoded(encoded, checkpoint=_beside(output, "checkpoint"), on_epoch=bars.epochs("training"))
+
+
+def _beside(output: Path, suffix: str) -> Path:
+    """Where an interrupted fit leaves what it has."""
+    return output.with_name(f"{output.name}.{suffix}")
+
+
+def _say_fitted(detector: Any, output: Path, quiet: bool, as_json: bool) -> None:
     summary = detector.fit_summary_
-    say_unreadable(summary.unreadable, len(found))
+    images = summary.training_images + summary.validation_images + summary.calibration_images
+    say_unreadable(summary.unreadable, images + len(summary.unreadable))
     if as_json:
         _print_json(summary.model_dump() | {"model": str(output), "threshold": detector.threshold_})
     else:
@@ -146,7 +205,9 @@ def score(
     ],
     output: Annotated[
         str | None,
-        typer.Option("--output", "-o", help="A .csv, .jsonl or .parquet file, for ray a folder; else CSV on stdout."),
+        typer.Option(
+            "--output", "-o", help="A .csv, .jsonl or .parquet file, for ray a folder or its URL; else CSV on stdout."
+        ),
     ] = None,
     false_alarm_rate: Rate = None,
     weights: Weights = None,
@@ -157,16 +218,9 @@ def score(
     workers: Workers = 2,
     quiet: Quiet = False,
     as_json: Json = False,
-    engine: Annotated[
-        EngineName,
-        typer.Option(help="ray: on a Ray cluster; input and --output may be fsspec URLs, output is a folder."),
-    ] = EngineName.LOCAL,
-    address: Annotated[
-        str | None, typer.Option(help="For ray: of the cluster, such as auto; one on this machine if not given.")
-    ] = None,
-    images_per_part: Annotated[
-        int, typer.Option(min=1, help="For ray: images in a task and a file of results.")
-    ] = 1000,
+    engine: Engine = EngineName.LOCAL,
+    address: Address = None,
+    images_per_part: ImagesPerPart = 1000,
 ) -> None:
     """Score images: how far out each lies, its p-value, and whether to refuse it."""
     if engine is EngineName.RAY:
@@ -231,12 +285,7 @@ def _score_with_ray(
     from dlsr.scale.ray_engine import score_with_ray  # noqa: PLC0415
 
     with progress_bars(quiet) as bars:
-        advance: list[Any] = []
-
-        def on_plan(parts: int, before: int) -> None:
-            advance.append(bars.images("parts", parts))
-            advance[0](before)
-
+        on_plan, on_part = bars.parts("parts scored")
         summary = score_with_ray(
             model,
             source,
@@ -249,7 +298,7 @@ def _score_with_ray(
             device=device,
             backend=backend.value,
             on_plan=on_plan,
-            on_part=lambda _: advance[0](1),
+            on_part=on_part,
         )
     if as_json:
         _print_json(asdict(summary) | {"output": output})

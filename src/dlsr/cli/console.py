@@ -38,6 +38,15 @@ class Progresses:
 
         return advance
 
+    def parts(self, name: str) -> tuple[Callable[[int, int], None], Callable[[object], None]]:
+        """A bar for the parts of a run: what is told how many there are, and are done; and what is told of each."""
+        task: list[TaskID] = []
+
+        def on_plan(parts: int, before: int) -> None:
+            task.append(self._bars.add_task(name, total=parts, completed=before, speed=""))
+
+        return on_plan, lambda _: self._bars.advance(task[0])
+
     def epochs(self, name: str) -> Callable[["EpochLog", int], None]:
         """A bar for epochs of training."""
         task: list[TaskID] = []

@@ -34,7 +34,7 @@ class DecodingName(StrEnum):
 
 
 class EngineName(StrEnum):
-    """What hands out the work of scoring."""
+    """What hands out the work of scoring or encoding."""
 
     LOCAL = "local"
     RAY = "ray"
@@ -58,6 +58,13 @@ Weights = Annotated[str | None, typer.Option(help="Encoder weights: a .safetenso
 Model = Annotated[Path, typer.Argument(help="Model directory that `dlsr fit` wrote.")]
 ScoredImages = Annotated[Path, typer.Argument(help="Folder, tar or image file.")]
 Rate = Annotated[float | None, typer.Option("--false-alarm-rate", help="Share of ID images that may be called OOD.")]
+
+
+Engine = Annotated[EngineName, typer.Option(help="ray: on a Ray cluster, from folders, shards, Parquet, URLs, hf:..")]
+Address = Annotated[
+    str | None, typer.Option(help="For ray: of the cluster, such as auto; one on this machine if not given.")
+]
+ImagesPerPart = Annotated[int, typer.Option(min=1, help="For ray: images in a task.")]
 
 
 def store_of(store: Path | None, no_store: bool) -> Path | None:

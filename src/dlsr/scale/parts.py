@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from dlsr.errors import ImageError, InputError, MissingExtraError, NoImagesError, SettingsError, one_line
-from dlsr.images import SUFFIXES, ImageItem, in_groups
+from dlsr.errors import InputError, MissingExtraError, NoImagesError, SettingsError, one_line
+from dlsr.images import SUFFIXES, ImageItem, failing_item, in_groups
 
 Kind = Literal["files", "members", "tar", "parquet", "dataset"]
 
@@ -226,15 +226,8 @@ def _cell_item(cell: Any, name: str) -> ImageItem:
     """A cell holds bytes, or as Hugging Face has it a struct with bytes and a path."""
     content = cell.get("bytes") if isinstance(cell, dict) else cell
     if not isinstance(content, bytes):
-        return ImageItem(name, _failing("the row holds no bytes"))
+        return failing_item(name, "the row holds no bytes")
     return ImageItem(name, lambda: content)
-
-
-def _failing(reason: str) -> Any:
-    def fail() -> object:
-        raise ImageError(reason)
-
-    return fail
 
 
 def _open_dataset(source: str) -> Any:

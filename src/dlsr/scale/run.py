@@ -1,6 +1,6 @@
-"""Scoring a part of a collection: what one task does, and the files it leaves. Knows nothing of who hands out tasks.
+"""A run over a collection's parts: the files it leaves, and how a part is done. Knows nothing of who hands out tasks.
 
-A run is a folder, here or behind any fsspec URL:
+A run is a folder, here or behind any fsspec URL. For scoring:
 
     run.json                   what was scored, by which model, cut how
     model/                     the model, for workers that cannot see its directory
@@ -16,34 +16,36 @@ import io
 import json
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from dlsr.artifact import MANIFEST
 from dlsr.detector import Detector, Result
 from dlsr.errors import ArtifactError, InputError, one_line
 from dlsr.files import replacing
-from dlsr.images import ImageItem, ImageSet, in_groups
+from dlsr.images import ImageItem, failing_item
 from dlsr.output import results_table
 from dlsr.scale.parts import Part, filesystem, items_of
 
 SCHEMA = 1
-AT_ONCE = 512
-"""Images that are read ahead of the detector: what bounds a worker's memory."""
 CAREFUL_AFTER = 2
-"""After so many attempts that killed their worker, a part is scored image by image, to find the one that does it."""
+"""After so many attempts that killed their worker, a part is done image by image, to find the one that does it."""
 
 
-@dataclass(frozen=True)
-class PartDone:
-    """What became of a part."""
+class Row(Protocol):
+    """What becomes of an image."""
 
-    index: int
-    images: int
-    ood: int
-    errors: int
+    @property
+    def path(self) -> str:
+        """Its name."""
+
+    @property
+    def error(self) -> str | None:
+        """Why it could not be read; None if it could."""
+
+
+R = TypeVar("R", bound=Row)
 
 
 class RunFolder:
@@ -51,11 +53,18 @@ class RunFolder:
 
     Args:
         url: a folder, or any fsspec URL of one.
+        results: name of the folder for what comes of the parts.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, results: str = "scores") -> None:
         self.url = url
+        self._results = results
         self._fs, self._root = filesystem(url)
+
+    @property
+    def full_url(self) -> str:
+        """The same from any working directory."""
+        return str(self._fs.unstrip_protocol(self._root))
 
     def claim(self, about: Mapping[str, Any]) -> None:
         """Begin a run, or go on with one that is the same.
@@ -69,11 +78,11 @@ class RunFolder:
             try:
                 found = json.loads(self._fs.cat_file(path))
             except ValueError as error:
-                raise ArtifactError(f"'{self.url}/run.json' is damaged; give another output folder") from error
+                raise ArtifactError(f"'{self.url}/run.json' is damaged; delete it or give another folder") from error
             if found != wanted:
                 differ = sorted(k for k in wanted.keys() | found.keys() if found.get(k) != wanted.get(k))
                 raise ArtifactError(
-                    f"'{self.url}' holds a run with another {', '.join(differ)}; give another output folder"
+                    f"'{self.url}' holds a run with another {', '.join(differ)}; delete it or give another folder"
                 )
             return
         self._write("run.json", json.dumps(wanted, indent=2).encode())
@@ -103,23 +112,42 @@ class RunFolder:
 
     def is_done(self, part: Part) -> bool:
         """Whether a part needs no more work."""
-        return bool(self._fs.exists(self._path("scores", part, "parquet")))
+        return bool(self._fs.exists(self._path(self._results, part, "parquet")))
 
     def done(self, parts: list[Part]) -> set[int]:
         """Indices of the parts that are done, by one listing."""
-        folder = f"{self._root}/scores"
+        folder = f"{self._root}/{self._results}"
         names = {Path(path).name for path in self._fs.ls(folder, detail=False)} if self._fs.isdir(folder) else set()
         return {part.index for part in parts if f"part-{part.index:06}.parquet" in names}
 
-    def write(self, part: Part, results: list[Result]) -> None:
-        """Write a part's results, those of unreadable images apart and first."""
-        failed = [result for result in results if result.error is not None]
-        scored = [result for result in results if result.error is None]
+    def finish(self, part: Part, table: Any, failed: list[Result]) -> None:
+        """Write what came of a part, an Arrow table; what could not be read apart and first."""
         if failed:
-            self._write(self._name("errors", part, "parquet"), _parquet_bytes(failed))
-        self._write(self._name("scores", part, "parquet"), _parquet_bytes(scored))
+            self._write(self._name("errors", part, "parquet"), _parquet_bytes(results_table(failed)))
+        self._write(self._name(self._results, part, "parquet"), _parquet_bytes(table))
         if self._fs.exists(self._path("attempts", part, "json")):
             self._fs.rm_file(self._path("attempts", part, "json"))
+
+    def table(self, part: Part) -> Any:
+        """What came of a part that is done, as `finish` was given it."""
+        return self._read_table(self._path(self._results, part, "parquet"))
+
+    def failed(self, part: Part) -> dict[str, str]:
+        """Reasons by name of what could not be read in a part that is done."""
+        path = self._path("errors", part, "parquet")
+        if not self._fs.exists(path):
+            return {}
+        table = self._read_table(path)
+        return dict(zip(table["path"].to_pylist(), table["error"].to_pylist(), strict=True))
+
+    def remove(self) -> None:
+        """Delete the folder."""
+        self._fs.rm(self._root, recursive=True)
+
+    def _read_table(self, path: str) -> Any:
+        from pyarrow import parquet  # noqa: PLC0415 - an optional extra
+
+        return parquet.read_table(io.BytesIO(self._fs.cat_file(path)))
 
     def attempts(self, part: Part) -> dict[str, Any]:
         """How often a part was begun without an end, and which images killed their worker."""
@@ -151,54 +179,69 @@ class RunFolder:
             self._fs.pipe_file(path, content)
 
 
-def score_part(detector: Detector, part: Part, run: RunFolder) -> PartDone:
-    """Score a part and write its files, unless it is done.
+def do_part(
+    part: Part,
+    run: RunFolder,
+    work: Callable[[Iterable[ImageItem]], Iterable[R]],
+    table: Callable[[list[R]], Any],
+) -> list[R]:
+    """Do a part and write its files, unless it is done.
 
-    What cannot be read is a row in `errors/`: an image, or a whole part whose tar or table is damaged. An image that
-    kills the process is found by the attempts that follow, and becomes such a row too.
+    What cannot be read is a row in `errors/`: an image, or the rest of a part whose tar or table is damaged. An image
+    that kills the process is found by the attempts that follow, and becomes such a row too.
+
+    Args:
+        part: what to do.
+        run: where its files go.
+        work: makes a row of each image, in order.
+        table: makes an Arrow table of the rows without an error.
+
+    Returns:
+        All rows; none if the part was done before.
     """
     if run.is_done(part):
-        return PartDone(part.index, 0, 0, 0)
+        return []
     attempts = run.attempts(part)
     if attempts["current"] is not None:
         attempts["poisoned"].append(attempts["current"])
     attempts |= {"attempts": attempts["attempts"] + 1, "current": None}
     run.note(part, attempts)
-    careful = attempts["attempts"] > CAREFUL_AFTER
-    results: list[Result] = []
-    try:
-        for items in in_groups(items_of(part), 1 if careful else AT_ONCE):
-            results.extend(_scored(detector, items, part, run, attempts, careful))
-    except (OSError, ValueError, tarfile.TarError, InputError) as error:
-        results.append(Result(part.url, error=f"the rest of this part cannot be read: {one_line(error)}"))
-    run.write(part, results)
-    ood = sum(bool(result.is_ood) for result in results)
-    errors = sum(result.error is not None for result in results)
-    return PartDone(part.index, len(results), ood, errors)
+    items = _items_or_reason(part)
+    if attempts["attempts"] > CAREFUL_AFTER:
+        rows = list(_one_by_one(part, run, work, items, attempts))
+    else:
+        rows = list(work(items))
+    failed = [Result(row.path, error=row.error) for row in rows if row.error is not None]
+    run.finish(part, table([row for row in rows if row.error is None]), failed)
+    return rows
 
 
-def _scored(
-    detector: Detector,
-    items: list[ImageItem],
+def _one_by_one(
     part: Part,
     run: RunFolder,
-    attempts: dict[str, Any],
-    careful: bool,
-) -> Iterator[Result]:
-    if not careful:
-        yield from detector.results(ImageSet(items))
-        return
+    work: Callable[[Iterable[ImageItem]], Iterable[R]],
+    items: Iterable[ImageItem],
+    attempts: Mapping[str, Any],
+) -> Iterator[R]:
     for item in items:
         if item.name in attempts["poisoned"]:
-            yield Result(item.name, error="reading or scoring it killed the worker")
+            yield from work([failing_item(item.name, "reading or scoring it killed the worker")])
             continue
-        run.note(part, attempts | {"current": item.name})
-        yield from detector.results(ImageSet([item]))
+        run.note(part, {**attempts, "current": item.name})
+        yield from work([item])
 
 
-def _parquet_bytes(results: list[Result]) -> bytes:
+def _items_or_reason(part: Part) -> Iterator[ImageItem]:
+    """A part's images; what hinders reading them all is one more, which cannot be read."""
+    try:
+        yield from items_of(part)
+    except (OSError, ValueError, tarfile.TarError, InputError) as error:
+        yield failing_item(part.url, f"the rest of this part cannot be read: {one_line(error)}")
+
+
+def _parquet_bytes(table: Any) -> bytes:
     from pyarrow import parquet  # noqa: PLC0415 - an optional extra
 
     buffer = io.BytesIO()
-    parquet.write_table(results_table(results), buffer)
+    parquet.write_table(table, buffer)
     return buffer.getvalue()

@@ -1,0 +1,110 @@
+"""What is done with a part: its images are scored, or encoded into the feature store."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dlsr.detector import Detector, Result
+from dlsr.encoders import Encoder
+from dlsr.encoding import Encoded, encode_chunks, joined
+from dlsr.errors import ArtifactError
+from dlsr.images import ImageItem, ImageSet, in_groups
+from dlsr.noise import DIGEST_BYTES
+from dlsr.output import results_table
+from dlsr.scale.parts import Part
+from dlsr.scale.run import RunFolder, do_part
+from dlsr.store import KEY_BYTES, FeatureStore
+
+AT_ONCE = 512
+"""Images that are read ahead of the detector: what bounds a worker's memory."""
+
+
+@dataclass(frozen=True)
+class PartDone:
+    """What became of a part."""
+
+    index: int
+    images: int
+    ood: int
+    """Of no account when encoding."""
+    errors: int
+
+
+def score_part(detector: Detector, part: Part, run: RunFolder) -> PartDone:
+    """Score a part, unless it is done; see `dlsr.scale.run.do_part`."""
+
+    def score(items: Iterable[ImageItem]) -> Iterator[Result]:
+        for group in in_groups(items, AT_ONCE):
+            yield from detector.results(ImageSet(group))
+
+    rows = do_part(part, run, score, results_table)
+    return PartDone(
+        part.index, len(rows), sum(bool(row.is_ood) for row in rows), sum(row.error is not None for row in rows)
+    )
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image whose features are in the store."""
+
+    path: str
+    key: bytes | None = None
+    """By which the store knows it."""
+    error: str | None = None
+
+
+def encode_part(encoder: Encoder, store: FeatureStore, part: Part, run: RunFolder) -> PartDone:
+    """Encode a part into the feature store, unless it is done; see `dlsr.scale.run.do_part`."""
+
+    def encode(items: Iterable[ImageItem]) -> Iterator[EncodedImage]:
+        for chunk in encode_chunks(encoder, items, store=store, workers=1):
+            keys = iter(chunk.keys)
+            for name, error in zip(chunk.names, chunk.errors, strict=True):
+                yield EncodedImage(name, None if error else next(keys).tobytes(), error)
+
+    rows = do_part(part, run, encode, _keys_table)
+    return PartDone(part.index, len(rows), 0, sum(row.error is not None for row in rows))
+
+
+def encoded_images(run: RunFolder, parts: list[Part], store: FeatureStore) -> Encoded:
+    """All images of a run whose parts are all encoded, in the order of the parts.
+
+    Raises:
+        ArtifactError: if the store has lost some.
+        OutputError: as `dlsr.encoding.encode_all`.
+    """
+    tables = [run.table(part) for part in parts]
+    failed = [run.failed(part) for part in parts]
+
+    def chunks() -> Iterator[Encoded]:
+        for table, reasons in zip(tables, failed, strict=True):
+            keys = np.frombuffer(b"".join(table["key"].to_pylist()), np.uint8).reshape(-1, KEY_BYTES)
+            found = [store.get(key.tobytes()) for key in keys]
+            known = [one for one in found if one is not None]
+            if len(known) < len(found):
+                raise ArtifactError(
+                    f"'{store.folder}' has lost features that '{run.url}' says it has; delete the latter, run again"
+                )
+            yield Encoded(
+                names=[*table["path"].to_pylist(), *reasons],
+                errors=[*[None] * len(known), *reasons.values()],
+                z0=np.array([z0 for _, z0 in known], np.float32).reshape(-1, store.c),
+                digests=np.array([digest for digest, _ in known], np.uint8).reshape(-1, DIGEST_BYTES),
+                keys=keys,
+            )
+
+    images = sum(len(table) for table in tables) + sum(map(len, failed))
+    return joined(chunks(), images, store.c, store.folder)
+
+
+def _keys_table(rows: list[EncodedImage]) -> Any:
+    import pyarrow as pa  # noqa: PLC0415 - an optional extra
+
+    return pa.table(
+        {
+            "path": pa.array([row.path for row in rows], pa.string()),
+            "key": pa.array([row.key for row in rows], pa.binary(KEY_BYTES)),
+        }
+    )
