@@ -39,8 +39,7 @@ class Checkpoint:
         """
         tensors: dict[str, Tensor] = {}
         for part in _PARTS:
-            # Cloned, for after the first epoch `ema`, `initial` and `best` are one, which safetensors refuses.
-            tensors |= {f"{part}/{name}": tensor.clone() for name, tensor in getattr(state, part).items()}
+            tensors |= {f"{part}/{name}": tensor for name, tensor in getattr(state, part).items()}
         about = {"schema": SCHEMA, "key": self._key, "log": [asdict(entry) for entry in state.log]}
         with replacing(self.path) as temporary:
             safetensors.torch.save_file(tensors, temporary, metadata={"dlsr-checkpoint": json.dumps(about)})

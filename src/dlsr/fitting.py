@@ -120,9 +120,10 @@ def fit_scorer(
         state = _train(reconstructor, training, validation, settings, checkpoint, on_epoch, ranks)
         reconstructor.load_state_dict(state.best)
         return ReconstructionScorer(reconstructor.eval(), channels), state.log
-    network, initial = (_lfdn(settings, channels, training.device) for _ in range(2))
+    network = _lfdn(settings, channels, training.device)
     state = _train(network, training, validation, settings, checkpoint, on_epoch, ranks)
     network.load_state_dict(state.best)
+    initial = _lfdn(settings, channels, training.device)
     initial.load_state_dict(state.initial)
     return PaperScorer(settings.score, network.eval(), initial.eval(), settings, channels), state.log
 

@@ -72,7 +72,11 @@ class EpochLog:
 
 @dataclass
 class TrainingState:
-    """All that the next epoch depends on."""
+    """All that the next epoch depends on.
+
+    `network`, `ema` and `optimizer` are the tensors that are trained, not copies, for they may be large: they are what
+    they say until `train` is asked for its next state.
+    """
 
     network: Weights
     ema: Weights
@@ -160,13 +164,12 @@ def train(
             validation_loss=_validation_loss(network, ema, validation, loss, seed, settings.batch_size, ranks),
         )
         improved = not state.log or entry.validation_loss < min(e.validation_loss for e in state.log)
-        averaged = _copy(ema)
         state = TrainingState(
-            network=_copy(network.state_dict()),
-            ema=averaged,
+            network=network.state_dict(),
+            ema=ema,
             optimizer=_optimizer_tensors(optimizer, parameters),
-            initial=state.initial or averaged,
-            best=averaged if improved else state.best,
+            initial=state.initial or _copy(ema),
+            best=_copy(ema) if improved else state.best,
             log=[*state.log, entry],
         )
         yield state
@@ -270,7 +273,7 @@ def _copy(weights: Weights) -> Weights:
 
 def _optimizer_tensors(optimizer: torch.optim.AdamW, parameters: Mapping[str, Tensor]) -> Weights:
     return {
-        f"{name}.{key}": value.detach().clone()
+        f"{name}.{key}": value.detach()
         for name, parameter in parameters.items()
         for key, value in optimizer.state[parameter].items()
     }
