@@ -3,8 +3,9 @@
     python benchmarks/scale.py --data ../shared/data --work /tmp/scale --output docs/scale.json
 
 60,000 CIFAR-10 images as WebDataset shards and as Parquet, scored by `dlsr score` in one process and by
-`dlsr score --engine ray`. Runs that are compared for scaling have as many cores as workers, by `taskset`. Then what
-each stage takes on one core: reading, decoding, encoding, restoring and scoring. What is finished is kept in `--work`.
+`dlsr score --engine ray`. For scaling, runs of 20,000 follow one another, with as many cores as workers (`taskset`).
+Then what each stage takes on one core: reading, decoding, encoding, restoring and scoring. What is finished is kept
+in `--work`.
 """
 
 import io
@@ -48,18 +49,20 @@ def main(
     work: Annotated[Path, typer.Option(help="Folder for sources, the model and results; what is finished is kept.")],
     output: Annotated[Path, typer.Option(help="JSON file to write.")],
     images: Annotated[int, typer.Option(help="To score.")] = 60_000,
-    on_one_core: Annotated[int, typer.Option(help="Of them, in the runs of one worker on one core.")] = 20_000,
+    compared: Annotated[int, typer.Option(help="Of them, in the runs that are compared.")] = 20_000,
 ) -> None:
     everything = open_images(data / "cifar10.tar")
-    sources = written_sources(everything, work, images, on_one_core)
+    sources = written_sources(everything, work, images, compared)
     model = fitted_model(everything, work)
     runs = (
         # name, source, workers, cores
         ("tar-2", "tar", 2, 2),
         ("parquet-2", "parquet", 2, 2),
-        ("tar-1", "tar-part", 1, 1),
-        ("parquet-1", "parquet-part", 1, 1),
-        ("tar-1-of-2", "tar-part", 1, 2),
+        ("tar-part-1", "tar-part", 1, 1),
+        ("tar-part-2", "tar-part", 2, 2),
+        ("parquet-part-1", "parquet-part", 1, 1),
+        ("parquet-part-2", "parquet-part", 2, 2),
+        ("tar-part-1-of-2", "tar-part", 1, 2),
     )
     content: dict[str, Any] = {
         "command": "python benchmarks/scale.py " + " ".join(sys.argv[1:]),
@@ -70,8 +73,10 @@ def main(
             for name, source, workers, cores in runs
         },
         "stages": {
-            "CIFAR-10, 32 px": stages(model, sample(everything, STAGE_IMAGES)),
-            "DTD, 300 to 900 px": stages(model, sample(open_images(data / "dtd_5classes.tar"), STAGE_IMAGES)),
+            "CIFAR-10, 32 px": kept(work / "stages-small.json", partial(stages, model, everything)),
+            "DTD, 300 to 900 px": kept(
+                work / "stages-photographs.json", lambda: stages(model, open_images(data / "dtd_5classes.tar"))
+            ),
         },
         "handing_out": kept(work / "parts.json", handing_out),
         "bytes_of_results_per_image": sum(one.stat().st_size for one in (work / "tar-2" / "scores").iterdir()) / images,
@@ -80,6 +85,10 @@ def main(
     scores = scores_in(work / "one.parquet")
     content["agreement"] = {
         name: agreement(scores, scores_in(work / name / "scores")) for name in ("tar-2", "parquet-2")
+    }
+    rates = {name: run["steady_images_per_second"] for name, run in content["ray"].items()}
+    content["efficiency"] = {
+        kind: rates[f"{kind}-part-2"] / (2 * rates[f"{kind}-part-1"]) for kind in ("tar", "parquet")
     }
     write_json(output, content)
     print(json.dumps(content, indent=1))
@@ -228,8 +237,9 @@ def agreement(one: dict[str, tuple[float, bool]], other: dict[str, tuple[float, 
     }
 
 
-def stages(model: Path, images: ImageSet) -> dict[str, Any]:
+def stages(model: Path, everything: ImageSet) -> dict[str, Any]:
     """Milliseconds an image takes in each stage, on one core, and bytes to read."""
+    images = sample(everything, STAGE_IMAGES)
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     os.sched_setaffinity(0, {0})
