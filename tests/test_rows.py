@@ -18,6 +18,7 @@ def small_buffers(monkeypatch):
     monkeypatch.setattr(rows, "IN_MEMORY_BYTES", 0)
     monkeypatch.setattr(rows, "BLOCK_BYTES", 16 * 16)
     monkeypatch.setattr(rows, "BUFFER_BYTES", 64 * 16)
+    monkeypatch.setattr(rows, "READ_BYTES", 64 * 16)
 
 
 def numbered(n=1000, c=4):
@@ -63,6 +64,11 @@ def test_rows_in_order_some_rows_and_a_function_of_rows(small_buffers):
     assert training_key(settings, in_blocks) == training_key(settings, in_memory) != training_key(settings, [])
 
 
+def test_rows_are_taken_in_the_order_asked_for():
+    chosen = np.random.default_rng(0).integers(0, 1000, 300)
+    np.testing.assert_array_equal(rows.taken(numbered(), chosen), numbered()[chosen])
+
+
 def test_few_rows_are_in_memory_in_the_order_asked_for():
     made = rows_of(numbered(), np.array([5, 2]), CPU)
     assert type(made) is Rows
@@ -90,6 +96,7 @@ def test_a_fit_from_a_file_detects_as_one_from_memory(tmp_path, monkeypatch, sco
     monkeypatch.setattr(rows, "IN_MEMORY_BYTES", 0)
     monkeypatch.setattr(rows, "BLOCK_BYTES", 2**12)
     monkeypatch.setattr(rows, "BUFFER_BYTES", 2**15)
+    monkeypatch.setattr(rows, "READ_BYTES", 2**15)
     from_file = Detector(**parameters).fit_features(np.load(tmp_path / "z0.npy", mmap_mode="r"))
     aurocs = []
     for detector in (in_memory, from_file):

@@ -27,7 +27,7 @@ from dlsr.fitting import OnEpoch, fit_scorer, restored_scorer, split
 from dlsr.images import ImagesLike, open_images, warn_of_unreadable
 from dlsr.noise import row_digests
 from dlsr.quantise import Int8Report, quantised_encoder
-from dlsr.rows import BUFFER_BYTES, rows_of
+from dlsr.rows import READ_BYTES, rows_of, taken
 from dlsr.scorers import Digests, Scorer, score_rows, without_prefix
 from dlsr.settings import Settings, resolve
 from dlsr.store import FeatureStore
@@ -293,14 +293,16 @@ class Detector(Estimator):
         parts = split(len(z0), self.false_alarm_rate, self.seed)
         device = self._device()
         training = rows_of(z0, parts.training, device)
-        validation = torch.from_numpy(z0[parts.validation]).to(device)
+        validation = torch.from_numpy(taken(z0, parts.validation)).to(device)
+        calibration = taken(z0, parts.calibration)
         saved = checkpoint and Checkpoint(Path(checkpoint), training_key(settings, training, [validation]))
 
-        def digests_of(rows: NDArray[np.intp]) -> Digests:
-            return row_digests(z0[rows]) if digests is None else digests[rows]
+        def digests_of(rows: NDArray[np.intp], held_out: NDArray[np.float32]) -> Digests:
+            return row_digests(held_out) if digests is None else digests[rows]
 
+        validation_digests = digests_of(parts.validation, validation.cpu().numpy())
         self._scorer, log = fit_scorer(
-            settings, channels, training, validation, digests_of(parts.validation), saved or None, on_epoch, ranks
+            settings, channels, training, validation, validation_digests, saved or None, on_epoch, ranks
         )
         self.settings_ = settings
         self._spec = self._encoder.spec if self._encoder else None
@@ -313,7 +315,7 @@ class Detector(Estimator):
             unreadable=unreadable,
             log=log,
         )
-        self._calibrate(z0[parts.calibration], digests_of(parts.calibration))
+        self._calibrate(calibration, digests_of(parts.calibration, calibration))
         return self
 
     def calibrate(self, images: ImagesLike, *, progress: Progress | None = None) -> "Detector":
@@ -768,7 +770,7 @@ def _checked(features: ArrayLike, columns: int | None) -> NDArray[np.float32]:
     if columns is not None and values.shape[1] != columns:
         raise FeatureError(f"the model was fitted to {columns} columns, got {values.shape[1]}")
     rows = np.ascontiguousarray(values, dtype=np.float32)
-    at_once = max(BUFFER_BYTES // rows[:1].nbytes, 1) if len(rows) else 1
+    at_once = max(READ_BYTES // rows[:1].nbytes, 1) if len(rows) else 1
     finite = [np.isfinite(rows[i : i + at_once]).all(axis=1) for i in range(0, len(rows), at_once)]
     bad = np.flatnonzero(~np.concatenate([np.empty(0, np.bool_), *finite]))
     if len(bad):

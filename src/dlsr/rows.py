@@ -9,10 +9,12 @@ from torch import Tensor
 
 IN_MEMORY_BYTES = 2**30
 """More features than this stay where they are and are read a buffer at a time."""
-BUFFER_BYTES = 2**28
-"""So much is read at once, and shuffled whole."""
-BLOCK_BYTES = 2**20
-"""Rows that lie together are read together, so much at least."""
+READ_BYTES = 2**27
+"""So much is read at once, in order."""
+BUFFER_BYTES = 2**29
+"""So much is shuffled whole."""
+BLOCK_BYTES = 2**23
+"""So much is read together from one place: less would be lost on machines that read megabytes ahead."""
 
 
 class Rows:
@@ -74,7 +76,7 @@ class RowsInBlocks(Rows):
 
     def __iter__(self) -> Iterator[Tensor]:
         """See `Rows`."""
-        size = max(BUFFER_BYTES // self._row_bytes, 1)
+        size = max(READ_BYTES // self._row_bytes, 1)
         for start in range(0, len(self), size):
             yield self._read(self._chosen[start : start + size])
 
@@ -93,7 +95,7 @@ class RowsInBlocks(Rows):
 
     def take(self, chosen: Tensor) -> Tensor:
         """See `Rows`."""
-        return self._read(self._chosen[chosen.numpy()])
+        return self._function(torch.from_numpy(taken(self._table, self._chosen[chosen.numpy()])).to(self.device))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Rows:
         """See `Rows`."""
@@ -104,8 +106,16 @@ class RowsInBlocks(Rows):
         return self._function(torch.from_numpy(np.asarray(self._table[chosen])).to(self.device))
 
 
+def taken(table: NDArray[np.float32], chosen: NDArray[np.intp]) -> NDArray[np.float32]:
+    """`table[chosen]`, read from front to back, which for rows on disk is one pass at most."""
+    order = np.argsort(chosen)
+    rows = np.empty((len(chosen), *table.shape[1:]), table.dtype)
+    rows[order] = table[chosen[order]]
+    return rows
+
+
 def rows_of(table: NDArray[np.float32], chosen: NDArray[np.intp], device: torch.device) -> Rows:
     """Chosen rows of an array, shape `(N, c)`: in memory if they are few, else left where they are."""
     if len(chosen) * table[:1].nbytes <= IN_MEMORY_BYTES:
-        return Rows(torch.from_numpy(table[chosen]).to(device))
+        return Rows(torch.from_numpy(taken(table, chosen)).to(device))
     return RowsInBlocks(table, np.sort(chosen), device)
