@@ -293,14 +293,14 @@ class Detector(Estimator):
         parts = split(len(z0), self.false_alarm_rate, self.seed)
         device = self._device()
         training = rows_of(z0, parts.training, device)
-        validation = torch.from_numpy(taken(z0, parts.validation)).to(device)
-        calibration = taken(z0, parts.calibration)
+        held_out, calibration = (taken(z0, rows) for rows in (parts.validation, parts.calibration))
+        validation = torch.from_numpy(held_out).to(device)
         saved = checkpoint and Checkpoint(Path(checkpoint), training_key(settings, training, [validation]))
 
-        def digests_of(rows: NDArray[np.intp], held_out: NDArray[np.float32]) -> Digests:
-            return row_digests(held_out) if digests is None else digests[rows]
+        def digests_of(rows: NDArray[np.intp], features: NDArray[np.float32]) -> Digests:
+            return row_digests(features) if digests is None else digests[rows]
 
-        validation_digests = digests_of(parts.validation, validation.cpu().numpy())
+        validation_digests = digests_of(parts.validation, held_out)
         self._scorer, log = fit_scorer(
             settings, channels, training, validation, validation_digests, saved or None, on_epoch, ranks
         )
