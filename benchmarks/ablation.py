@@ -21,17 +21,17 @@ from torch import Tensor
 
 from dlsr import Detector, evaluate_scores
 from dlsr.artifact import installed_versions
-from dlsr.diffusion import distort
-from dlsr.encoding import Encoded
+from dlsr.config import PRESETS, NetworkSettings, Settings
+from dlsr.encoding.pipeline import Encoded
+from dlsr.encoding.store import default_store_root
 from dlsr.evaluation import protocol_transform
-from dlsr.expected_error import ErrorAwareLFDN
-from dlsr.fitting import fit_scorer, split
-from dlsr.lfdn import LFDN
-from dlsr.rows import Rows
-from dlsr.scorers import LayerScores, ResidualScorer, Scorer, score_rows
-from dlsr.settings import PRESETS, NetworkSettings, Settings
-from dlsr.store import default_store_root
-from dlsr.training import new_state, restoration_loss, train
+from dlsr.method.diffusion import distort
+from dlsr.method.lfdn import LFDN
+from dlsr.scorers.base import LayerScores, ResidualScorer, Scorer, score_rows
+from dlsr.scorers.expected_error import ErrorAwareLFDN
+from dlsr.scorers.fitting import fit_scorer, split
+from dlsr.training.data import Rows
+from dlsr.training.loop import new_state, restoration_loss, train
 from quality import CHOSEN_ON, real_sets, write_report
 
 TEST_IMAGES = 2000

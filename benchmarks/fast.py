@@ -16,7 +16,7 @@ import typer
 
 from dlsr import Detector
 from dlsr.artifact import installed_versions
-from dlsr.lfdn import LFDN
+from dlsr.method.lfdn import LFDN
 from quality import CHOSEN_ON, aurocs, matched_features, write_report
 
 TEST_IMAGES = 2000

@@ -16,9 +16,9 @@ import typer
 
 from dlsr import PRESETS
 from dlsr.artifact import installed_versions
-from dlsr.fitting import fit_scorer, split
-from dlsr.rows import Rows
-from dlsr.scorers import score_rows
+from dlsr.scorers.base import score_rows
+from dlsr.scorers.fitting import fit_scorer, split
+from dlsr.training.data import Rows
 from quality import aurocs, matched_features, write_report
 
 TEST_IMAGES = 2000

@@ -22,11 +22,11 @@ from dlsr import Detector, evaluate_scores
 from dlsr.artifact import installed_versions
 from dlsr.bench.datasets import CIFAR_LIKE, tiny_imagenet_classes, without_cifar_like
 from dlsr.cli.console import progress_bars
-from dlsr.encoding import Encoded, Transform
+from dlsr.encoding.pipeline import Encoded, Transform
+from dlsr.encoding.store import default_store_root
 from dlsr.evaluation import MATCHED_SIZE, mean_and_std, protocol_transform, sample
 from dlsr.files import replacing
-from dlsr.images import ImageSet, open_images
-from dlsr.store import default_store_root
+from dlsr.images.decode import ImageSet, open_images
 
 CHOSEN_ON = ("SVHN crops", "DTD")
 """The default's design was chosen on these OOD sets; the others were left alone."""

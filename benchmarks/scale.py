@@ -32,12 +32,12 @@ import typer
 from dlsr import Detector
 from dlsr.artifact import installed_versions
 from dlsr.evaluation import sample
-from dlsr.images import ImageSet, decode, in_groups, open_images, resize
-from dlsr.noise import pixel_digest
-from dlsr.report_files import write_json
+from dlsr.images.decode import ImageSet, decode, in_groups, open_images, resize
+from dlsr.method.noise import pixel_digest
+from dlsr.reports.evaluation import write_json
 from dlsr.scale.parts import Part
 from dlsr.scale.ray_engine import _done_by
-from dlsr.scorers import score_rows
+from dlsr.scorers.base import score_rows
 
 SHARD = 5000
 TRAINING_IMAGES = 5000

@@ -25,8 +25,8 @@ import typer
 from dlsr import Detector
 from dlsr.artifact import installed_versions
 from dlsr.evaluation import sample
-from dlsr.images import ImageSet, open_images
-from dlsr.report_files import write_json
+from dlsr.images.decode import ImageSet, open_images
+from dlsr.reports.evaluation import write_json
 from serving import Load, encoded, load, resident, serving
 
 CONCURRENCY = 64

@@ -26,8 +26,8 @@ from dlsr import (
     evaluate_scores,
     open_images,
 )
-from dlsr.noise import row_digests
-from dlsr.settings import resolve
+from dlsr.config import resolve
+from dlsr.method.noise import row_digests
 
 
 def settings_for(score):
@@ -354,7 +354,7 @@ def test_other_files_are_not_overwritten(tmp_path, fitted):
 def test_a_setting_that_came_later_does_not_make_a_model_look_changed(saved, monkeypatch):
     from typing import Literal
 
-    from dlsr.settings import Settings
+    from dlsr.config import Settings
 
     class Later(Settings):
         added: Literal["yes", "no"] = "no"

@@ -8,7 +8,7 @@ import pytest
 
 from dlsr import Detector, evaluate, open_images
 from dlsr.evaluation import sample
-from dlsr.images import ImageSet
+from dlsr.images.decode import ImageSet
 
 pytestmark = [
     pytest.mark.real_data,

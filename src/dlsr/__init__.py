@@ -4,7 +4,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dlsr.calibration import p_values, threshold
+    from dlsr.calibration.conformal import p_values, threshold
+    from dlsr.calibration.metrics import Metrics, evaluate_scores
+    from dlsr.config import PRESETS, SCORES, Settings
     from dlsr.detector import Detector, Result
     from dlsr.encoders import ENCODERS, Encoder, EncoderSpec, encoder_spec
     from dlsr.errors import (
@@ -24,9 +26,7 @@ if TYPE_CHECKING:
         WeightsError,
     )
     from dlsr.evaluation import Evaluation, Report, evaluate
-    from dlsr.images import ImageSet, UnreadableImagesWarning, open_images
-    from dlsr.metrics import Metrics, evaluate_scores
-    from dlsr.settings import PRESETS, SCORES, Settings
+    from dlsr.images.decode import ImageSet, UnreadableImagesWarning, open_images
 
 __all__ = [
     "ENCODERS",
@@ -65,11 +65,11 @@ __all__ = [
 ]
 
 _HOME = {
-    "p_values": "dlsr.calibration",
-    "threshold": "dlsr.calibration",
+    "p_values": "dlsr.calibration.conformal",
+    "threshold": "dlsr.calibration.conformal",
     "Detector": "dlsr.detector",
     "Result": "dlsr.detector",
-    "UnreadableImagesWarning": "dlsr.images",
+    "UnreadableImagesWarning": "dlsr.images.decode",
     "ENCODERS": "dlsr.encoders",
     "Encoder": "dlsr.encoders",
     "EncoderSpec": "dlsr.encoders",
@@ -91,13 +91,13 @@ _HOME = {
     "Evaluation": "dlsr.evaluation",
     "Report": "dlsr.evaluation",
     "evaluate": "dlsr.evaluation",
-    "ImageSet": "dlsr.images",
-    "open_images": "dlsr.images",
-    "Metrics": "dlsr.metrics",
-    "evaluate_scores": "dlsr.metrics",
-    "PRESETS": "dlsr.settings",
-    "SCORES": "dlsr.settings",
-    "Settings": "dlsr.settings",
+    "ImageSet": "dlsr.images.decode",
+    "open_images": "dlsr.images.decode",
+    "Metrics": "dlsr.calibration.metrics",
+    "evaluate_scores": "dlsr.calibration.metrics",
+    "PRESETS": "dlsr.config",
+    "SCORES": "dlsr.config",
+    "Settings": "dlsr.config",
 }
 
 

@@ -19,11 +19,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
+from dlsr.config import Settings
 from dlsr.encoders import EncoderSpec
 from dlsr.errors import ArtifactError, OutputError
 from dlsr.files import replacing
-from dlsr.settings import Settings
-from dlsr.training import EpochLog
+from dlsr.training.loop import EpochLog
 
 SCHEMA_VERSION = 1
 MANIFEST = "model.json"

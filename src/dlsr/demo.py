@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits, load_sample_images
 
 from dlsr.detector import Detector
-from dlsr.encoding import Progress
-from dlsr.engines import Backend
+from dlsr.encoding.pipeline import Progress
 from dlsr.errors import MissingExtraError
 from dlsr.evaluation import Evaluation, evaluate
-from dlsr.fitting import OnEpoch
-from dlsr.images import open_images
+from dlsr.images.decode import open_images
+from dlsr.runtime.base import Backend
+from dlsr.scorers.fitting import OnEpoch
 
 Pixels = NDArray[np.uint8]
 

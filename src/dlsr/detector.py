@@ -12,25 +12,25 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from dlsr.artifact import FitSummary, Manifest, as_tensor, installed_versions, read_model, write_model
-from dlsr.calibration import layer_scale, p_values, threshold
-from dlsr.checkpoint import Checkpoint, training_key
-from dlsr.devices import torch_device
-from dlsr.distributed import ALONE, Ranks
+from dlsr.calibration.conformal import layer_scale, p_values, threshold
+from dlsr.config import Settings, resolve
 from dlsr.encoders import Encoder, encoder_spec
-from dlsr.encoding import Encoded, Progress, Transform, encode_all, encode_chunks, open_store, readable_pixels
-from dlsr.engines import Backend, choose_backend, openvino_engine
+from dlsr.encoding.examples import Examples, choose_examples
+from dlsr.encoding.pipeline import Encoded, Progress, Transform, encode_all, encode_chunks, open_store, readable_pixels
+from dlsr.encoding.store import FeatureStore
 from dlsr.errors import ArtifactError, FeatureError, NoImagesError, NotFittedError, SettingsError
 from dlsr.estimator import Estimator
-from dlsr.examples import Examples, choose_examples
-from dlsr.export import Exportable, ExportFormat, check_export, sample_pixels, write_export, write_int8_export
-from dlsr.fitting import OnEpoch, fit_scorer, restored_scorer, split
-from dlsr.images import ImagesLike, open_images, warn_of_unreadable
-from dlsr.noise import row_digests
-from dlsr.quantise import Int8Report, quantised_encoder
-from dlsr.rows import READ_BYTES, rows_of, taken
-from dlsr.scorers import Digests, Scorer, score_rows, without_prefix
-from dlsr.settings import Settings, resolve
-from dlsr.store import FeatureStore
+from dlsr.export.graph import Exportable, ExportFormat, check_export, sample_pixels, write_export, write_int8_export
+from dlsr.export.int8 import Int8Report, quantised_encoder
+from dlsr.images.decode import ImagesLike, open_images, warn_of_unreadable
+from dlsr.method.noise import row_digests
+from dlsr.runtime.base import Backend, choose_backend, openvino_engine
+from dlsr.runtime.devices import torch_device
+from dlsr.scorers.base import Digests, Scorer, score_rows, without_prefix
+from dlsr.scorers.fitting import OnEpoch, fit_scorer, restored_scorer, split
+from dlsr.training.checkpoint import Checkpoint, training_key
+from dlsr.training.data import READ_BYTES, rows_of, taken
+from dlsr.training.distributed import ALONE, Ranks
 
 Array = NDArray[np.float64]
 
@@ -94,7 +94,7 @@ class Detector(Estimator):
         false_alarm_rate: share of ID images that may be called OOD; can be changed after fitting.
         seed: of everything random. Noise is derived from it and each image's content.
         device: `auto`, `cpu`, `cuda`, ..
-        backend: what runs the encoder: one of `dlsr.engines.BACKENDS`.
+        backend: what runs the encoder: one of `dlsr.runtime.base.BACKENDS`.
         store: folder of the feature store; None keeps no features on disk.
         workers: threads that read and decode images.
         thumbnails: so many training images are kept as thumbnails, to show beside new ones.
@@ -182,7 +182,7 @@ class Detector(Estimator):
             checkpoint: file for the state of training; if it holds that of the same fit, it is taken up.
             progress: told of each image encoded.
             on_epoch: told of each epoch of training.
-            ranks: from `dlsr.distributed.joined`, if several processes fit this detector together.
+            ranks: from `dlsr.training.distributed.joined`, if several processes fit this detector together.
 
         Raises:
             InputError: if there are no images, or too few that can be read.
@@ -639,7 +639,7 @@ class Detector(Estimator):
 
         Returns:
             The greatest difference of scores from PyTorch's on these images, relative as told at
-            `dlsr.export.TOLERANCE`.
+            `dlsr.export.graph.TOLERANCE`.
 
         Raises:
             NotFittedError: for a detector that is not fitted, or was fitted to features.
@@ -681,7 +681,7 @@ class Detector(Estimator):
             NotFittedError: as for `export`.
             MissingExtraError: without OpenVINO or NNCF.
             TooFewImagesError: if the training images are too few.
-            ExportError: if mean AUROC falls by `dlsr.quantise.GREATEST_LOSS` or more; nothing is written then.
+            ExportError: if mean AUROC falls by `dlsr.export.int8.GREATEST_LOSS` or more; nothing is written then.
         """
         if not ood_images:
             raise SettingsError("give at least one OOD set to measure the 8-bit model on")

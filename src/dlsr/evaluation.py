@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from dlsr.artifact import installed_versions
+from dlsr.calibration.metrics import Metrics, evaluate_scores
 from dlsr.detector import Detector
-from dlsr.encoding import Encoded, Progress, Transform
+from dlsr.encoding.pipeline import Encoded, Progress, Transform
 from dlsr.errors import NoImagesError, SettingsError
-from dlsr.images import ImageSet, ImagesLike, open_images, recompress
-from dlsr.metrics import Metrics, evaluate_scores
+from dlsr.images.decode import ImageSet, ImagesLike, open_images, recompress
 
 Protocol = Literal["native", "matched"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from dlsr.baselines.base import Watch
 from dlsr.baselines.encoded import EncodedBaseline
+from dlsr.config import TrainingSettings
 from dlsr.errors import MissingExtraError
-from dlsr.settings import TrainingSettings
-from dlsr.training import Draws
+from dlsr.training.loop import Draws
 
 REFERENCES = 20_000
 

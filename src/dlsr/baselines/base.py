@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dlsr.artifact import BaselineManifest, installed_versions, read_artifact, write_model
-from dlsr.checkpoint import Checkpoint, training_key
-from dlsr.devices import torch_device
-from dlsr.encoding import Transform
+from dlsr.config import TrainingSettings
+from dlsr.encoding.pipeline import Transform
 from dlsr.errors import ArtifactError, InputError, NotFittedError, TooFewImagesError
 from dlsr.estimator import Estimator
-from dlsr.fitting import OnEpoch, train_to_end
-from dlsr.images import ImageSet, ImagesLike, open_images, read_pixels, warn_of_unreadable
-from dlsr.noise import noise_for, pixel_digest
-from dlsr.rows import Rows
-from dlsr.settings import TrainingSettings
-from dlsr.training import EpochLog, Loss
+from dlsr.images.decode import ImageSet, ImagesLike, open_images, read_pixels, warn_of_unreadable
+from dlsr.method.noise import noise_for, pixel_digest
+from dlsr.runtime.devices import torch_device
+from dlsr.scorers.fitting import OnEpoch, train_to_end
+from dlsr.training.checkpoint import Checkpoint, training_key
+from dlsr.training.data import Rows
+from dlsr.training.loop import EpochLog, Loss
 
 Array = NDArray[np.float64]
 Inputs = NDArray[Any]

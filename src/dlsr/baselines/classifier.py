@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from dlsr.baselines.base import Watch
 from dlsr.baselines.encoded import EncodedBaseline
 from dlsr.baselines.pytorch_ood import pytorch_ood_detector
-from dlsr.settings import TrainingSettings
-from dlsr.training import Draws
+from dlsr.config import TrainingSettings
+from dlsr.training.loop import Draws
 
 
 @dataclass(kw_only=True, repr=False, eq=False)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from dlsr.baselines.base import Watch
 from dlsr.baselines.diffusion import PixelDiffusion, T, scaled
 from dlsr.baselines.perception import Perception
-from dlsr.diffusion import skipping_steps
+from dlsr.method.diffusion import skipping_steps
 
 HELD_OUT = 256
 """At most so many training images standardise the errors."""

@@ -10,10 +10,10 @@ from dlsr.baselines.base import Watch
 from dlsr.baselines.diffusion import PixelDiffusion, T, scaled
 from dlsr.baselines.networks import SmallResNet
 from dlsr.baselines.perception import Perception
-from dlsr.diffusion import predicted_noise, skipping_steps
-from dlsr.schedule import cosine_alpha_bar
-from dlsr.settings import TrainingSettings
-from dlsr.training import Draws
+from dlsr.config import TrainingSettings
+from dlsr.method.diffusion import predicted_noise, skipping_steps
+from dlsr.method.schedule import cosine_alpha_bar
+from dlsr.training.loop import Draws
 
 
 @dataclass(kw_only=True, repr=False, eq=False)

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dlsr.baselines.base import Baseline, Watch
-from dlsr.diffusion import distort, restore
+from dlsr.config import TrainingSettings
 from dlsr.errors import MissingExtraError
-from dlsr.schedule import cosine_alpha_bar
-from dlsr.settings import TrainingSettings
-from dlsr.training import Draws
+from dlsr.method.diffusion import distort, restore
+from dlsr.method.schedule import cosine_alpha_bar
+from dlsr.training.loop import Draws
 
 T = 1000
 

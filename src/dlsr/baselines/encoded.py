@@ -9,8 +9,8 @@ from torch import Tensor
 
 from dlsr.baselines.base import Baseline, Inputs
 from dlsr.encoders import Encoder, encoder_spec
-from dlsr.encoding import Transform, encode_all, open_store
-from dlsr.images import ImageSet
+from dlsr.encoding.pipeline import Transform, encode_all, open_store
+from dlsr.images.decode import ImageSet
 
 
 @dataclass(kw_only=True, repr=False, eq=False)

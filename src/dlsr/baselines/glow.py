@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from dlsr.baselines.base import Baseline, Watch
 from dlsr.baselines.complexity import complexity_of
+from dlsr.config import TrainingSettings
 from dlsr.errors import MissingExtraError
-from dlsr.settings import TrainingSettings
-from dlsr.training import Draws
+from dlsr.training.loop import Draws
 
 
 @dataclass(kw_only=True, repr=False, eq=False)

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from dlsr.baselines.diffusion import PixelDiffusion, T, scaled
 from dlsr.baselines.perception import Perception
-from dlsr.diffusion import distort, skipping_steps
-from dlsr.schedule import cosine_alpha_bar
+from dlsr.method.diffusion import distort, skipping_steps
+from dlsr.method.schedule import cosine_alpha_bar
 
 
 @dataclass(kw_only=True, repr=False, eq=False)

@@ -14,7 +14,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from dlsr.baselines.base import Baseline, Watch
 from dlsr.baselines.complexity import complexity_of
-from dlsr.settings import TrainingSettings
+from dlsr.config import TrainingSettings
 
 
 class ShiftedConv(nn.Module):

@@ -14,8 +14,8 @@ from dlsr.baselines.base import Baseline, Watch
 from dlsr.baselines.diffusion import scaled
 from dlsr.baselines.networks import SmallResNet
 from dlsr.baselines.pytorch_ood import pytorch_ood_detector
-from dlsr.settings import TrainingSettings
-from dlsr.training import Draws
+from dlsr.config import TrainingSettings
+from dlsr.training.loop import Draws
 
 REFERENCES = 20_000
 

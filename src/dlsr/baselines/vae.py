@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dlsr.baselines.base import Baseline, Watch
-from dlsr.settings import TrainingSettings
-from dlsr.training import Draws
+from dlsr.config import TrainingSettings
+from dlsr.training.loop import Draws
 
 LEVELS = 256
 

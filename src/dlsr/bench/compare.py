@@ -17,15 +17,15 @@ from safetensors.numpy import load_file, save_file
 from dlsr.artifact import installed_versions
 from dlsr.baselines import DETECTORS, make_detector
 from dlsr.bench.failures import save_failures
+from dlsr.calibration.metrics import Metrics, evaluate_scores
 from dlsr.detector import Detector
-from dlsr.encoding import Transform
+from dlsr.encoding.pipeline import Transform
 from dlsr.errors import ArtifactError, DlsrError, ImageError
 from dlsr.evaluation import Protocol, mean_and_std, protocol_transform, sample
 from dlsr.files import replacing
-from dlsr.fitting import OnEpoch
-from dlsr.images import ImageSet
-from dlsr.metrics import Metrics, evaluate_scores
-from dlsr.training import EpochLog
+from dlsr.images.decode import ImageSet
+from dlsr.scorers.fitting import OnEpoch
+from dlsr.training.loop import EpochLog
 
 Array = NDArray[np.float64]
 TIMED_IMAGES = 256

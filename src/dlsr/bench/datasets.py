@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlsr.errors import InputError, MissingExtraError, SettingsError, one_line
-from dlsr.images import ImageSet, open_images
+from dlsr.images.decode import ImageSet, open_images
 
 Part = Literal["train", "test"]
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from dlsr.files import replacing
-from dlsr.images import ImageSet, decode
+from dlsr.images.decode import ImageSet, decode
 
 SHOWN = 8
 THUMBNAIL = 96

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from dlsr.plots import bare, save_figure
+from dlsr.reports.plots import bare, save_figure
 
 Scores = NDArray[np.float64]
 

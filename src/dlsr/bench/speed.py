@@ -22,14 +22,14 @@ import torch
 from PIL import Image
 
 from dlsr.artifact import installed_versions
+from dlsr.config import Settings, TrainingSettings, resolve
 from dlsr.detector import Detector
-from dlsr.encoding import readable_pixels
-from dlsr.engines import Backend, available_backends
-from dlsr.images import ImageSet, map_ahead, open_images
-from dlsr.lfdn import LFDN
-from dlsr.rows import Rows
-from dlsr.settings import Settings, TrainingSettings, resolve
-from dlsr.training import new_state, restoration_loss, train, uses_bfloat16
+from dlsr.encoding.pipeline import readable_pixels
+from dlsr.images.decode import ImageSet, map_ahead, open_images
+from dlsr.method.lfdn import LFDN
+from dlsr.runtime.base import Backend, available_backends
+from dlsr.training.data import Rows
+from dlsr.training.loop import new_state, restoration_loss, train, uses_bfloat16
 
 Precision = Literal["float32", "bfloat16"]
 

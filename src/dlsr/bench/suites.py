@@ -22,15 +22,15 @@ from dlsr.bench.compare import (
 from dlsr.bench.datasets import Dataset, open_dataset
 from dlsr.bench.figures import save_bars, save_distributions, save_over_time
 from dlsr.bench.paper import PAPER, PaperTable
+from dlsr.calibration.metrics import evaluate_scores
+from dlsr.config import RestorationSettings
 from dlsr.detector import Detector
-from dlsr.diffusion import skipping_steps
-from dlsr.encoding import Encoded
+from dlsr.encoding.pipeline import Encoded
 from dlsr.errors import InputError, SettingsError
 from dlsr.evaluation import protocol_transform, sample
-from dlsr.fitting import restored_scorer
-from dlsr.metrics import evaluate_scores
-from dlsr.scorers import PaperScorer, Scorer, score_rows
-from dlsr.settings import RestorationSettings
+from dlsr.method.diffusion import skipping_steps
+from dlsr.scorers.base import PaperScorer, Scorer, score_rows
+from dlsr.scorers.fitting import restored_scorer
 
 TABLES = tuple(dict.fromkeys(table.table for table in PAPER))
 FIGURES = ("fig3", "fig4", "fig5", "fig6", "fig7", "fig8", "fig9", "table4", "ablation")

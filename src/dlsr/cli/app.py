@@ -95,7 +95,7 @@ def fit(
     """
     from dlsr.artifact import check_output  # noqa: PLC0415
     from dlsr.detector import Detector  # noqa: PLC0415
-    from dlsr.distributed import joined  # noqa: PLC0415
+    from dlsr.training.distributed import joined  # noqa: PLC0415
 
     check_output(output)
     detector = Detector(
@@ -139,7 +139,7 @@ def fit(
 
 
 def _fit_here(detector: Any, images: Path, output: Path, ranks: Any, quiet: bool) -> None:
-    from dlsr.images import open_images  # noqa: PLC0415
+    from dlsr.images.decode import open_images  # noqa: PLC0415
 
     found = open_images(images)
     if found.ignored:
@@ -241,8 +241,8 @@ def score(
             as_json=as_json,
         )
         return
-    from dlsr.images import open_images  # noqa: PLC0415
-    from dlsr.output import check_format, write_csv, write_jsonl, write_results  # noqa: PLC0415
+    from dlsr.images.decode import open_images  # noqa: PLC0415
+    from dlsr.reports.tables import check_format, write_csv, write_jsonl, write_results  # noqa: PLC0415
 
     if output is not None:
         check_format(Path(output))
@@ -356,7 +356,7 @@ def evaluate(
     else:
         show_report(report)
     if output is not None:
-        from dlsr.report_files import write_evaluation  # noqa: PLC0415
+        from dlsr.reports.evaluation import write_evaluation  # noqa: PLC0415
 
         written = write_evaluation(output, done, detector.threshold_)
         say(f"wrote {', '.join(str(path) for path in written)}", quiet)
@@ -378,7 +378,7 @@ def calibrate(
     quiet: Quiet = False,
 ) -> None:
     """Change a model's false-alarm rate, or what it is calibrated on, without refitting."""
-    from dlsr.images import open_images  # noqa: PLC0415
+    from dlsr.images.decode import open_images  # noqa: PLC0415
 
     if images is None and false_alarm_rate is None:
         raise SettingsError("nothing to change: give --false-alarm-rate, --images or both")
@@ -413,7 +413,7 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Write the whole detector as one graph, with an example that runs it without dlsr."""
-    from dlsr.images import open_images  # noqa: PLC0415
+    from dlsr.images.decode import open_images  # noqa: PLC0415
 
     detector = _load(model, weights, "cpu", backend, None, True, 2, None)
     if int8:
@@ -449,8 +449,8 @@ def report(
     quiet: Quiet = False,
 ) -> None:
     """Score images and write one self-contained HTML page about them."""
-    from dlsr.html_report import write_html_report  # noqa: PLC0415
-    from dlsr.images import open_images  # noqa: PLC0415
+    from dlsr.images.decode import open_images  # noqa: PLC0415
+    from dlsr.reports.html import write_html_report  # noqa: PLC0415
 
     detector = _load(model, weights, device, backend, store, no_store, workers, false_alarm_rate)
     found = open_images(images)
@@ -485,8 +485,8 @@ def drift(
     """Tell whether images, as a set, are still in distribution. Exit status 0: they are; 1: they are not."""
     import numpy as np  # noqa: PLC0415
 
-    from dlsr.drift import drift as run  # noqa: PLC0415
-    from dlsr.images import open_images  # noqa: PLC0415
+    from dlsr.calibration.drift import drift as run  # noqa: PLC0415
+    from dlsr.images.decode import open_images  # noqa: PLC0415
 
     detector = _load(model, weights, device, backend, store, no_store, workers, None)
     found = open_images(images)
@@ -566,7 +566,7 @@ def info(model: Model, as_json: Json = False) -> None:
 
     from dlsr.artifact import read_manifest  # noqa: PLC0415
     from dlsr.detector import Detector  # noqa: PLC0415
-    from dlsr.engines import choose_backend  # noqa: PLC0415
+    from dlsr.runtime.base import choose_backend  # noqa: PLC0415
 
     detector = Detector.load(model)
     manifest = read_manifest(model)
@@ -611,7 +611,7 @@ def demo(
 ) -> None:
     """Fit, evaluate and draw, on real images that come with the dependencies. Downloads nothing."""
     from dlsr.demo import run_demo  # noqa: PLC0415
-    from dlsr.report_files import write_evaluation  # noqa: PLC0415
+    from dlsr.reports.evaluation import write_evaluation  # noqa: PLC0415
 
     with progress_bars(quiet) as bars:
         detector, done = run_demo(output, device, backend.value, bars.images, bars.epochs("training"))
@@ -679,7 +679,7 @@ def _quiet_library() -> Any:
     """The command names unreadable images itself, so the library's warning of them would be the second."""
     import warnings  # noqa: PLC0415
 
-    from dlsr.images import UnreadableImagesWarning  # noqa: PLC0415
+    from dlsr.images.decode import UnreadableImagesWarning  # noqa: PLC0415
 
     return warnings.catch_warnings(action="ignore", category=UnreadableImagesWarning)
 

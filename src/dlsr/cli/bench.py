@@ -81,7 +81,7 @@ def compare(
     from dlsr.bench.compare import compare as run  # noqa: PLC0415
     from dlsr.bench.datasets import labels_of  # noqa: PLC0415
     from dlsr.bench.suites import ALSO  # noqa: PLC0415
-    from dlsr.images import open_images  # noqa: PLC0415
+    from dlsr.images.decode import open_images  # noqa: PLC0415
 
     found = open_images(train)
     outside = {name: open_images(path) for name, path in named_sets(ood).items()}
@@ -202,8 +202,8 @@ def speed(
 ) -> None:
     """Images per second of each backend against its encoder alone, memory, and training against matrix products."""
     from dlsr.bench.speed import SpeedSettings, default_backends, measure_speed  # noqa: PLC0415
-    from dlsr.plots import save_speed  # noqa: PLC0415
-    from dlsr.report_files import write_json  # noqa: PLC0415
+    from dlsr.reports.evaluation import write_json  # noqa: PLC0415
+    from dlsr.reports.plots import save_speed  # noqa: PLC0415
 
     settings = SpeedSettings(
         backends=_backends(backends) if backends else default_backends(),
@@ -226,7 +226,7 @@ def speed(
 def _backends(text: str) -> Any:
     import torch  # noqa: PLC0415
 
-    from dlsr.engines import choose_backend  # noqa: PLC0415
+    from dlsr.runtime.base import choose_backend  # noqa: PLC0415
 
     names: list[Any] = text.split(",")
     return tuple(choose_backend(name, torch.device("cpu")) for name in names)
@@ -279,7 +279,7 @@ def _comparison_markdown(report: dict[str, Any]) -> str:
 
 def _write(folder: Path, name: str, report: dict[str, Any], text: str | None) -> None:
     from dlsr.files import replacing  # noqa: PLC0415
-    from dlsr.report_files import write_json  # noqa: PLC0415
+    from dlsr.reports.evaluation import write_json  # noqa: PLC0415
 
     write_json(folder / f"{name}.json", {"command": _command(), **report})
     if text is not None:

@@ -11,9 +11,9 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from dlsr.baselines import DetectorInfo
-    from dlsr.drift import DriftReport
+    from dlsr.calibration.drift import DriftReport
     from dlsr.evaluation import Report
-    from dlsr.training import EpochLog
+    from dlsr.training.loop import EpochLog
 
 NAMES_SHOWN = 20
 

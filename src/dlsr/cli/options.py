@@ -69,7 +69,7 @@ ImagesPerPart = Annotated[int, typer.Option(min=1, help="For ray: images in a ta
 
 def store_of(store: Path | None, no_store: bool) -> Path | None:
     """The feature store's folder that the options say; None for none."""
-    from dlsr.store import default_store_root  # noqa: PLC0415
+    from dlsr.encoding.store import default_store_root  # noqa: PLC0415
 
     return None if no_store else store or default_store_root()
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from dlsr.errors import SettingsError
-from dlsr.images import DECODINGS, Decoding, Interpolation
+from dlsr.images.decode import DECODINGS, Decoding, Interpolation
 
 
 class _Frozen(BaseModel):
@@ -62,7 +62,7 @@ class EncoderSpec(_Frozen):
     """Divides pixel values in 0..255, after the mean is subtracted."""
     interpolation: Interpolation
     decoding: Decoding = "full"
-    """`draft` decodes large JPEGs at a fraction of their size, see `dlsr.images.decode`."""
+    """`draft` decodes large JPEGs at a fraction of their size, see `dlsr.images.decode.decode`."""
     output: Literal["stages", "penultimate"] = "stages"
     """`penultimate`: what the network's own classifier sees instead of `z0`, for baselines that are classifiers."""
     weights: WeightSource = Field(discriminator="kind")

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from dlsr.errors import InputError, MissingExtraError, NoImagesError, SettingsError, one_line
-from dlsr.images import SUFFIXES, ImageItem, failing_item, in_groups
+from dlsr.images.decode import SUFFIXES, ImageItem, failing_item, in_groups
 
 Kind = Literal["files", "members", "tar", "parquet", "dataset"]
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from dlsr.artifact import read_manifest
 from dlsr.detector import Detector
-from dlsr.encoding import Encoded
-from dlsr.engines import Backend
+from dlsr.encoding.pipeline import Encoded
 from dlsr.errors import MissingExtraError, SettingsError, one_line
+from dlsr.runtime.base import Backend
 from dlsr.scale.parts import Part, digest_of, plan
 from dlsr.scale.run import RunFolder
 from dlsr.scale.tasks import PartDone, encode_part, encoded_images, score_part

@@ -8,14 +8,14 @@ import numpy as np
 
 from dlsr.detector import Detector, Result
 from dlsr.encoders import Encoder
-from dlsr.encoding import Encoded, encode_chunks, joined
+from dlsr.encoding.pipeline import Encoded, encode_chunks, joined
+from dlsr.encoding.store import KEY_BYTES, FeatureStore
 from dlsr.errors import ArtifactError
-from dlsr.images import ImageItem, ImageSet, in_groups
-from dlsr.noise import DIGEST_BYTES
-from dlsr.output import results_table
+from dlsr.images.decode import ImageItem, ImageSet, in_groups
+from dlsr.method.noise import DIGEST_BYTES
+from dlsr.reports.tables import results_table
 from dlsr.scale.parts import Part
 from dlsr.scale.run import RunFolder, do_part
-from dlsr.store import KEY_BYTES, FeatureStore
 
 AT_ONCE = 512
 """Images that are read ahead of the detector: what bounds a worker's memory."""
@@ -73,7 +73,7 @@ def encoded_images(run: RunFolder, parts: list[Part], store: FeatureStore) -> En
 
     Raises:
         ArtifactError: if the store has lost some.
-        OutputError: as `dlsr.encoding.encode_all`.
+        OutputError: as `dlsr.encoding.pipeline.encode_all`.
     """
     tables = [run.table(part) for part in parts]
     failed = [run.failed(part) for part in parts]

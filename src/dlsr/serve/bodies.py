@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 
 from dlsr.errors import ImageError, ImageTooLargeError
-from dlsr.images import pixels_of
+from dlsr.images.decode import pixels_of
 from dlsr.serve.problems import RefusedError
 from dlsr.serve.settings import ServeSettings
 

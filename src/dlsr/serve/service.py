@@ -8,9 +8,9 @@ from pathlib import Path
 
 from dlsr.artifact import MANIFEST, read_manifest
 from dlsr.detector import Detector, Result
-from dlsr.engines import Backend
 from dlsr.errors import NotFittedError, one_line
-from dlsr.images import ImageItem, ImageSet
+from dlsr.images.decode import ImageItem, ImageSet
+from dlsr.runtime.base import Backend
 from dlsr.serve.batching import Batcher, QueueFullError
 from dlsr.serve.bodies import NamedImage
 from dlsr.serve.problems import RefusedError

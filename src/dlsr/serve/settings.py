@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dlsr.drift import SMALLEST_WINDOW
+from dlsr.calibration.drift import SMALLEST_WINDOW
 
 
 class ServeSettings(BaseModel):

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from dlsr.calibration.drift import SMALLEST_WINDOW, Martingale, window_test
 from dlsr.detector import Result
-from dlsr.drift import SMALLEST_WINDOW, Martingale, window_test
 
 SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 QUANTILES = (0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 1.0)

@@ -1,0 +1,64 @@
+"""Whether two versions of dlsr score the same images alike: every score, fitted and applied to real images.
+
+    python benchmarks/parity.py write before.json --data ../shared/data   # with the one version
+    python benchmarks/parity.py compare before.json --data ../shared/data  # with the other
+
+The first fits each score to 1,000 images of CIFAR-10 and scores 200 others. The second does the same, prints the
+greatest difference of each score, and ends with status 1 if one is not below 1e-6.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from dlsr import Detector, open_images
+
+SCORES = {
+    "residual": {},
+    "fast": {"preset": "fast"},
+    "mfsim": {"score": "mfsim", "epochs": 2},
+    "mse": {"score": "mse", "epochs": 2},
+    "lr": {"score": "lr", "epochs": 2},
+    "mahalanobis": {"score": "mahalanobis"},
+    "knn": {"score": "knn", "neighbours": 5},
+    "autoencoder": {"score": "autoencoder", "epochs": 2},
+    "feature-vae": {"score": "feature-vae", "epochs": 2},
+}
+TOLERANCE = 1e-6
+
+
+def scores(data: Path) -> dict[str, list[float]]:
+    images = open_images(data / "cifar10.tar")
+    chosen = np.random.default_rng(0).choice(len(images), 1200, replace=False)
+    train, test = images.subset(chosen[:1000].tolist()), images.subset(chosen[1000:].tolist())
+    found = {}
+    for name, arguments in SCORES.items():
+        detector = Detector(**arguments, device="cpu").fit(train)
+        found[name] = detector.score_samples(test).tolist()
+        found[f"{name}, p-values"] = detector.p_values(test).tolist()
+        print(name, detector.threshold_, file=sys.stderr)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=["write", "compare"])
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--data", type=Path, required=True, help="folder with cifar10.tar")
+    arguments = parser.parse_args()
+    found = scores(arguments.data)
+    if arguments.action == "write":
+        arguments.file.write_text(json.dumps(found))
+        return
+    before = json.loads(arguments.file.read_text())
+    differences = {name: float(np.abs(np.subtract(found[name], before[name])).max()) for name in before}
+    for name, difference in differences.items():
+        print(f"{name}: {difference:.1e}")
+    sys.exit(max(differences.values()) >= TOLERANCE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""A few training images kept with the model, to show beside new ones what it takes for ordinary."""
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dlsr.encoding.pipeline import Encoded
+from dlsr.images.decode import ImageSet, decode
+
+SIDE = 96
+"""Pixels of a thumbnail's longer side."""
+QUALITY = 85
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Thumbnails and features of some in-distribution images."""
+
+    names: tuple[str, ...]
+    z0: NDArray[np.float32]
+    """Shape `(n, c)`."""
+    thumbnails: tuple[bytes, ...]
+    """JPEG files."""
+
+    def nearest(self, z0: NDArray[np.float32], count: int) -> NDArray[np.intp]:
+        """Indices of the examples nearest to each row by Euclidean distance: `(N, c)` to `(N, min(count, n))`."""
+        squares = np.square(self.z0).sum(axis=1) - 2 * z0 @ self.z0.T
+        return np.argsort(squares, axis=1, kind="stable")[:, :count]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it, for saving."""
+        return {
+            "names": _bytes_tensor(json.dumps(self.names).encode()),
+            "z0": torch.from_numpy(self.z0),
+            "sizes": torch.tensor([len(one) for one in self.thumbnails], dtype=torch.int64),
+            "thumbnails": _bytes_tensor(b"".join(self.thumbnails)),
+        }
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> "Examples":
+        """Examples from their `tensors()`.
+
+        Raises:
+            KeyError, ValueError: if they are not that.
+        """
+        content = tensors["thumbnails"].cpu().numpy().tobytes()
+        ends = np.cumsum(tensors["sizes"].cpu().numpy())
+        starts = [0, *ends[:-1].tolist()]
+        names = tuple(json.loads(tensors["names"].cpu().numpy().tobytes()))
+        thumbnails = tuple(content[start:end] for start, end in zip(starts, ends.tolist(), strict=True))
+        return cls(names, tensors["z0"].cpu().numpy(), thumbnails)
+
+
+def choose_examples(images: ImageSet, encoded: Encoded, count: int, seed: int) -> Examples:
+    """At most `count` of the readable images, at random.
+
+    Raises:
+        ImageError: if one has become unreadable since it was encoded.
+    """
+    readable = np.flatnonzero(encoded.readable)
+    rows = np.random.default_rng(seed).permutation(len(readable))[:count]
+    chosen = readable[rows]
+    return Examples(
+        names=tuple(Path(encoded.names[i]).name for i in chosen),
+        z0=encoded.z0[rows],
+        thumbnails=tuple(thumbnail(images.items[i].read()) for i in chosen),
+    )
+
+
+def thumbnail(raw: object, side: int = SIDE) -> bytes:
+    """An image as a small JPEG. Raises ImageError if it cannot be decoded."""
+    image = decode(raw)
+    image.thumbnail((side, side))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=QUALITY)
+    return buffer.getvalue()
+
+
+def _bytes_tensor(content: bytes) -> Tensor:
+    return torch.from_numpy(np.frombuffer(content, np.uint8).copy())

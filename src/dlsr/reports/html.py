@@ -1,0 +1,194 @@
+"""A report on scored images as one self-contained HTML file, for people who look rather than read."""
+
+import base64
+import heapq
+import html
+import io
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+import numpy as np
+from matplotlib import rc_context
+from numpy.typing import NDArray
+
+from dlsr.artifact import installed_versions
+from dlsr.detector import Detector, Result
+from dlsr.encoding.examples import thumbnail
+from dlsr.encoding.pipeline import Progress
+from dlsr.errors import ImageError, NoImagesError
+from dlsr.files import replacing
+from dlsr.images.decode import ImageSet, ImagesLike, open_images, reason_of
+from dlsr.reports.plots import score_histogram
+
+SHOWN = 24
+"""Images shown at either end."""
+NAMED = 1000
+"""Unreadable images listed by name; further ones are counted."""
+THUMBNAIL = 160
+
+
+@dataclass
+class Summary:
+    """What a report tells, gathered while the results pass by; memory grows by a number an image."""
+
+    scores: list[float] = field(default_factory=list)
+    ood: int = 0
+    unreadable: dict[str, str] = field(default_factory=dict)
+    top_layers: Counter[str] = field(default_factory=Counter)
+    """Of the OOD images, the layer that stands out most."""
+    layer_sums: dict[bool, dict[str, float]] = field(default_factory=lambda: {False: {}, True: {}})
+    """Sums of the layers' deviations, over images judged OOD and not."""
+    most: list[tuple[float, int, Result]] = field(default_factory=list)
+    least: list[tuple[float, int, Result]] = field(default_factory=list)
+
+    def add(self, results: Iterable[Result]) -> "Summary":
+        """Take results in their order."""
+        for index, result in enumerate(results):
+            if result.score is None or result.is_ood is None or result.layers is None:
+                self.unreadable[result.path] = str(result.error)
+                continue
+            self.scores.append(result.score)
+            self.ood += result.is_ood
+            self.top_layers[str(result.top_layer)] += result.is_ood
+            sums = self.layer_sums[result.is_ood]
+            for layer, deviation in result.layers.items():
+                sums[layer] = sums.get(layer, 0.0) + deviation
+            _keep(self.most, (result.score, -index, result))
+            _keep(self.least, (-result.score, -index, result))
+        return self
+
+    def layer_means(self, is_ood: bool) -> dict[str, float]:
+        """Mean deviation of each layer over the images judged OOD, or over the others."""
+        count = self.ood if is_ood else len(self.scores) - self.ood
+        return {layer: total / count for layer, total in self.layer_sums[is_ood].items()}
+
+
+def _keep(heap: list[tuple[float, int, Result]], entry: tuple[float, int, Result]) -> None:
+    (heapq.heappush if len(heap) < SHOWN else heapq.heappushpop)(heap, entry)
+
+
+def write_html_report(
+    path: Path, detector: Detector, images: ImagesLike, *, title: str, progress: Progress | None = None
+) -> Summary:
+    """Score images and write the report.
+
+    Args:
+        path: HTML file to write.
+        detector: fitted.
+        images: see `dlsr.open_images`.
+        title: what the images are.
+        progress: told of each image done.
+
+    Returns:
+        What the report tells.
+
+    Raises:
+        NoImagesError: if no image can be read.
+        OutputError: if the file cannot be written.
+    """
+    found = open_images(images)
+    summary = Summary().add(detector.results(found, progress=progress))
+    if not summary.scores:
+        name, reason = next(iter(summary.unreadable.items()))
+        raise NoImagesError(f"none of {len(found)} images can be read; the first, {name}: {reason}")
+    page = _page(detector, found, summary, title)
+    with replacing(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return summary
+
+
+def _page(detector: Detector, images: ImageSet, summary: Summary, title: str) -> str:
+    template = Template(files("dlsr.reports").joinpath("page.html").read_text(encoding="utf-8"))
+    judged = len(summary.scores)
+    share = summary.ood / judged
+    rate = detector.false_alarm_rate
+    verdict = (
+        f"{summary.ood} of {judged} images ({100 * share:.1f} %) are out of distribution, at a false-alarm rate of "
+        f"{100 * rate:g} %: of ordinary images at most about {rate * judged:.0f} would be."
+    )
+    return template.substitute(
+        title=html.escape(title),
+        verdict=html.escape(verdict),
+        made=html.escape(f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}, dlsr {installed_versions()['dlsr']}"),
+        total=judged + len(summary.unreadable),
+        inside=judged - summary.ood,
+        outside=summary.ood,
+        unreadable=len(summary.unreadable),
+        histogram=_histogram(detector, np.array(summary.scores)),
+        most=_gallery(sorted(summary.most, reverse=True), images),
+        least=_gallery(sorted(summary.least, reverse=True), images),
+        layers=_layers(detector, summary),
+        failures=_failures(summary.unreadable),
+        settings=_settings(detector),
+    )
+
+
+def _histogram(detector: Detector, scores: NDArray[np.float64]) -> str:
+    figure = score_histogram(detector.calibration_scores_, {"these images": scores}, detector.threshold_)
+    buffer = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "dlsr"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    svg = buffer.getvalue()
+    return svg[svg.index("<svg") :].replace("<svg", '<svg role="img" aria-label="Scores against calibration"', 1)
+
+
+def _gallery(entries: Sequence[tuple[float, int, Result]], images: ImageSet) -> str:
+    return "\n".join(_figure(images, -negative, result) for _, negative, result in entries)
+
+
+def _figure(images: ImageSet, index: int, result: Result) -> str:
+    name = html.escape(result.path)
+    try:
+        content = base64.b64encode(thumbnail(images.items[index].read(), THUMBNAIL)).decode()
+        picture = f'<img src="data:image/jpeg;base64,{content}" alt="{name}">'
+    except (ImageError, OSError) as error:  # it was readable when it was scored
+        picture = html.escape(reason_of(error))
+    assert result.score is not None
+    kind, verdict = ("outside", "out") if result.is_ood else ("inside", "in")
+    told = f"{result.score:.2f}, p = {result.p_value:.2g}, most at {html.escape(str(result.top_layer))}"
+    file = f'<span title="{name}">{html.escape(Path(result.path).name)}</span>'
+    caption = f'<strong class="{kind}">{verdict}</strong> {told}<br>{file}'
+    return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
+
+
+def _layers(detector: Detector, summary: Summary) -> str:
+    means = {is_ood: summary.layer_means(is_ood) for is_ood in (False, True) if summary.layer_sums[is_ood]}
+    rows = []
+    for layer in detector.layer_names_:
+        cells = [f"{means[is_ood][layer]:+.2f}" if is_ood in means else "-" for is_ood in (False, True)]
+        count = summary.top_layers[layer]
+        width = 100 * count / max(summary.ood, 1)
+        cells += [str(count), f'<div class="track"><div class="fill" style="width:{width:.1f}%"></div></div>']
+        row = "".join(f"<td>{cell}</td>" for cell in cells)
+        rows.append(f"<tr><th scope=row>{html.escape(layer)}</th>{row}</tr>")
+    return "\n".join(rows)
+
+
+def _failures(unreadable: Mapping[str, str]) -> str:
+    if not unreadable:
+        return "<p>None.</p>"
+    listed = list(unreadable.items())[:NAMED]
+    rows = "\n".join(f"<tr><td>{html.escape(name)}</td><td>{html.escape(why)}</td></tr>" for name, why in listed)
+    more = f"<p>And {len(unreadable) - NAMED} more.</p>" if len(unreadable) > NAMED else ""
+    return f"<table><thead><tr><th>file</th><th>reason</th></tr></thead><tbody>{rows}</tbody></table>{more}"
+
+
+def _settings(detector: Detector) -> str:
+    settings, fit = detector.settings_, detector.fit_summary_
+    rows = {
+        "score": f"{settings.score} (preset {settings.preset})",
+        "encoder": detector.encoder_name_,
+        "threshold": f"{detector.threshold_:.6g} at a false-alarm rate of {100 * detector.false_alarm_rate:g} %",
+        "fitted to": f"{fit.training_images} images, {len(fit.unreadable)} more were unreadable",
+        "calibrated on": f"{len(detector.calibration_scores_)} images",
+        "seed": settings.seed,
+        "versions": ", ".join(f"{name} {version}" for name, version in installed_versions().items()),
+    }
+    return "\n".join(
+        f"<tr><th scope=row>{name}</th><td>{html.escape(str(value))}</td></tr>" for name, value in rows.items()
+    )

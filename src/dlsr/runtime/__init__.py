@@ -1,0 +1,1 @@
+"""What runs a pure module: PyTorch, compiled PyTorch, ONNX Runtime, OpenVINO."""

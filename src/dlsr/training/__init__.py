@@ -1,0 +1,1 @@
+"""Training: datasets of features, the loop, checkpoints, several processes."""

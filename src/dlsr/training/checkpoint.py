@@ -1,0 +1,83 @@
+"""The state of an unfinished training on disk, so that a killed fit goes on where it was."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+import safetensors.torch
+from pydantic import BaseModel
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from dlsr.errors import ArtifactError
+from dlsr.files import replacing
+from dlsr.training.loop import EpochLog, TrainingState
+
+SCHEMA = 1
+_PARTS = ("network", "ema", "optimizer", "initial", "best")
+
+
+class Checkpoint:
+    """One file, replaced after each epoch.
+
+    Args:
+        path: where it is.
+        key: digest of everything that the training depends on; the state of another training is not taken up.
+    """
+
+    def __init__(self, path: Path, key: str) -> None:
+        self.path = path
+        self._key = key
+
+    def save(self, state: TrainingState) -> None:
+        """Write the state.
+
+        Raises:
+            OutputError: if that fails.
+        """
+        tensors: dict[str, Tensor] = {}
+        for part in _PARTS:
+            tensors |= {f"{part}/{name}": tensor for name, tensor in getattr(state, part).items()}
+        about = {"schema": SCHEMA, "key": self._key, "log": [asdict(entry) for entry in state.log]}
+        with replacing(self.path) as temporary:
+            safetensors.torch.save_file(tensors, temporary, metadata={"dlsr-checkpoint": json.dumps(about)})
+
+    def load(self) -> TrainingState | None:
+        """The state, on the CPU, or None if there is none or it belongs to another training.
+
+        Raises:
+            ArtifactError: if the file is damaged.
+        """
+        if not self.path.exists():
+            return None
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                about = json.loads((file.metadata() or {})["dlsr-checkpoint"])
+                if (about["schema"], about["key"]) != (SCHEMA, self._key):
+                    return None
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            log = [EpochLog(**entry) for entry in about["log"]]
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            raise ArtifactError(
+                f"the checkpoint '{self.path}' is damaged ({error}); delete it to start anew"
+            ) from error
+        parts = {
+            part: {name.removeprefix(f"{part}/"): t for name, t in tensors.items() if name.startswith(f"{part}/")}
+            for part in _PARTS
+        }
+        return TrainingState(**parts, log=log)
+
+    def remove(self) -> None:
+        """Delete the file, once what came of the training is safe."""
+        self.path.unlink(missing_ok=True)
+
+
+def training_key(settings: BaseModel, *inputs: Iterable[Tensor]) -> str:
+    """Digest of the settings and rows that a training depends on; rows in parts, however they are cut."""
+    digest = hashlib.sha256(settings.model_dump_json().encode())
+    for parts in inputs:
+        for rows in parts:
+            digest.update(rows.cpu().numpy().tobytes())
+    return digest.hexdigest()

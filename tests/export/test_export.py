@@ -1,0 +1,149 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import SMALL
+from dlsr import Detector, ExportError, MissingExtraError, NotFittedError, OutputError, SettingsError, TooFewImagesError
+from dlsr.export.graph import TOLERANCE
+
+
+def fitted(image_folder, small_encoder, **settings):
+    return Detector(**small_encoder, **SMALL, **settings).fit(image_folder)
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+@pytest.mark.parametrize("score", ["residual", "mfsim", "lr", "mahalanobis", "knn"])
+def test_the_example_scores_as_the_detector_does(image_folder, odd_folder, small_encoder, tmp_path, kind, score):
+    detector = fitted(image_folder, small_encoder, score=score)
+    assert detector.export(tmp_path / "out", kind, odd_folder) <= TOLERANCE
+    paths = sorted(odd_folder.iterdir())[:2] + sorted(image_folder.rglob("*.png"))[:2]
+    moved = tmp_path / "moved"
+    shutil.move(tmp_path / "out", moved)
+    done = subprocess.run(
+        [sys.executable, "-I", moved / "score_image.py", *paths], capture_output=True, text=True, check=True
+    )
+    for line, result in zip(done.stdout.splitlines(), detector.results(paths), strict=True):
+        name, _, rest = line.rpartition(": score ")
+        score_text, p_text, verdict = rest.split(", ")
+        assert name == result.path
+        assert float(score_text) == pytest.approx(result.score, rel=1e-4, abs=1e-5)
+        assert float(p_text.removeprefix("p-value ")) == pytest.approx(result.p_value, abs=1e-4)
+        assert verdict == ("OOD" if result.is_ood else "ID")
+    about = json.loads((moved / "export.json").read_text())
+    assert about["threshold"] == detector.threshold_
+    assert about["layers"] == detector.layer_names_
+    assert len(np.load(moved / "calibration.npy", allow_pickle=False)) == detector.fit_summary_.calibration_images
+
+
+def test_the_example_needs_no_dlsr():
+    from importlib import resources
+
+    for kind in ("onnx", "openvino"):
+        text = resources.files("dlsr.export").joinpath(f"templates/{kind}.py").read_text()
+        assert "import dlsr" not in text
+        assert "torch" not in text
+
+
+def test_a_graph_that_disagrees_is_refused(image_folder, small_encoder, tmp_path, monkeypatch):
+    detector = fitted(image_folder, small_encoder, score="mahalanobis")
+
+    def wrong(path, device):
+        return lambda pixels: (np.zeros(len(pixels), np.float32), None)
+
+    monkeypatch.setattr("dlsr.export.graph.load_onnx", wrong)
+    with pytest.raises(ExportError, match="disagrees with PyTorch"):
+        detector.export(tmp_path / "out", "onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_exporting_what_cannot_be_exported(image_folder, small_encoder, features, tmp_path, monkeypatch):
+    detector = fitted(image_folder, small_encoder, score="mahalanobis")
+    with pytest.raises(SettingsError, match="onnx, openvino"):
+        detector.export(tmp_path / "out", "tflite")
+    (tmp_path / "thesis.txt").write_text("x")
+    with pytest.raises(OutputError, match="holds other files"):
+        detector.export(tmp_path)
+    with pytest.raises(NotFittedError, match="has no encoder"):
+        Detector(score="mahalanobis").fit_features(features[0]).export(tmp_path / "out")
+    with pytest.raises(NotFittedError):
+        Detector(**small_encoder).export(tmp_path / "out")
+    monkeypatch.setattr("dlsr.runtime.base.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"dlsr\[onnx\]"):
+        detector.export(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_export_replaces_an_export(image_folder, odd_folder, small_encoder, tmp_path):
+    detector = fitted(image_folder, small_encoder, score="mahalanobis")
+    detector.export(tmp_path / "out", "onnx")
+    detector.false_alarm_rate = 0.2
+    detector.export(tmp_path / "out", "onnx", odd_folder)
+    assert json.loads((tmp_path / "out" / "export.json").read_text())["false_alarm_rate"] == 0.2
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert torch.is_grad_enabled()
+
+
+def test_eight_bits_are_kept_only_if_detection_hardly_suffers(
+    image_folder, odd_folder, small_encoder, tmp_path, monkeypatch
+):
+    pytest.importorskip("nncf")
+    detector = fitted(image_folder, small_encoder, false_alarm_rate=0.1)
+    monkeypatch.setattr("dlsr.export.graph.GREATEST_LOSS", -1.0)
+    with pytest.raises(ExportError, match="points of AUROC"):
+        detector.export_int8(tmp_path / "refused", image_folder, image_folder, {"flower": odd_folder})
+    assert not (tmp_path / "refused").exists()
+
+    monkeypatch.setattr("dlsr.export.graph.GREATEST_LOSS", 1.0)
+    before = detector.score_samples(odd_folder)
+    report = detector.export_int8(tmp_path / "out", image_folder, image_folder, {"flower": odd_folder})
+    np.testing.assert_array_equal(detector.score_samples(odd_folder), before)
+    assert report.loss == pytest.approx(report.auroc["flower"] - report.auroc_int8["flower"])
+    assert report.times_as_fast > 0
+    about = json.loads((tmp_path / "out" / "export.json").read_text())
+    assert about["int8"]["auroc_int8"] == report.auroc_int8
+    calibration = np.load(tmp_path / "out" / "calibration.npy")
+    assert len(calibration) == detector.fit_summary_.calibration_images
+    assert about["threshold"] == calibration[-1]
+    assert not np.isin(calibration, detector.calibration_scores_).any()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "calibration.npy", "export.json", "model.bin", "model.xml", "score_image.py",
+    ]  # fmt: skip
+    image = sorted(odd_folder.iterdir())[0]
+    line = subprocess.check_output([sys.executable, "-I", tmp_path / "out" / "score_image.py", image], text=True)
+    assert "nan" not in line
+    assert float(line.rpartition(": score ")[2].split(",")[0]) != next(detector.results([image])).score
+
+
+def test_eight_bits_need_sets_and_enough_images(image_folder, odd_folder, small_encoder, tmp_path, monkeypatch):
+    detector = fitted(image_folder, small_encoder, score="mahalanobis")
+    with pytest.raises(SettingsError, match="at least one OOD set"):
+        detector.export_int8(tmp_path / "out", image_folder, image_folder, {})
+    few = sorted(image_folder.rglob("*.png"))[:20]
+    with pytest.raises(TooFewImagesError, match="20 readable images are too few"):
+        detector.export_int8(tmp_path / "out", few, image_folder, {"flower": odd_folder})
+    monkeypatch.setattr("dlsr.export.int8.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"dlsr\[int8\]"):
+        detector.export_int8(tmp_path / "out", image_folder, image_folder, {"flower": odd_folder})
+
+
+def test_export_from_the_command_line(model, image_folder, tmp_path, monkeypatch, capsys):
+    from dlsr.cli import main
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["dlsr", "export", str(model), *map(str, arguments), "--backend", "torch"])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        return caught.value.code or 0, capsys.readouterr().err
+
+    status, err = run("-o", tmp_path / "out", "--images", image_folder)
+    assert (status, "agree with PyTorch" in err) == (0, True)
+    assert json.loads((tmp_path / "out" / "export.json").read_text())["parity"]["images"] == 120
+    for arguments in (["--int8"], ["--int8", "--format", "openvino", "--id", image_folder]):
+        status, err = run("-o", tmp_path / "new", *arguments)
+        assert status == 2
+        assert "--int8 needs" in err.splitlines()[-1]

@@ -1,0 +1,164 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import safetensors.torch
+import torch
+
+from dlsr import ArtifactError
+from dlsr.config import TrainingSettings, resolve
+from dlsr.method.lfdn import LFDN
+from dlsr.method.schedule import scaled_linear_alpha_bar
+from dlsr.training.checkpoint import Checkpoint
+from dlsr.training.data import Rows
+from dlsr.training.loop import learning_rate, most_epochs, new_state, restoration_loss, train
+
+ALPHA_BAR = scaled_linear_alpha_bar(20, 0.01, 0.3)
+
+
+def small_network():
+    torch.manual_seed(0)
+    return LFDN(6, 16, 1)
+
+
+def rows(n=256, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, 2, generator=generator) @ torch.randn(2, 6, generator=torch.Generator().manual_seed(5))
+
+
+def run(settings, state=None, epochs=None):
+    network = small_network()
+    state = state or new_state(network)
+    for done in train(network, Rows(rows()), rows(64, 1), restoration_loss(network, ALPHA_BAR), settings, 0, state):
+        state = done
+        if done.epoch == epochs:
+            break
+    return state
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+SETTINGS = TrainingSettings(epochs=6, batch_size=32, lr=3e-3, lr_decay="cosine", ema_decay=0.9)
+
+
+def test_training_lowers_the_held_out_loss():
+    log = run(SETTINGS).log
+    assert len(log) == 6
+    assert log[-1].validation_loss < 0.8 * log[0].validation_loss
+    assert log[-1].train_loss < log[0].train_loss
+
+
+def test_resumed_is_the_same_as_uninterrupted(tmp_path):
+    whole = run(SETTINGS)
+    checkpoint = Checkpoint(tmp_path / "c", "key")
+    checkpoint.save(run(SETTINGS, epochs=3))
+    loaded = checkpoint.load()
+    assert loaded.epoch == 3
+    resumed = run(SETTINGS, loaded)
+    assert resumed.log == whole.log
+    for part in ("network", "ema", "optimizer", "initial", "best"):
+        assert same(getattr(resumed, part), getattr(whole, part)), part
+
+
+def test_initial_network_is_that_of_the_first_epoch():
+    assert same(run(SETTINGS).initial, run(SETTINGS, epochs=1).ema)
+
+
+def test_training_stops_when_it_no_longer_pays():
+    settings = TrainingSettings(epochs=400, batch_size=256, lr=0.05, ema_decay=0, patience=2)
+    state = run(settings)
+    assert state.epoch < 400
+    assert state.epoch == state.best_epoch + 2
+    assert min(e.validation_loss for e in state.log) == state.log[state.best_epoch - 1].validation_loss
+
+
+def test_learning_rate():
+    assert learning_rate(SETTINGS, 0, 100) == pytest.approx(3e-3)
+    assert learning_rate(SETTINGS, 50, 100) == pytest.approx(1.5e-3)
+    assert learning_rate(TrainingSettings(), 99, 100) == 1e-4
+
+
+def test_a_checkpoint_of_another_training_is_not_taken_up(tmp_path):
+    Checkpoint(tmp_path / "c", "one").save(run(SETTINGS, epochs=1))
+    assert Checkpoint(tmp_path / "c", "two").load() is None
+    assert Checkpoint(tmp_path / "none", "one").load() is None
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    path = tmp_path / "c"
+    Checkpoint(path, "key").save(run(SETTINGS, epochs=1))
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(ArtifactError, match="delete it"):
+        Checkpoint(path, "key").load()
+
+
+FIT = """
+import sys, numpy as np
+from dlsr import Detector
+random = np.random.default_rng(0)
+features = random.standard_normal((3000, 4)) @ random.standard_normal((4, 32))
+detector = Detector(width=128, blocks=2, epochs=12, seed=1)
+checkpoint = sys.argv[2] if len(sys.argv) > 2 else None
+report = lambda entry, total: print(entry.epoch, flush=True)
+detector.fit_features(features, checkpoint=checkpoint, on_epoch=report).save(sys.argv[1])
+"""
+
+
+def numbers(folder):
+    (path,) = folder.glob("numbers-*.safetensors")
+    return safetensors.torch.load_file(path)
+
+
+def test_a_killed_process_goes_on_and_ends_the_same(tmp_path):
+    def command(*arguments):
+        return [sys.executable, "-c", FIT, *map(str, arguments)]
+
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command(tmp_path / "whole"), env=environment, check=True, capture_output=True)
+    checkpoint = tmp_path / "checkpoint"
+    killed = subprocess.Popen(command(tmp_path / "model", checkpoint), env=environment, stdout=subprocess.PIPE)
+    for line in killed.stdout:
+        if int(line) == 3:
+            killed.send_signal(signal.SIGKILL)
+            break
+    killed.wait()
+    assert checkpoint.exists()
+    assert not (tmp_path / "model").exists()
+    again = subprocess.run(
+        command(tmp_path / "model", checkpoint), env=environment, check=True, capture_output=True, text=True
+    )
+    epochs = [int(line) for line in again.stdout.split()]
+    assert epochs[0] > 3, "it must go on, not start anew"
+    assert epochs[-1] == 12
+    assert same(numbers(tmp_path / "model"), numbers(tmp_path / "whole"))
+
+
+def test_a_process_killed_while_writing_leaves_no_half_file(tmp_path):
+    script = """
+import sys, pathlib
+from dlsr.files import replacing
+with replacing(pathlib.Path(sys.argv[1])) as temporary:
+    temporary.write_bytes(b"half")
+    print("written", flush=True)
+    import time; time.sleep(60)
+"""
+    target = tmp_path / "file.bin"
+    target.write_bytes(b"before")
+    process = subprocess.Popen([sys.executable, "-c", script, str(target)], stdout=subprocess.PIPE)
+    process.stdout.readline()
+    process.kill()
+    process.wait()
+    time.sleep(0.1)
+    assert target.read_bytes() == b"before"
+
+
+@pytest.mark.parametrize(("n", "epochs"), [(100_000, 4), (1000, 150), (10, 600)])
+def test_small_sets_get_more_epochs(n, epochs):
+    settings = resolve().training.model_copy(update={"epochs": 4, "min_steps": 600, "batch_size": 256})
+    assert most_epochs(settings, n) == epochs
+    assert most_epochs(resolve(epochs=4).training, n) == 4, "an explicit number is kept to"
