@@ -24,7 +24,7 @@ from dlsr.artifact import installed_versions
 from dlsr.config import PRESETS, NetworkSettings, Settings
 from dlsr.encoding.pipeline import Encoded
 from dlsr.encoding.store import default_store_root
-from dlsr.evaluation import protocol_transform
+from dlsr.images.transforms import protocol_transform
 from dlsr.method.diffusion import distort
 from dlsr.method.lfdn import LFDN
 from dlsr.scorers.base import LayerScores, ResidualScorer, Scorer, score_rows

@@ -11,12 +11,13 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dlsr import Detector, open_images
 
-SCORES = {
+SCORES: dict[str, dict[str, Any]] = {
     "residual": {},
     "fast": {"preset": "fast"},
     "mfsim": {"score": "mfsim", "epochs": 2},

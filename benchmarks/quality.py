@@ -22,11 +22,12 @@ from dlsr import Detector, evaluate_scores
 from dlsr.artifact import installed_versions
 from dlsr.bench.datasets import CIFAR_LIKE, tiny_imagenet_classes, without_cifar_like
 from dlsr.cli.console import progress_bars
-from dlsr.encoding.pipeline import Encoded, Transform
+from dlsr.encoding.pipeline import Encoded
 from dlsr.encoding.store import default_store_root
-from dlsr.evaluation import MATCHED_SIZE, mean_and_std, protocol_transform, sample
+from dlsr.evaluation import mean_and_std
 from dlsr.files import replacing
-from dlsr.images.decode import ImageSet, open_images
+from dlsr.images.sources import ImageDataset, open_images
+from dlsr.images.transforms import MATCHED_SIZE, Transform, protocol_transform
 
 CHOSEN_ON = ("SVHN crops", "DTD")
 """The default's design was chosen on these OOD sets; the others were left alone."""
@@ -41,10 +42,10 @@ PROTOCOLS: dict[str, Transform | None] = {
     ),
 }
 
-Sets = dict[str, ImageSet]
+Sets = dict[str, ImageDataset]
 
 
-def real_sets(data: Path, limit: int | None) -> tuple[ImageSet, Sets]:
+def real_sets(data: Path, limit: int | None) -> tuple[ImageDataset, Sets]:
     """CIFAR-10 train, and `CIFAR-10 test` with the OOD sets."""
     cifar = open_images(data / "cifar10.tar")
     tiny = open_images(data / "tiny_imagenet_val.tar")
@@ -57,11 +58,11 @@ def real_sets(data: Path, limit: int | None) -> tuple[ImageSet, Sets]:
         "Tiny-ImageNet": without_cifar_like(tiny, classes)[0],
         "Tiny-ImageNet, all": tiny,
     }
-    return sample(matching(cifar, "/train/"), limit), {name: sample(one, limit) for name, one in sets.items()}
+    return matching(cifar, "/train/").sample(limit), {name: one.sample(limit) for name, one in sets.items()}
 
 
-def matching(images: ImageSet, part: str) -> ImageSet:
-    return ImageSet([item for item in images.items if part in item.name])
+def matching(images: ImageDataset, part: str) -> ImageDataset:
+    return ImageDataset([item for item in images.items if part in item.name])
 
 
 def matched_features(
@@ -75,7 +76,7 @@ def matched_features(
         training = encoder.encode(train, progress=bars.images("CIFAR-10 train", len(train)))
         encoded = {
             name: encoder.encode(
-                sample(one, test_limit),
+                one.sample(test_limit),
                 transform=PROTOCOLS["matched"],
                 progress=bars.images(name, min(test_limit, len(one))),
             )
@@ -113,7 +114,7 @@ def main(
     protocols: str = "matched,native,resized",
 ) -> None:
     train, sets = real_sets(data, limit)
-    sets = {name: sample(one, test_limit) for name, one in sets.items()}
+    sets = {name: one.sample(test_limit) for name, one in sets.items()}
     plain = Detector(encoder, store=store or default_store_root())
     reports: list[dict[str, Any]] = []
     with progress_bars(quiet=False) as bars:

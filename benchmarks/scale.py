@@ -31,13 +31,15 @@ import typer
 
 from dlsr import Detector
 from dlsr.artifact import installed_versions
-from dlsr.evaluation import sample
-from dlsr.images.decode import ImageSet, decode, in_groups, open_images, resize
+from dlsr.images.decode import decode
+from dlsr.images.sources import ImageDataset, open_images
+from dlsr.images.transforms import resize
 from dlsr.method.noise import pixel_digest
 from dlsr.reports.evaluation import write_json
 from dlsr.scale.parts import Part
 from dlsr.scale.ray_engine import _done_by
 from dlsr.scorers.base import score_rows
+from dlsr.streaming import in_groups
 
 SHARD = 5000
 TRAINING_IMAGES = 5000
@@ -102,7 +104,7 @@ def kept(path: Path, measure: Any) -> dict[str, Any]:
     return found
 
 
-def written_sources(everything: ImageSet, work: Path, images: int, part: int) -> dict[str, Path]:
+def written_sources(everything: ImageDataset, work: Path, images: int, part: int) -> dict[str, Path]:
     """Tar shards and Parquet files of all images, and of some."""
     folders = {name: work / name for name in ("tar", "parquet", "tar-part", "parquet-part")}
     if all(folder.exists() for folder in folders.values()):
@@ -124,11 +126,11 @@ def written_sources(everything: ImageSet, work: Path, images: int, part: int) ->
     return folders
 
 
-def fitted_model(everything: ImageSet, work: Path) -> Path:
+def fitted_model(everything: ImageDataset, work: Path) -> Path:
     model = work / "model"
     if not model.exists():
         training = everything.subset(i for i, item in enumerate(everything.items) if "/train/" in item.name)
-        Detector(store=work / "store").fit(sample(training, TRAINING_IMAGES)).save(model)
+        Detector(store=work / "store").fit(training.sample(TRAINING_IMAGES)).save(model)
     return model
 
 
@@ -237,9 +239,9 @@ def agreement(one: dict[str, tuple[float, bool]], other: dict[str, tuple[float, 
     }
 
 
-def stages(model: Path, everything: ImageSet) -> dict[str, Any]:
+def stages(model: Path, everything: ImageDataset) -> dict[str, Any]:
     """Milliseconds an image takes in each stage, on one core, and bytes to read."""
-    images = sample(everything, STAGE_IMAGES)
+    images = everything.sample(STAGE_IMAGES)
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     os.sched_setaffinity(0, {0})

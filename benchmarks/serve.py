@@ -24,8 +24,7 @@ import typer
 
 from dlsr import Detector
 from dlsr.artifact import installed_versions
-from dlsr.evaluation import sample
-from dlsr.images.decode import ImageSet, open_images
+from dlsr.images.sources import ImageDataset, open_images
 from dlsr.reports.evaluation import write_json
 from serving import Load, encoded, load, resident, serving
 
@@ -46,7 +45,7 @@ def main(
     rounds: int = 3,
     requests: Annotated[int, typer.Option(help="For the second part.")] = 2000,
 ) -> None:
-    chosen = sample(open_images(images), count)
+    chosen = open_images(images).sample(count)
     contents = [(item.name, bytes(item.read())) for item in chosen.items]  # type: ignore[call-overload]
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "model"
@@ -64,7 +63,9 @@ def main(
     print(json.dumps(content, indent=1))
 
 
-def measure_throughput(model: Path, chosen: ImageSet, contents: list[tuple[str, bytes]], rounds: int) -> dict[str, Any]:
+def measure_throughput(
+    model: Path, chosen: ImageDataset, contents: list[tuple[str, bytes]], rounds: int
+) -> dict[str, Any]:
     """Images per second of both, for requests of 1, 8 and 64 images."""
     detector = Detector.load(model)
     list(detector.results(chosen.subset(range(64))))
@@ -92,7 +93,7 @@ def measure_throughput(model: Path, chosen: ImageSet, contents: list[tuple[str, 
     }
 
 
-def measure_load(model: Path, chosen: ImageSet, contents: list[tuple[str, bytes]], requests: int) -> dict[str, Any]:
+def measure_load(model: Path, chosen: ImageDataset, contents: list[tuple[str, bytes]], requests: int) -> dict[str, Any]:
     """Every answer compared with what `Detector.results`, behind `dlsr score`, says by the model that answered."""
     detector = Detector.load(model)
     expected: dict[float, dict[str, Any]] = {}

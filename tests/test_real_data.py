@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from dlsr import Detector, evaluate, open_images
-from dlsr.evaluation import sample
-from dlsr.images.decode import ImageSet
+from dlsr.images.sources import ImageDataset
 
 pytestmark = [
     pytest.mark.real_data,
@@ -21,7 +20,7 @@ def cifar():
     everything = open_images(Path(os.environ["DLSR_DATA"]) / "cifar10.tar")
 
     def part(name, count):
-        return sample(ImageSet([item for item in everything.items if f"/{name}/" in item.name]), count)
+        return ImageDataset([item for item in everything.items if f"/{name}/" in item.name]).sample(count)
 
     return part("train", 1500), part("test", 1000)
 
@@ -29,9 +28,7 @@ def cifar():
 def test_default_detects_real_images(cifar, tmp_path):
     train, test = cifar
     data = Path(os.environ["DLSR_DATA"])
-    ood = {
-        name: sample(open_images(data / f"{name}.tar"), 200) for name in ("svhn_crops", "dtd_5classes", "mnist_test")
-    }
+    ood = {name: open_images(data / f"{name}.tar").sample(200) for name in ("svhn_crops", "dtd_5classes", "mnist_test")}
     aurocs = {}
     for score in ("residual", "mahalanobis"):
         detector = Detector(score=score, store=tmp_path).fit(train)
@@ -45,8 +42,8 @@ def test_default_detects_real_images(cifar, tmp_path):
 def test_same_score_alone_in_a_batch_and_shuffled(cifar):
     train, test = cifar
     for backend in ("torch", "auto"):
-        detector = Detector(epochs=1, backend=backend).fit(sample(train, 200))
-        images = sample(test, 64)
+        detector = Detector(epochs=1, backend=backend).fit(train.sample(200))
+        images = test.sample(64)
         together = detector.score_samples(images)
         order = np.random.default_rng(0).permutation(64)
         np.testing.assert_allclose(detector.score_samples(images.subset(order)), together[order], atol=1e-5)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         WeightsError,
     )
     from dlsr.evaluation import Evaluation, Report, evaluate
-    from dlsr.images.decode import ImageSet, UnreadableImagesWarning, open_images
+    from dlsr.images.sources import ImageDataset, UnreadableImagesWarning, open_images
 
 __all__ = [
     "ENCODERS",
@@ -40,8 +40,8 @@ __all__ = [
     "Evaluation",
     "ExportError",
     "FeatureError",
+    "ImageDataset",
     "ImageError",
-    "ImageSet",
     "ImageTooLargeError",
     "InputError",
     "Metrics",
@@ -69,7 +69,7 @@ _HOME = {
     "threshold": "dlsr.calibration.conformal",
     "Detector": "dlsr.detector",
     "Result": "dlsr.detector",
-    "UnreadableImagesWarning": "dlsr.images.decode",
+    "UnreadableImagesWarning": "dlsr.images.sources",
     "ENCODERS": "dlsr.encoders",
     "Encoder": "dlsr.encoders",
     "EncoderSpec": "dlsr.encoders",
@@ -91,8 +91,8 @@ _HOME = {
     "Evaluation": "dlsr.evaluation",
     "Report": "dlsr.evaluation",
     "evaluate": "dlsr.evaluation",
-    "ImageSet": "dlsr.images.decode",
-    "open_images": "dlsr.images.decode",
+    "ImageDataset": "dlsr.images.sources",
+    "open_images": "dlsr.images.sources",
     "Metrics": "dlsr.calibration.metrics",
     "evaluate_scores": "dlsr.calibration.metrics",
     "PRESETS": "dlsr.config",

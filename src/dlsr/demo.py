@@ -12,8 +12,8 @@ from dlsr.detector import Detector
 from dlsr.encoding.pipeline import Progress
 from dlsr.errors import MissingExtraError
 from dlsr.evaluation import Evaluation, evaluate
-from dlsr.images.decode import open_images
-from dlsr.runtime.base import Backend
+from dlsr.images.sources import open_images
+from dlsr.runtime.backends import Backend
 from dlsr.scorers.fitting import OnEpoch
 
 Pixels = NDArray[np.uint8]

@@ -16,16 +16,18 @@ from dlsr.calibration.conformal import layer_scale, p_values, threshold
 from dlsr.config import Settings, resolve
 from dlsr.encoders import Encoder, encoder_spec
 from dlsr.encoding.examples import Examples, choose_examples
-from dlsr.encoding.pipeline import Encoded, Progress, Transform, encode_all, encode_chunks, open_store, readable_pixels
+from dlsr.encoding.pipeline import Encoded, Progress, encode_all, encode_chunks, open_store, readable_pixels
 from dlsr.encoding.store import FeatureStore
 from dlsr.errors import ArtifactError, FeatureError, NoImagesError, NotFittedError, SettingsError
 from dlsr.estimator import Estimator
 from dlsr.export.graph import Exportable, ExportFormat, check_export, sample_pixels, write_export, write_int8_export
 from dlsr.export.int8 import Int8Report, quantised_encoder
-from dlsr.images.decode import ImagesLike, open_images, warn_of_unreadable
+from dlsr.images.sources import ImagesLike, open_images, warn_of_unreadable
+from dlsr.images.transforms import Transform
 from dlsr.method.noise import row_digests
-from dlsr.runtime.base import Backend, choose_backend, openvino_engine
+from dlsr.runtime.backends import Backend, choose_backend
 from dlsr.runtime.devices import torch_device
+from dlsr.runtime.openvino_engine import openvino_engine
 from dlsr.scorers.base import Digests, Scorer, score_rows, without_prefix
 from dlsr.scorers.fitting import OnEpoch, fit_scorer, restored_scorer, split
 from dlsr.training.checkpoint import Checkpoint, training_key
@@ -94,7 +96,7 @@ class Detector(Estimator):
         false_alarm_rate: share of ID images that may be called OOD; can be changed after fitting.
         seed: of everything random. Noise is derived from it and each image's content.
         device: `auto`, `cpu`, `cuda`, ..
-        backend: what runs the encoder: one of `dlsr.runtime.base.BACKENDS`.
+        backend: what runs the encoder: one of `dlsr.runtime.backends.BACKENDS`.
         store: folder of the feature store; None keeps no features on disk.
         workers: threads that read and decode images.
         thumbnails: so many training images are kept as thumbnails, to show beside new ones.

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,14 +10,10 @@ from pydantic import BaseModel, ConfigDict
 from dlsr.artifact import installed_versions
 from dlsr.calibration.metrics import Metrics, evaluate_scores
 from dlsr.detector import Detector
-from dlsr.encoding.pipeline import Encoded, Progress, Transform
+from dlsr.encoding.pipeline import Encoded, Progress
 from dlsr.errors import NoImagesError, SettingsError
-from dlsr.images.decode import ImageSet, ImagesLike, open_images, recompress
-
-Protocol = Literal["native", "matched"]
-PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
-MATCHED_SIZE = 32
-MATCHED_QUALITY = 75
+from dlsr.images.sources import ImagesLike, open_images
+from dlsr.images.transforms import MATCHED_SIZE, Protocol, protocol_transform
 
 CONVENTION = (
     "larger score = more OOD; AUPR-OOD counts OOD as positive, AUPR-ID counts ID; FPR95 ID+: share of OOD accepted "
@@ -69,29 +64,6 @@ class Evaluation:
     ood_scores: dict[str, NDArray[np.float64]]
 
 
-def protocol_transform(
-    protocol: Protocol, size: int = MATCHED_SIZE, quality: int = MATCHED_QUALITY
-) -> Transform | None:
-    """What a protocol does to each image before the encoder's own resize.
-
-    `native` does nothing, as the paper. `matched` takes away the shortcuts of resolution and compression: each
-    image, ID or OOD, is resized to `size` and JPEG-compressed at `quality`, 4:2:0.
-    """
-    if protocol == "native":
-        return None
-    if protocol != "matched":
-        raise SettingsError(f"unknown protocol '{protocol}'; choose one of {', '.join(PROTOCOLS)}")
-    return Transform(f"matched-{size}-{quality}", lambda image: recompress(image, size, quality))
-
-
-def sample(images: ImageSet, limit: int | None, seed: int = 0) -> ImageSet:
-    """At most `limit` images, drawn at random: files often lie sorted by class, so the first ones mislead."""
-    if limit is None or limit >= len(images):
-        return images
-    chosen = np.random.default_rng(seed).choice(len(images), limit, replace=False)
-    return images.subset(int(i) for i in np.sort(chosen))
-
-
 def evaluate(
     detector: Detector,
     id_images: ImagesLike,
@@ -126,7 +98,7 @@ def evaluate(
     transform = protocol_transform(protocol, matched_size)
 
     def encoded(name: str, images: ImagesLike) -> Encoded:
-        chosen = sample(open_images(images), limit)
+        chosen = open_images(images).sample(limit)
         done = detector.encode(chosen, transform=transform, progress=progress(name, len(chosen)) if progress else None)
         if not len(done.z0):
             first, reason = next(iter(done.unreadable.items()))

@@ -13,7 +13,8 @@ from dlsr.baselines.complexity import complexity
 from dlsr.baselines.lmd import checkerboard
 from dlsr.baselines.pixelcnn import PixelCNNNetwork, negative_log_likelihood
 from dlsr.baselines.simclr import augmented, nt_xent
-from dlsr.images.decode import open_images, read_pixels
+from dlsr.images.sources import open_images
+from dlsr.images.transforms import read_pixels
 from dlsr.training.loop import Draws
 
 TINY = {

@@ -113,7 +113,7 @@ def test_what_cannot_run_says_why(sets, tmp_path):
 
 def test_the_matched_protocol_changes_what_is_trained_on_too(sets, tmp_path):
     from dlsr import Detector
-    from dlsr.evaluation import protocol_transform
+    from dlsr.images.transforms import protocol_transform
 
     settings = replace(SETTINGS, detectors=("mahalanobis",), protocol="matched")
     report = compare(sets, settings, tmp_path)
@@ -200,7 +200,7 @@ def test_datasets_are_found_cut_into_parts_and_labelled(root):
 
 
 def test_the_docs_list_every_dataset():
-    table = (Path(__file__).parent.parent / "docs" / "datasets.md").read_text()
+    table = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text()
     for info in DATASETS.values():
         (row,) = [line for line in table.splitlines() if line.startswith(f"| `{info.name}` |")]
         assert all(f"`{alias}`" in row for alias in info.aliases)

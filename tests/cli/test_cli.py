@@ -297,7 +297,7 @@ def test_help_is_quick():
 def test_public_surface():
     assert set(dlsr.__all__) == {
         "ENCODERS", "PRESETS", "SCORES", "ArtifactError", "Detector", "DlsrError", "Encoder", "EncoderSpec",
-        "Evaluation", "ExportError", "FeatureError", "ImageError", "ImageSet", "ImageTooLargeError", "InputError",
+        "Evaluation", "ExportError", "FeatureError", "ImageError", "ImageDataset", "ImageTooLargeError", "InputError",
         "Metrics", "MissingExtraError", "NoImagesError", "NotFittedError", "OutputError", "Report", "Result",
         "Settings", "SettingsError", "TooFewImagesError", "UnreadableImagesWarning", "WeightsError", "encoder_spec",
         "evaluate", "evaluate_scores", "open_images", "p_values", "threshold",

@@ -10,7 +10,7 @@ import torch
 from dlsr import ENCODERS, Encoder, SettingsError, WeightsError, encoder_spec
 from dlsr.encoders import weights as weights_module
 from dlsr.encoders.weights import load_classifier
-from dlsr.images.decode import resize
+from dlsr.images.transforms import resize
 from dlsr.method.features import to_z0
 
 SMALL = "test_resnet"

@@ -7,9 +7,9 @@ from safetensors.numpy import save_file
 
 from dlsr import ArtifactError, Encoder, OutputError, encoder_spec, open_images
 from dlsr.encoding import store as store_module
-from dlsr.encoding.pipeline import Transform, encode_all, encode_chunks, open_store
+from dlsr.encoding.pipeline import encode_all, encode_chunks, open_store
 from dlsr.encoding.store import MANY_SHARDS, FeatureStore, default_store_root
-from dlsr.images.decode import recompress
+from dlsr.images.transforms import Transform, recompress
 
 
 def row(i):

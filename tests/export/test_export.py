@@ -72,7 +72,7 @@ def test_exporting_what_cannot_be_exported(image_folder, small_encoder, features
         Detector(score="mahalanobis").fit_features(features[0]).export(tmp_path / "out")
     with pytest.raises(NotFittedError):
         Detector(**small_encoder).export(tmp_path / "out")
-    monkeypatch.setattr("dlsr.runtime.base.find_spec", lambda name: None)
+    monkeypatch.setattr("dlsr.runtime.backends.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"dlsr\[onnx\]"):
         detector.export(tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -9,7 +9,10 @@ from PIL import Image
 
 from dlsr import ImageError, InputError, NoImagesError, open_images
 from dlsr.images import decode as images_module
-from dlsr.images.decode import decode, map_ahead, recompress, resize
+from dlsr.images import sources
+from dlsr.images.decode import decode
+from dlsr.images.transforms import recompress, resize
+from dlsr.streaming import map_ahead
 
 
 def encoded(image, kind="PNG", **options):
@@ -205,13 +208,13 @@ def test_nothing_to_read_is_said(tmp_path):
 
 def test_unreadable_subfolder_is_an_item_with_a_reason(tmp_path, monkeypatch):
     (tmp_path / "1.png").write_bytes(encoded(RED))
-    real_walk = images_module.os.walk
+    real_walk = sources.os.walk
 
     def walk(folder, onerror):
         onerror(PermissionError(13, "Permission denied", str(tmp_path / "secret")))
         return real_walk(folder)
 
-    monkeypatch.setattr(images_module.os, "walk", walk)
+    monkeypatch.setattr(sources.os, "walk", walk)
     found = open_images(tmp_path)
     assert len(found) == 2
     with pytest.raises(ImageError, match="Permission denied"):

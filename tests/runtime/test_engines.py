@@ -9,7 +9,9 @@ from torch import nn
 
 from dlsr import MissingExtraError, SettingsError
 from dlsr.files import cache_root
-from dlsr.runtime.base import Graph, available_backends, choose_backend, half_agrees, make_engine
+from dlsr.runtime.backends import available_backends, choose_backend, make_engine
+from dlsr.runtime.base import Graph
+from dlsr.runtime.torch_engine import half_agrees
 
 CPU = torch.device("cpu")
 
@@ -68,8 +70,8 @@ def test_auto_takes_the_fastest_that_is_installed(monkeypatch):
     assert available_backends(CPU)[0] == "openvino"
     assert set(available_backends(torch.device("cuda"))) <= {"torch", "compile"}
     hidden = {"openvino"}
-    real = __import__("dlsr.runtime.base", fromlist=["find_spec"]).find_spec
-    monkeypatch.setattr("dlsr.runtime.base.find_spec", lambda name: None if name in hidden else real(name))
+    real = __import__("dlsr.runtime.backends", fromlist=["find_spec"]).find_spec
+    monkeypatch.setattr("dlsr.runtime.backends.find_spec", lambda name: None if name in hidden else real(name))
     assert choose_backend("auto", CPU) == "onnxruntime"
     with pytest.raises(MissingExtraError, match=r"dlsr\[openvino\]"):
         choose_backend("openvino", CPU)
@@ -84,7 +86,7 @@ def test_backends_that_cannot_work_are_refused(monkeypatch):
         choose_backend("tpu", CPU)
     with pytest.raises(SettingsError, match="runs on the CPU"):
         choose_backend("openvino", torch.device("cuda"))
-    monkeypatch.setattr("dlsr.runtime.base.shutil.which", lambda name: None)
+    monkeypatch.setattr("dlsr.runtime.backends.shutil.which", lambda name: None)
     with pytest.raises(SettingsError, match=r"install g\+\+"):
         choose_backend("compile", CPU)
 
@@ -104,7 +106,7 @@ def test_openvinos_first_call_is_alone_and_later_ones_are_not(monkeypatch):
 
     import openvino
 
-    from dlsr.runtime.base import openvino_engine
+    from dlsr.runtime.openvino_engine import openvino_engine
 
     at_once, most, lock = 0, [], threading.Lock()
 

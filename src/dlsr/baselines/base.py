@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from dlsr.artifact import BaselineManifest, installed_versions, read_artifact, write_model
 from dlsr.config import TrainingSettings
-from dlsr.encoding.pipeline import Transform
 from dlsr.errors import ArtifactError, InputError, NotFittedError, TooFewImagesError
 from dlsr.estimator import Estimator
-from dlsr.images.decode import ImageSet, ImagesLike, open_images, read_pixels, warn_of_unreadable
+from dlsr.images.sources import ImageDataset, ImagesLike, open_images, warn_of_unreadable
+from dlsr.images.transforms import Transform, read_pixels
 from dlsr.method.noise import noise_for, pixel_digest
 from dlsr.runtime.devices import torch_device
 from dlsr.scorers.fitting import OnEpoch, train_to_end
@@ -132,7 +132,7 @@ class Baseline(Estimator):
         scores[[error is None for error in errors]] = self._score_rows(rows)
         return scores
 
-    def _read(self, images: ImageSet, transform: Transform | None) -> tuple[Inputs, list[str | None]]:
+    def _read(self, images: ImageDataset, transform: Transform | None) -> tuple[Inputs, list[str | None]]:
         """What the detector sees of the readable images; and for each image why it cannot be read, or None."""
         apply = transform.apply if transform else None
         return read_pixels(images, self.size, "bicubic", apply=apply, workers=self.workers)

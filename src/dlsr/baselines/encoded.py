@@ -9,8 +9,9 @@ from torch import Tensor
 
 from dlsr.baselines.base import Baseline, Inputs
 from dlsr.encoders import Encoder, encoder_spec
-from dlsr.encoding.pipeline import Transform, encode_all, open_store
-from dlsr.images.decode import ImageSet
+from dlsr.encoding.pipeline import encode_all, open_store
+from dlsr.images.sources import ImageDataset
+from dlsr.images.transforms import Transform
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
@@ -31,7 +32,7 @@ class EncodedBaseline(Baseline):
     weights: str | None = None
     store: str | None = None
 
-    def _read(self, images: ImageSet, transform: Transform | None) -> tuple[Inputs, list[str | None]]:
+    def _read(self, images: ImageDataset, transform: Transform | None) -> tuple[Inputs, list[str | None]]:
         encoder = self._loaded_encoder()
         store = open_store(Path(self.store) if self.store else None, encoder, transform)
         encoded = encode_all(encoder, images, store=store, transform=transform, workers=self.workers)

@@ -19,11 +19,11 @@ from dlsr.baselines import DETECTORS, make_detector
 from dlsr.bench.failures import save_failures
 from dlsr.calibration.metrics import Metrics, evaluate_scores
 from dlsr.detector import Detector
-from dlsr.encoding.pipeline import Transform
 from dlsr.errors import ArtifactError, DlsrError, ImageError
-from dlsr.evaluation import Protocol, mean_and_std, protocol_transform, sample
+from dlsr.evaluation import mean_and_std
 from dlsr.files import replacing
-from dlsr.images.decode import ImageSet
+from dlsr.images.sources import ImageDataset
+from dlsr.images.transforms import Protocol, Transform, protocol_transform
 from dlsr.scorers.fitting import OnEpoch
 from dlsr.training.loop import EpochLog
 
@@ -40,12 +40,12 @@ ONE_NETWORK = ("mse", "lr", "mfsim")
 class Sets:
     """What detectors are fitted to and measured on."""
 
-    train: ImageSet
+    train: ImageDataset
     labels: NDArray[np.int64] | None
     """Class of each training image; None if there are none."""
-    test: ImageSet
+    test: ImageDataset
     """ID images that nothing is fitted to."""
-    ood: Mapping[str, ImageSet]
+    ood: Mapping[str, ImageDataset]
     remarks: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """What has to be said of a set, by its name; of the ID set by `ID`."""
 
@@ -174,7 +174,7 @@ def _run(
     seed: int,
     detector: Any,
     training: "_Training",
-    images: Mapping[str, ImageSet],
+    images: Mapping[str, ImageDataset],
     settings: CompareSettings,
     checkpoint: Path,
     fitted: dict[str, Any],
@@ -208,7 +208,7 @@ def _run(
 
 def _fitted_detector(
     detector: Detector,
-    train: ImageSet,
+    train: ImageDataset,
     transform: Transform | None,
     checkpoint: Path,
     fitted: dict[str, Any],
@@ -228,7 +228,7 @@ def _fitted_detector(
     return (done.with_settings(score=score) if score in ONE_NETWORK else done), seconds
 
 
-def _rate(detector: Any, images: ImageSet, transform: Any) -> float:
+def _rate(detector: Any, images: ImageDataset, transform: Any) -> float:
     """Images per second from files, with an empty feature store."""
     few = images.subset(range(min(TIMED_IMAGES, len(images))))
     before = detector.get_params().get("store")
@@ -269,7 +269,7 @@ def key_of(*what: Any) -> str:
 
 @dataclass(frozen=True)
 class _Training:
-    images: ImageSet
+    images: ImageDataset
     labels: NDArray[np.int64] | None
 
 
@@ -282,9 +282,9 @@ def _some(training: _Training, limit: int | None) -> _Training:
     return _Training(training.images.subset(int(i) for i in chosen), labels)
 
 
-def scored_images(sets: Sets, settings: CompareSettings) -> dict[str, ImageSet]:
+def scored_images(sets: Sets, settings: CompareSettings) -> dict[str, ImageDataset]:
     """The images that are scored, by set; the ID set's name is `ID`."""
-    return {name: sample(one, settings.limit) for name, one in {"ID": sets.test, **sets.ood}.items()}
+    return {name: one.sample(settings.limit) for name, one in {"ID": sets.test, **sets.ood}.items()}
 
 
 def read_scores(folder: Path, file: str) -> dict[str, Array]:
@@ -315,7 +315,7 @@ def write_failures(folder: Path, sets: Sets, settings: CompareSettings, report: 
         save_failures(path, scored_images(sets, settings), read_scores(folder, best["run_files"][0]), best["detector"])
 
 
-def digest_of(images: ImageSet) -> str:
+def digest_of(images: ImageDataset) -> str:
     """SHA-256 over the bytes of all images in their order; what cannot be read counts as nothing."""
     digest = hashlib.sha256()
     for item in images.items:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlsr.errors import InputError, MissingExtraError, SettingsError, one_line
-from dlsr.images.decode import ImageSet, open_images
+from dlsr.images.sources import ImageDataset, open_images
 
 Part = Literal["train", "test"]
 
@@ -116,7 +116,7 @@ sports car, tractor, trolleybus."""
 class Dataset:
     """The images of a set, and what has to be said of them."""
 
-    images: ImageSet
+    images: ImageDataset
     labels: NDArray[np.int64] | None
     """Class of each image, from 0; None if they cannot be told."""
     remarks: tuple[str, ...] = ()
@@ -159,7 +159,7 @@ def open_dataset(
     if path is not None:
         _check_archive(path, info)
         images = open_images(path)
-        chosen = ImageSet([item for item in images.items if f"/{part}/" in item.name])
+        chosen = ImageDataset([item for item in images.items if f"/{part}/" in item.name])
         images = chosen if chosen.items else images
         labels = labels_of(images)
         if name == "tiny-imagenet" and against == "cifar10":
@@ -187,14 +187,14 @@ def open_dataset(
     return Dataset(images, labels, tuple(remarks))
 
 
-def labels_of(images: ImageSet) -> NDArray[np.int64] | None:
+def labels_of(images: ImageDataset) -> NDArray[np.int64] | None:
     """Classes by the folder that each image lies in; None if all lie in one."""
     folders = [Path(item.name).parent.name for item in images.items]
     names = sorted(set(folders))
     return np.array([names.index(one) for one in folders]) if len(names) > 1 else None
 
 
-def without_cifar_like(images: ImageSet, classes: Mapping[str, str]) -> tuple[ImageSet, int]:
+def without_cifar_like(images: ImageDataset, classes: Mapping[str, str]) -> tuple[ImageDataset, int]:
     """Tiny-ImageNet without the classes that show what CIFAR-10 shows, and how many images that took away.
 
     Args:
@@ -202,11 +202,11 @@ def without_cifar_like(images: ImageSet, classes: Mapping[str, str]) -> tuple[Im
         classes: WordNet id of each image by its file's name.
     """
     like = {wnid for wnids in CIFAR_LIKE.values() for wnid in wnids}
-    kept = ImageSet([item for item in images.items if classes[Path(item.name).name] not in like])
+    kept = ImageDataset([item for item in images.items if classes[Path(item.name).name] not in like])
     return kept, len(images) - len(kept)
 
 
-def tiny_imagenet_classes(path: Path, images: ImageSet) -> dict[str, str]:
+def tiny_imagenet_classes(path: Path, images: ImageDataset) -> dict[str, str]:
     """WordNet id of each image by its file's name: from `val_annotations.txt`, or the folders' names.
 
     Raises:

@@ -8,14 +8,15 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from dlsr.files import replacing
-from dlsr.images.decode import ImageSet, decode
+from dlsr.images.decode import decode
+from dlsr.images.sources import ImageDataset
 
 SHOWN = 8
 THUMBNAIL = 96
 
 
 def save_failures(
-    path: Path, images: Mapping[str, ImageSet], scores: Mapping[str, NDArray[np.float64]], title: str
+    path: Path, images: Mapping[str, ImageDataset], scores: Mapping[str, NDArray[np.float64]], title: str
 ) -> None:
     """Write a sheet: the ID images that look most OOD, then of each OOD set those that look most ID.
 

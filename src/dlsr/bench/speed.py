@@ -25,9 +25,10 @@ from dlsr.artifact import installed_versions
 from dlsr.config import Settings, TrainingSettings, resolve
 from dlsr.detector import Detector
 from dlsr.encoding.pipeline import readable_pixels
-from dlsr.images.decode import ImageSet, map_ahead, open_images
+from dlsr.images.sources import ImageDataset, open_images
 from dlsr.method.lfdn import LFDN
-from dlsr.runtime.base import Backend, available_backends
+from dlsr.runtime.backends import Backend, available_backends
+from dlsr.streaming import map_ahead
 from dlsr.training.data import Rows
 from dlsr.training.loop import new_state, restoration_loss, train, uses_bfloat16
 
@@ -145,8 +146,8 @@ def _alone(function: Callable[..., Any], *arguments: Any) -> Any:
         return pool.submit(function, *arguments).result()
 
 
-def _repeated(source: str, count: int) -> ImageSet:
-    return ImageSet(list(islice(cycle(open_images(source).items), count)))
+def _repeated(source: str, count: int) -> ImageDataset:
+    return ImageDataset(list(islice(cycle(open_images(source).items), count)))
 
 
 def _eager_rate(settings: SpeedSettings, source: str) -> float:

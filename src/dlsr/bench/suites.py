@@ -27,7 +27,7 @@ from dlsr.config import RestorationSettings
 from dlsr.detector import Detector
 from dlsr.encoding.pipeline import Encoded
 from dlsr.errors import InputError, SettingsError
-from dlsr.evaluation import protocol_transform, sample
+from dlsr.images.transforms import protocol_transform
 from dlsr.method.diffusion import skipping_steps
 from dlsr.scorers.base import PaperScorer, Scorer, score_rows
 from dlsr.scorers.fitting import restored_scorer
@@ -175,7 +175,7 @@ class FigureRun:
     def fit(self, **changes: Any) -> PaperNetwork:
         """Preset `paper` fitted to the ID set, or as an earlier figure fitted it, and the features of all sets."""
         settings = self.settings
-        train = sample(self.sets.train, settings.train_limit)
+        train = self.sets.train.sample(settings.train_limit)
         detector = Detector(
             settings.encoder,
             preset="paper",

@@ -139,7 +139,7 @@ def fit(
 
 
 def _fit_here(detector: Any, images: Path, output: Path, ranks: Any, quiet: bool) -> None:
-    from dlsr.images.decode import open_images  # noqa: PLC0415
+    from dlsr.images.sources import open_images  # noqa: PLC0415
 
     found = open_images(images)
     if found.ignored:
@@ -241,7 +241,7 @@ def score(
             as_json=as_json,
         )
         return
-    from dlsr.images.decode import open_images  # noqa: PLC0415
+    from dlsr.images.sources import open_images  # noqa: PLC0415
     from dlsr.reports.tables import check_format, write_csv, write_jsonl, write_results  # noqa: PLC0415
 
     if output is not None:
@@ -378,7 +378,7 @@ def calibrate(
     quiet: Quiet = False,
 ) -> None:
     """Change a model's false-alarm rate, or what it is calibrated on, without refitting."""
-    from dlsr.images.decode import open_images  # noqa: PLC0415
+    from dlsr.images.sources import open_images  # noqa: PLC0415
 
     if images is None and false_alarm_rate is None:
         raise SettingsError("nothing to change: give --false-alarm-rate, --images or both")
@@ -413,7 +413,7 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Write the whole detector as one graph, with an example that runs it without dlsr."""
-    from dlsr.images.decode import open_images  # noqa: PLC0415
+    from dlsr.images.sources import open_images  # noqa: PLC0415
 
     detector = _load(model, weights, "cpu", backend, None, True, 2, None)
     if int8:
@@ -449,7 +449,7 @@ def report(
     quiet: Quiet = False,
 ) -> None:
     """Score images and write one self-contained HTML page about them."""
-    from dlsr.images.decode import open_images  # noqa: PLC0415
+    from dlsr.images.sources import open_images  # noqa: PLC0415
     from dlsr.reports.html import write_html_report  # noqa: PLC0415
 
     detector = _load(model, weights, device, backend, store, no_store, workers, false_alarm_rate)
@@ -486,7 +486,7 @@ def drift(
     import numpy as np  # noqa: PLC0415
 
     from dlsr.calibration.drift import drift as run  # noqa: PLC0415
-    from dlsr.images.decode import open_images  # noqa: PLC0415
+    from dlsr.images.sources import open_images  # noqa: PLC0415
 
     detector = _load(model, weights, device, backend, store, no_store, workers, None)
     found = open_images(images)
@@ -566,7 +566,7 @@ def info(model: Model, as_json: Json = False) -> None:
 
     from dlsr.artifact import read_manifest  # noqa: PLC0415
     from dlsr.detector import Detector  # noqa: PLC0415
-    from dlsr.runtime.base import choose_backend  # noqa: PLC0415
+    from dlsr.runtime.backends import choose_backend  # noqa: PLC0415
 
     detector = Detector.load(model)
     manifest = read_manifest(model)
@@ -679,7 +679,7 @@ def _quiet_library() -> Any:
     """The command names unreadable images itself, so the library's warning of them would be the second."""
     import warnings  # noqa: PLC0415
 
-    from dlsr.images.decode import UnreadableImagesWarning  # noqa: PLC0415
+    from dlsr.images.sources import UnreadableImagesWarning  # noqa: PLC0415
 
     return warnings.catch_warnings(action="ignore", category=UnreadableImagesWarning)
 

@@ -81,7 +81,7 @@ def compare(
     from dlsr.bench.compare import compare as run  # noqa: PLC0415
     from dlsr.bench.datasets import labels_of  # noqa: PLC0415
     from dlsr.bench.suites import ALSO  # noqa: PLC0415
-    from dlsr.images.decode import open_images  # noqa: PLC0415
+    from dlsr.images.sources import open_images  # noqa: PLC0415
 
     found = open_images(train)
     outside = {name: open_images(path) for name, path in named_sets(ood).items()}
@@ -226,7 +226,7 @@ def speed(
 def _backends(text: str) -> Any:
     import torch  # noqa: PLC0415
 
-    from dlsr.runtime.base import choose_backend  # noqa: PLC0415
+    from dlsr.runtime.backends import choose_backend  # noqa: PLC0415
 
     names: list[Any] = text.split(",")
     return tuple(choose_backend(name, torch.device("cpu")) for name in names)

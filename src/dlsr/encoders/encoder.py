@@ -13,7 +13,8 @@ from dlsr.encoders.presets import EncoderSpec
 from dlsr.encoders.weights import fingerprint, load_classifier, load_exactly
 from dlsr.errors import SettingsError, WeightsError
 from dlsr.method.features import DELTA, to_z0
-from dlsr.runtime.base import Backend, Engine, Graph, choose_backend, make_engine
+from dlsr.runtime.backends import Backend, choose_backend, make_engine
+from dlsr.runtime.base import Engine, Graph
 
 
 class PixelsToZ0(nn.Module):
@@ -57,7 +58,7 @@ class Encoder:
     Args:
         spec: network, stages, preprocessing and weights.
         device: where to run.
-        backend: what runs it, see `dlsr.runtime.base`. Backends agree to 1e-4 in `z0`.
+        backend: what runs it, see `dlsr.runtime`. Backends agree to 1e-4 in `z0`.
         weights_sha256: of the weights that it must have, if that is known, as it is of a saved model's.
         channels: of each chosen stage, if known; with it nothing is loaded where the engine is in the cache.
 

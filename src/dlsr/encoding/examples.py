@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dlsr.encoding.pipeline import Encoded
-from dlsr.images.decode import ImageSet, decode
+from dlsr.images.decode import decode
+from dlsr.images.sources import ImageDataset
 
 SIDE = 96
 """Pixels of a thumbnail's longer side."""
@@ -58,7 +59,7 @@ class Examples:
         return cls(names, tensors["z0"].cpu().numpy(), thumbnails)
 
 
-def choose_examples(images: ImageSet, encoded: Encoded, count: int, seed: int) -> Examples:
+def choose_examples(images: ImageDataset, encoded: Encoded, count: int, seed: int) -> Examples:
     """At most `count` of the readable images, at random.
 
     Raises:

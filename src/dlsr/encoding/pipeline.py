@@ -8,26 +8,20 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from dlsr.encoders import Encoder
 from dlsr.encoding.store import KEY_BYTES, FeatureStore, empty_table
 from dlsr.errors import ImageError, NoImagesError, OutputError
-from dlsr.images.decode import ImageItem, ImageSet, decode, in_groups, map_ahead, reason_of, resize
+from dlsr.images.decode import decode, reason_of
+from dlsr.images.sources import ImageDataset, ImageItem
+from dlsr.images.transforms import Transform, resize
 from dlsr.method.noise import DIGEST_BYTES, pixel_digest
+from dlsr.streaming import in_groups, map_ahead
 
 CHUNK = 512
 
 Progress = Callable[[int], None]
 """Told how many more images are done."""
-
-
-@dataclass(frozen=True)
-class Transform:
-    """A change made to each decoded image before it is resized for the encoder, and the name that keys it."""
-
-    name: str
-    apply: Callable[[Image.Image], Image.Image]
 
 
 @dataclass(frozen=True)
@@ -137,7 +131,7 @@ def _flushed(store: FeatureStore | None) -> Iterator[None]:
 
 def encode_all(
     encoder: Encoder,
-    images: ImageSet,
+    images: ImageDataset,
     *,
     store: FeatureStore | None = None,
     transform: Transform | None = None,
@@ -170,7 +164,7 @@ def joined(chunks: Iterable[Encoded], images: int, c: int, folder: Path | None) 
     return Encoded(names, errors, z0[:filled], np.concatenate(digests), np.concatenate(keys))
 
 
-def readable_pixels(encoder: Encoder, images: ImageSet, limit: int, workers: int = 2) -> NDArray[np.uint8]:
+def readable_pixels(encoder: Encoder, images: ImageDataset, limit: int, workers: int = 2) -> NDArray[np.uint8]:
     """The first images that can be read, resized for an encoder: uint8 of shape `(at most limit, size, size, 3)`.
 
     Raises:

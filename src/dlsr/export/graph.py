@@ -21,18 +21,12 @@ from dlsr.encoders import Encoder, EncoderSpec
 from dlsr.errors import ExportError, OutputError, SettingsError
 from dlsr.export.int8 import GREATEST_LOSS, Int8Report, Pixels, compare, joined
 from dlsr.files import file_sums, replacing_folder
-from dlsr.images.decode import resize
+from dlsr.images.transforms import resize
 from dlsr.method.noise import noise_for, pixel_digest
-from dlsr.runtime.base import (
-    Engine,
-    Graph,
-    choose_backend,
-    load_onnx,
-    load_openvino,
-    save_openvino,
-    write_onnx,
-    write_openvino,
-)
+from dlsr.runtime.backends import choose_backend
+from dlsr.runtime.base import Engine, Graph
+from dlsr.runtime.onnx_engine import load_onnx, write_onnx
+from dlsr.runtime.openvino_engine import load_openvino, save_openvino, write_openvino
 from dlsr.scorers.base import ImageToScore, Scorer
 
 ExportFormat = Literal["onnx", "openvino"]

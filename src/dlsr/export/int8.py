@@ -17,9 +17,10 @@ from torch import nn
 
 from dlsr.calibration.metrics import evaluate_scores
 from dlsr.errors import MissingExtraError
-from dlsr.images.decode import map_ahead
-from dlsr.runtime.base import Engine, Graph, converted_to_openvino
+from dlsr.runtime.base import Engine, Graph
+from dlsr.runtime.openvino_engine import converted_to_openvino
 from dlsr.scorers.base import ImageToScore, Scorer
+from dlsr.streaming import map_ahead
 
 Pixels = NDArray[np.uint8]
 CPU = torch.device("cpu")

@@ -22,7 +22,8 @@ from dlsr.encoding.examples import thumbnail
 from dlsr.encoding.pipeline import Progress
 from dlsr.errors import ImageError, NoImagesError
 from dlsr.files import replacing
-from dlsr.images.decode import ImageSet, ImagesLike, open_images, reason_of
+from dlsr.images.decode import reason_of
+from dlsr.images.sources import ImageDataset, ImagesLike, open_images
 from dlsr.reports.plots import score_histogram
 
 SHOWN = 24
@@ -102,7 +103,7 @@ def write_html_report(
     return summary
 
 
-def _page(detector: Detector, images: ImageSet, summary: Summary, title: str) -> str:
+def _page(detector: Detector, images: ImageDataset, summary: Summary, title: str) -> str:
     template = Template(files("dlsr.reports").joinpath("page.html").read_text(encoding="utf-8"))
     judged = len(summary.scores)
     share = summary.ood / judged
@@ -137,11 +138,11 @@ def _histogram(detector: Detector, scores: NDArray[np.float64]) -> str:
     return svg[svg.index("<svg") :].replace("<svg", '<svg role="img" aria-label="Scores against calibration"', 1)
 
 
-def _gallery(entries: Sequence[tuple[float, int, Result]], images: ImageSet) -> str:
+def _gallery(entries: Sequence[tuple[float, int, Result]], images: ImageDataset) -> str:
     return "\n".join(_figure(images, -negative, result) for _, negative, result in entries)
 
 
-def _figure(images: ImageSet, index: int, result: Result) -> str:
+def _figure(images: ImageDataset, index: int, result: Result) -> str:
     name = html.escape(result.path)
     try:
         content = base64.b64encode(thumbnail(images.items[index].read(), THUMBNAIL)).decode()

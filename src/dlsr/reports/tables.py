@@ -9,7 +9,7 @@ from typing import IO, Any
 from dlsr.detector import Result
 from dlsr.errors import MissingExtraError, OutputError
 from dlsr.files import replacing
-from dlsr.images.decode import in_groups
+from dlsr.streaming import in_groups
 
 COLUMNS = ("path", "score", "p_value", "is_ood", "top_layer", "error")
 FORMATS = (".csv", ".jsonl", ".parquet")

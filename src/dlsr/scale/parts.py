@@ -9,7 +9,8 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from dlsr.errors import InputError, MissingExtraError, NoImagesError, SettingsError, one_line
-from dlsr.images.decode import SUFFIXES, ImageItem, failing_item, in_groups
+from dlsr.images.sources import SUFFIXES, ImageItem, failing_item
+from dlsr.streaming import in_groups
 
 Kind = Literal["files", "members", "tar", "parquet", "dataset"]
 

@@ -11,7 +11,7 @@ from dlsr.artifact import read_manifest
 from dlsr.detector import Detector
 from dlsr.encoding.pipeline import Encoded
 from dlsr.errors import MissingExtraError, SettingsError, one_line
-from dlsr.runtime.base import Backend
+from dlsr.runtime.backends import Backend
 from dlsr.scale.parts import Part, digest_of, plan
 from dlsr.scale.run import RunFolder
 from dlsr.scale.tasks import PartDone, encode_part, encoded_images, score_part

@@ -24,7 +24,7 @@ from dlsr.artifact import MANIFEST
 from dlsr.detector import Detector, Result
 from dlsr.errors import ArtifactError, InputError, one_line
 from dlsr.files import replacing
-from dlsr.images.decode import ImageItem, failing_item
+from dlsr.images.sources import ImageItem, failing_item
 from dlsr.reports.tables import results_table
 from dlsr.scale.parts import Part, filesystem, items_of
 

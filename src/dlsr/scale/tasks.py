@@ -11,11 +11,12 @@ from dlsr.encoders import Encoder
 from dlsr.encoding.pipeline import Encoded, encode_chunks, joined
 from dlsr.encoding.store import KEY_BYTES, FeatureStore
 from dlsr.errors import ArtifactError
-from dlsr.images.decode import ImageItem, ImageSet, in_groups
+from dlsr.images.sources import ImageDataset, ImageItem
 from dlsr.method.noise import DIGEST_BYTES
 from dlsr.reports.tables import results_table
 from dlsr.scale.parts import Part
 from dlsr.scale.run import RunFolder, do_part
+from dlsr.streaming import in_groups
 
 AT_ONCE = 512
 """Images that are read ahead of the detector: what bounds a worker's memory."""
@@ -37,7 +38,7 @@ def score_part(detector: Detector, part: Part, run: RunFolder) -> PartDone:
 
     def score(items: Iterable[ImageItem]) -> Iterator[Result]:
         for group in in_groups(items, AT_ONCE):
-            yield from detector.results(ImageSet(group))
+            yield from detector.results(ImageDataset(group))
 
     rows = do_part(part, run, score, results_table)
     return PartDone(

@@ -9,8 +9,8 @@ from pathlib import Path
 from dlsr.artifact import MANIFEST, read_manifest
 from dlsr.detector import Detector, Result
 from dlsr.errors import NotFittedError, one_line
-from dlsr.images.decode import ImageItem, ImageSet
-from dlsr.runtime.base import Backend
+from dlsr.images.sources import ImageDataset, ImageItem
+from dlsr.runtime.backends import Backend
 from dlsr.serve.batching import Batcher, QueueFullError
 from dlsr.serve.bodies import NamedImage
 from dlsr.serve.problems import RefusedError
@@ -137,7 +137,7 @@ class Service:
     def _score(self, images: list[NamedImage]) -> list[Scored]:
         model = self.model
         items = [ImageItem(name, lambda content=content: content) for name, content in images]  # type: ignore[misc]
-        return [Scored(model, result) for result in model.detector.results(ImageSet(items))]
+        return [Scored(model, result) for result in model.detector.results(ImageDataset(items))]
 
     async def _follow(self) -> None:
         while True:

@@ -1,0 +1,227 @@
+"""Where images come from: folders, tars, image files, arrays, datasets. Listing decodes nothing."""
+
+import gzip
+import os
+import shutil
+import tarfile
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dlsr.errors import ImageError, InputError, NoImagesError
+
+SUFFIXES = frozenset(
+    {
+        ".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png",
+        ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
+    }
+)  # fmt: skip
+"""A folder's or tar's files with these suffixes are its images."""
+
+
+class UnreadableImagesWarning(UserWarning):
+    """Some images could not be read; the message names them."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageItem:
+    """One image that is yet to be read: its name in reports and how to get it."""
+
+    name: str
+    read: Callable[[], object] = field(repr=False)
+    """Returns encoded bytes, a PIL image, an array or a tensor; may raise."""
+
+
+@dataclass(frozen=True)
+class ImageDataset:
+    """Images in a fixed order, and the names of files that were passed over for not being images."""
+
+    items: Sequence[ImageItem]
+    ignored: Sequence[str] = ()
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def subset(self, indices: Iterable[int]) -> "ImageDataset":
+        """The images at these positions."""
+        return ImageDataset([self.items[i] for i in indices])
+
+    def sample(self, limit: int | None, seed: int = 0) -> "ImageDataset":
+        """At most `limit` images, drawn at random: files are often sorted by class, so the first ones mislead."""
+        if limit is None or limit >= len(self):
+            return self
+        chosen = np.random.default_rng(seed).choice(len(self), limit, replace=False)
+        return self.subset(int(i) for i in np.sort(chosen))
+
+
+class TorchDataset(Protocol):
+    """A map-style torch dataset: items are images, or tuples that begin with one."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+ImagesLike = str | os.PathLike[str] | Sequence[Any] | NDArray[np.uint8] | TorchDataset | ImageDataset
+"""A folder, a tar, one image file, a list of paths or PIL images or arrays, a uint8 array or a torch dataset."""
+
+
+def open_images(images: ImagesLike) -> ImageDataset:
+    """List the images of any supported source, without decoding them.
+
+    Args:
+        images: a folder (searched with all its subfolders), a `.tar` or `.tar.gz`, an image file, a list of
+            paths, PIL images or arrays, a uint8 array of shape `(N, H, W)` or `(N, H, W, 3)`, or a torch dataset.
+
+    Raises:
+        NoImagesError: if there is none.
+        InputError: if the source does not exist or is of another kind.
+    """
+    if isinstance(images, ImageDataset):
+        found = images
+    elif isinstance(images, str | os.PathLike):
+        found = _open_path(Path(images))
+    elif isinstance(images, Image.Image):
+        found = ImageDataset([_item_of(0, images)])
+    elif isinstance(images, np.ndarray):
+        found = _open_array(images)
+    elif isinstance(images, Sequence):
+        found = ImageDataset([_item_of(i, image) for i, image in enumerate(images)])
+    elif hasattr(images, "__getitem__") and hasattr(images, "__len__"):
+        found = ImageDataset([_dataset_item(images, i) for i in range(len(images))])
+    else:
+        raise InputError(
+            f"cannot read images from a {type(images).__name__}; give a folder, a tar, a list of paths or PIL "
+            "images, a uint8 array or a torch dataset with a length"
+        )
+    if not found.items:
+        ignored = f" ({len(found.ignored)} other files, such as {found.ignored[0]})" if found.ignored else ""
+        what = f"'{images}'" if isinstance(images, str | os.PathLike) else "what was given"
+        raise NoImagesError(f"no image in {what}{ignored}; images end in {', '.join(sorted(SUFFIXES))}")
+    return found
+
+
+def _open_path(path: Path) -> ImageDataset:
+    try:
+        if path.is_dir():
+            return _open_folder(path)
+        if path.name.lower().endswith((".tar", ".tar.gz", ".tgz")):
+            return _open_tar(path)
+        with path.open("rb"):
+            return ImageDataset([_file_item(path)])
+    except FileNotFoundError:
+        raise InputError(f"'{path}' does not exist; check the path") from None
+    except (OSError, EOFError, tarfile.TarError) as error:
+        raise InputError(f"cannot read '{path}': {error}; check the file and its permissions") from error
+
+
+def _open_folder(folder: Path) -> ImageDataset:
+    items: list[ImageItem] = []
+    ignored: list[str] = []
+
+    def unreadable(error: OSError) -> None:
+        items.append(failing_item(str(error.filename), error.strerror or "cannot be listed"))
+
+    for parent, subfolders, files in os.walk(folder, onerror=unreadable):
+        subfolders.sort()
+        for file in sorted(files):
+            path = Path(parent, file)
+            if path.suffix.lower() in SUFFIXES:
+                items.append(_file_item(path))
+            else:
+                ignored.append(str(path))
+    return ImageDataset(items, ignored)
+
+
+def _file_item(path: Path) -> ImageItem:
+    # There may be millions, and a string is smaller than a Path.
+    name = str(path)
+    return ImageItem(name, partial(_file_bytes, name))
+
+
+def _file_bytes(name: str) -> bytes:
+    return Path(name).read_bytes()
+
+
+def failing_item(name: str, reason: str) -> ImageItem:
+    """An image that cannot be read, and why."""
+
+    def fail() -> object:
+        raise ImageError(reason)
+
+    return ImageItem(name, fail)
+
+
+def _open_tar(path: Path) -> ImageDataset:
+    file = _uncompressed(path)
+    with tarfile.open(fileobj=file) as tar:
+        members = [member for member in tar if member.isfile()]
+
+    def reader(offset: int, size: int) -> Callable[[], bytes]:
+        return lambda: os.pread(file.fileno(), size, offset)
+
+    items, ignored = [], []
+    for member in members:
+        if Path(member.name).suffix.lower() in SUFFIXES:
+            items.append(ImageItem(member.name, reader(member.offset_data, member.size)))
+        else:
+            ignored.append(member.name)
+    return ImageDataset(items, ignored)
+
+
+def _uncompressed(path: Path) -> IO[bytes]:
+    # Members are read at random from several threads, which a compressed stream cannot do.
+    with path.open("rb") as file:
+        compressed = file.read(2) == b"\x1f\x8b"
+    if not compressed:
+        return path.open("rb")
+    unpacked = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as its images
+    with gzip.open(path) as stream:
+        shutil.copyfileobj(stream, unpacked)
+    unpacked.seek(0)
+    return unpacked
+
+
+def _open_array(array: NDArray[Any]) -> ImageDataset:
+    if array.dtype != np.uint8 or array.ndim not in (3, 4):
+        raise InputError(
+            f"an array of images must be uint8 of shape (N, H, W) or (N, H, W, 3), got {array.dtype} of shape "
+            f"{array.shape}"
+        )
+    return ImageDataset([_item_of(i, image) for i, image in enumerate(array)])
+
+
+def _item_of(index: int, image: Any) -> ImageItem:
+    if isinstance(image, str | os.PathLike):
+        return _file_item(Path(image))
+    return ImageItem(str(index), lambda: image)
+
+
+def _dataset_item(dataset: TorchDataset, index: int) -> ImageItem:
+    def read() -> object:
+        try:
+            sample = dataset[index]
+        # A dataset is the user's code and may raise anything; one bad image must not stop the rest.
+        except Exception as error:
+            raise ImageError(f"the dataset raised {type(error).__name__}: {error}") from error
+        return sample[0] if isinstance(sample, tuple | list) else sample
+
+    return ImageItem(str(index), read)
+
+
+def warn_of_unreadable(unreadable: Mapping[str, str]) -> None:
+    """Warn the caller's caller of images that could not be read: reasons by name."""
+    if unreadable:
+        listed = "; ".join(f"{name}: {reason}" for name, reason in islice(unreadable.items(), 10))
+        more = f"; and {len(unreadable) - 10} more" if len(unreadable) > 10 else ""
+        warnings.warn(
+            f"{len(unreadable)} images could not be read: {listed}{more}", UnreadableImagesWarning, stacklevel=3
+        )

@@ -1,0 +1,30 @@
+"""PyTorch, compiled ahead of time for this machine."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dlsr.runtime.base import Array, Engine, Graph, as_tuple, exported
+
+# PyTorch, compiled ahead of time
+
+
+def write_compiled(graph: Graph, path: Path, device: torch.device) -> None:
+    """Compile a graph into `path`, a `.pt2` package for this machine."""
+    inductor: Any = torch._inductor
+    inductor.aoti_compile_and_package(exported(graph, device), package_path=str(path))
+
+
+def load_compiled(path: Path, device: torch.device) -> Engine:
+    """What `write_compiled` wrote."""
+    inductor: Any = torch._inductor
+    package = inductor.aoti_load_package(str(path))
+
+    @torch.inference_mode()
+    def run(*arrays: Array) -> tuple[Array, ...]:
+        outputs = as_tuple(package(*(torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays)))
+        return tuple(output.cpu().numpy() for output in outputs)
+
+    return Engine(run)

@@ -1,0 +1,33 @@
+"""Iterables processed as they come: in groups, or ahead of the consumer in threads."""
+
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+A = TypeVar("A")
+
+
+B = TypeVar("B")
+
+
+def in_groups(items: Iterable[A], size: int) -> Iterator[list[A]]:
+    """Items in their order, `size` at a time; the last group may be smaller."""
+    remaining = iter(items)
+    while group := list(islice(remaining, size)):
+        yield group
+
+
+def map_ahead(function: Callable[[A], B], items: Iterable[A], workers: int, ahead: int) -> Generator[B]:
+    """Map in threads, in order, working at most `ahead` items ahead of the consumer (so memory stays bounded)."""
+    with ThreadPoolExecutor(workers) as pool:
+        remaining = iter(items)
+        pending: list[Future[B]] = [pool.submit(function, item) for item in islice(remaining, ahead)]
+        try:
+            while pending:
+                result = pending.pop(0).result()
+                pending.extend(pool.submit(function, item) for item in islice(remaining, 1))
+                yield result
+        finally:
+            for future in pending:
+                future.cancel()
