@@ -2,10 +2,12 @@ import numpy as np
 import pytest
 import torch
 
-from dlsr import Detector, OutputError, rows, store
+from dlsr import Detector, OutputError
 from dlsr.config import resolve
+from dlsr.encoding import store
 from dlsr.encoding.store import empty_table
 from dlsr.scorers.gaussian import Gaussian
+from dlsr.training import data as rows
 from dlsr.training.checkpoint import training_key
 from dlsr.training.data import Rows, RowsInBlocks, rows_of
 
