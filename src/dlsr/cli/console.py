@@ -1,5 +1,7 @@
 """What the command line shows: progress on stderr while it is a terminal, results on stdout."""
 
+import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -178,3 +180,17 @@ def show_detectors(detectors: "Mapping[str, DetectorInfo]") -> None:
         needs = [what for what, needed in (("labels", info.needs_labels), ("GPU", info.needs_gpu)) if needed]
         table.add_row(info.name, info.kind, info.paper, ", ".join(needs), info.cost)
     stdout.print(table)
+
+
+def quiet_library() -> Any:
+    """The command names unreadable images itself, so the library's warning of them would be the second."""
+    import warnings  # noqa: PLC0415
+
+    from dlsr.images.sources import UnreadableImagesWarning  # noqa: PLC0415
+
+    return warnings.catch_warnings(action="ignore", category=UnreadableImagesWarning)
+
+
+def print_json(value: Any) -> None:
+    """Print JSON on stdout."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -93,3 +93,27 @@ def numbers(text: str | None, option: str) -> tuple[int, ...] | None:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise SettingsError(f"{option} takes whole numbers with commas between them, got '{text}'") from None
+
+
+def load(
+    model: Path,
+    weights: str | None,
+    device: str,
+    backend: BackendName,
+    store: Path | None,
+    no_store: bool,
+    workers: int,
+    false_alarm_rate: float | None,
+) -> Any:
+    """The detector of a model directory."""
+    from dlsr.detector import Detector  # noqa: PLC0415
+
+    return Detector.load(
+        model,
+        weights=weights,
+        device=device,
+        backend=backend.value,
+        store=store_of(store, no_store),
+        workers=workers,
+        false_alarm_rate=false_alarm_rate,
+    )
