@@ -3,7 +3,7 @@
 import typer
 
 from dlsr.cli import calibrate, demo, drift, evaluate, export, fit, info, report, score, serve
-from dlsr.cli.bench import bench_app
+from dlsr.cli.bench.paper import bench_app
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -1,0 +1,1 @@
+"""The commands below `dlsr bench`."""
