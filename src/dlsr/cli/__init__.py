@@ -1,4 +1,4 @@
-"""The command line. Thin: each command calls the library and prints what it says."""
+"""The command line: each command calls the library and prints the result."""
 
 import sys
 import warnings
@@ -9,27 +9,27 @@ INTERRUPTED = 130
 
 
 def main() -> None:
-    """Run the command line. What a user can put right is one line and exit status 2."""
-    # Pillow's remarks on damaged files name no file; what cannot be read is told of by name.
+    """Run the command line. An error that the user can fix is one line, with exit status 2."""
+    # Pillow's warnings about damaged files name no file; the commands name each unreadable image.
     warnings.filterwarnings("ignore", module="PIL")
     import typer  # noqa: PLC0415 - only the command line needs it
 
     from dlsr.cli.app import app  # noqa: PLC0415
 
-    # Click's own class of usage errors, wherever this version of typer keeps it.
-    usage_error: type = typer.BadParameter.__mro__[2]
+    # ClickException: typer bundles click in recent versions, so it has no import path that holds for all of them.
+    click_error: type = typer.BadParameter.__mro__[2]
     try:
         status = app(standalone_mode=False) or 0
     except DlsrError as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2
-    except typer.Abort:  # what older versions of typer turn an interrupt into
+    except typer.Abort:  # raised for an interrupt by older versions of typer
         status = INTERRUPTED
     except Exception as error:
-        if not isinstance(error, usage_error):
+        if not isinstance(error, click_error):
             raise
         error.show()  # type: ignore[attr-defined]
         status = 2
     if status == INTERRUPTED:
-        print("interrupted; an interrupted fit goes on when the same command is run again", file=sys.stderr)
+        print("interrupted; to resume an interrupted fit, run the same command again", file=sys.stderr)
     sys.exit(status)

@@ -1,16 +1,21 @@
-"""The commands: one module each. The library is imported inside them: it takes seconds, and `--help` must not."""
+"""The commands, each in a module of its own with an `app`.
+
+The library is imported inside the commands: it takes seconds, and `dlsr --help` must not.
+"""
 
 import typer
 
-from dlsr.cli import calibrate, demo, drift, evaluate, export, fit, info, report, score, serve
-from dlsr.cli.bench.paper import bench_app
+from dlsr.cli import bench, calibrate, demo, drift, evaluate, export, fit, info, report, score, serve
+
+COMMANDS = (fit, score, evaluate, calibrate, export, report, drift, serve, info, demo)
+"""In the order of the help."""
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Know when an image is not what your model was made for.",
+    help="Detect images that differ from those your model was trained on.",
 )
-for command in (fit, score, evaluate, calibrate, export, report, drift, serve, info, demo):
+for command in COMMANDS:
     app.add_typer(command.app)
-app.add_typer(bench_app, name="bench")
+app.add_typer(bench.app, name="bench")

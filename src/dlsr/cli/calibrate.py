@@ -5,50 +5,35 @@ from typing import Annotated
 
 import typer
 
-from dlsr.cli.console import progress_bars, quiet_library, say
-from dlsr.cli.options import (
-    BackendName,
-    BackendOption,
-    Device,
-    Model,
-    NoStore,
-    Quiet,
-    Rate,
-    Store,
-    Weights,
-    Workers,
-    load,
-)
+from dlsr.cli.console import no_unreadable_warnings, print_message, progress_bars
+from dlsr.cli.options import FalseAlarmRate, Model, Quiet, Runtime, with_groups
 from dlsr.errors import SettingsError
 
 app = typer.Typer()
 
 
 @app.command()
+@with_groups
 def calibrate(
     model: Model,
     images: Annotated[
-        Path | None, typer.Option(help="ID images to calibrate on instead of those held out when fitting.")
+        Path | None, typer.Option(help="ID images to calibrate on instead of those held out by the fit.")
     ] = None,
-    false_alarm_rate: Rate = None,
-    weights: Weights = None,
-    device: Device = "auto",
-    backend: BackendOption = BackendName.AUTO,
-    store: Store = None,
-    no_store: NoStore = False,
-    workers: Workers = 2,
+    false_alarm_rate: FalseAlarmRate = None,
+    *,
+    runtime: Runtime,
     quiet: Quiet = False,
 ) -> None:
-    """Change a model's false-alarm rate, or what it is calibrated on, without refitting."""
+    """Change a model's false-alarm rate or calibration images, without refitting."""
     from dlsr.images.sources import open_images  # noqa: PLC0415
 
     if images is None and false_alarm_rate is None:
         raise SettingsError("nothing to change: give --false-alarm-rate, --images or both")
-    detector = load(model, weights, device, backend, store, no_store, workers, false_alarm_rate)
+    detector = runtime.load(model, false_alarm_rate)
     if images is not None:
-        found = open_images(images)
-        with quiet_library(), progress_bars(quiet) as bars:
-            detector.calibrate(found, progress=bars.images("encoding", len(found)))
-    cut = detector.threshold_
+        dataset = open_images(images)
+        with no_unreadable_warnings(), progress_bars(quiet) as bars:
+            detector.calibrate(dataset, progress=bars.images("encoding", len(dataset)))
+    threshold = detector.threshold_
     detector.save(model)
-    say(f"threshold {cut:.6g} at a false-alarm rate of {100 * detector.false_alarm_rate:g} %", quiet)
+    print_message(f"threshold {threshold:.6g} at a false-alarm rate of {100 * detector.false_alarm_rate:g} %", quiet)

@@ -1,7 +1,8 @@
-"""What the command line shows: progress on stderr while it is a terminal, results on stdout."""
+"""Output of the command line: progress bars and messages on stderr, results on stdout."""
 
 import json
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from dlsr.baselines import DetectorInfo
     from dlsr.calibration.drift import DriftReport
     from dlsr.evaluation import Report
-    from dlsr.training.loop import EpochLog
+    from dlsr.training.state import EpochLog
 
 NAMES_SHOWN = 20
 
@@ -23,25 +24,25 @@ stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 stdout = Console(highlight=False)
 
 
-class Progresses:
-    """Makes progress bars with images per second."""
+class ProgressBars:
+    """Makes progress bars; each method returns the callbacks that advance its bar."""
 
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
 
     def images(self, name: str, total: int) -> Callable[[int], None]:
-        """A bar for `total` images; returns what advances it."""
+        """A bar for `total` images, with images per second; call it with the number of images just done."""
         task = self._bars.add_task(name, total=total, speed="")
 
         def advance(count: int) -> None:
             self._bars.advance(task, count)
-            speed = self._bars.tasks[self._index(task)].speed
+            speed = self._bars.tasks[self._bars.task_ids.index(task)].speed
             self._bars.update(task, speed=f"{speed:.0f} images/s" if speed else "")
 
         return advance
 
     def parts(self, name: str) -> tuple[Callable[[int, int], None], Callable[[object], None]]:
-        """A bar for the parts of a run: what is told how many there are, and are done; and what is told of each."""
+        """A bar for the parts of a run on a cluster: callbacks `on_plan(parts, done_before)` and `on_part(part)`."""
         task: list[TaskID] = []
 
         def on_plan(parts: int, before: int) -> None:
@@ -50,7 +51,7 @@ class Progresses:
         return on_plan, lambda _: self._bars.advance(task[0])
 
     def epochs(self, name: str) -> Callable[["EpochLog", int], None]:
-        """A bar for epochs of training."""
+        """A bar for epochs of training, with the losses: callback `on_epoch(log, most_epochs)`."""
         task: list[TaskID] = []
 
         def advance(entry: "EpochLog", total: int) -> None:
@@ -61,12 +62,9 @@ class Progresses:
 
         return advance
 
-    def _index(self, task: TaskID) -> int:
-        return self._bars.task_ids.index(task)
-
 
 @contextmanager
-def progress_bars(quiet: bool) -> Iterator[Progresses]:
+def progress_bars(quiet: bool) -> Iterator[ProgressBars]:
     """Progress bars on stderr; none if quiet, or if stderr is not a terminal."""
     bars = Progress(
         TextColumn("{task.description}"),
@@ -78,31 +76,45 @@ def progress_bars(quiet: bool) -> Iterator[Progresses]:
         disable=quiet or not stderr.is_terminal,
     )
     with bars:
-        yield Progresses(bars)
+        yield ProgressBars(bars)
 
 
-def say(message: str, quiet: bool) -> None:
-    """A line for people, on stderr."""
+def print_message(message: str, quiet: bool) -> None:
+    """Print a line for people on stderr."""
     if not quiet:
         stderr.print(message, markup=False)
 
 
-def say_unreadable(unreadable: Mapping[str, str], of: int) -> None:
-    """Name what could not be read, and why. Said even when quiet, for nothing is dropped silently."""
+def print_json(value: Any) -> None:
+    """Print a result as JSON on stdout."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def print_unreadable(unreadable: Mapping[str, str], total: int) -> None:
+    """Name the images that could not be read, with reasons. Printed even if quiet: nothing is dropped silently."""
     if not unreadable:
         return
-    stderr.print(f"{len(unreadable)} of {of} images could not be read:", markup=False)
+    stderr.print(f"{len(unreadable)} of {total} images could not be read:", markup=False)
     for name, reason in list(unreadable.items())[:NAMES_SHOWN]:
         stderr.print(f"  {name}: {reason}", markup=False)
     if len(unreadable) > NAMES_SHOWN:
         stderr.print(f"  and {len(unreadable) - NAMES_SHOWN} more")
 
 
-def show_report(report: "Report") -> None:
-    """An evaluation as a table."""
+@contextmanager
+def no_unreadable_warnings() -> Iterator[None]:
+    """Silence the library's warning of unreadable images, for commands that print them (`print_unreadable`)."""
+    from dlsr.images.sources import UnreadableImagesWarning  # noqa: PLC0415
+
+    with warnings.catch_warnings(action="ignore", category=UnreadableImagesWarning):
+        yield
+
+
+def print_evaluation(report: "Report") -> None:
+    """Print an evaluation as a table."""
     title = f"{report.score} ({report.preset}), {report.protocol} protocol, {report.id_images} ID images"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("OOD set", min_width=12, overflow="fold")
+    table.add_column("OOD dataset", min_width=12, overflow="fold")
     table.add_column("images", justify="right")
     columns = {
         "auroc": "AUROC",
@@ -113,12 +125,11 @@ def show_report(report: "Report") -> None:
     }
     for name in columns.values():
         table.add_column(name, justify="right", no_wrap=True)
-    many = len(report.seeds) > 1
-    for one in report.sets:
-        cells = [f"{100 * one.mean[key]:.2f}" for key in columns]
-        if many:
-            cells[0] += f" ± {100 * one.std['auroc']:.2f}"
-        table.add_row(one.name, str(one.images), *cells)
+    for dataset in report.sets:
+        cells = [f"{100 * dataset.mean[key]:.2f}" for key in columns]
+        if len(report.seeds) > 1:
+            cells[0] += f" ± {100 * dataset.std['auroc']:.2f}"
+        table.add_row(dataset.name, str(dataset.images), *cells)
     table.add_section()
     table.add_row("average", "", f"{100 * report.average_auroc:.2f}")
     stdout.print(table)
@@ -128,25 +139,26 @@ def show_report(report: "Report") -> None:
     )
 
 
-def show_drift(told: "DriftReport", first: str | None) -> None:
-    """What `dlsr drift` found."""
+def print_drift(report: "DriftReport", first: str | None) -> None:
+    """Print a drift test; `first` names the image at which the change began."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("images", "mean p-value", "Kolmogorov-Smirnov p"):
         table.add_column(name, justify="right")
-    for one in told.windows:
-        table.add_row(f"{one.start}..{one.start + one.images - 1}", f"{one.mean_p_value:.3f}", f"{one.p_value:.2g}")
+    for window in report.windows:
+        images = f"{window.start}..{window.start + window.images - 1}"
+        table.add_row(images, f"{window.mean_p_value:.3f}", f"{window.p_value:.2g}")
     stdout.print(table)
-    if told.stream is not None:
-        stdout.print(f"test martingale: 10^{told.stream.log10_capital:.1f} at most")
-    if not told.drifted:
-        stdout.print(f"no drift: {told.images} images look as the calibration images do (alpha {told.alpha:g})")
+    if report.stream is not None:
+        stdout.print(f"test martingale: maximum 10^{report.stream.log10_capital:.1f}")
+    if not report.drifted:
+        stdout.print(f"no drift: {report.images} images match the calibration images (alpha {report.alpha:g})")
         return
     since = f", since about {first}" if first is not None else ""
-    stdout.print(f"drift: {told.images} images do not look as the calibration images do (alpha {told.alpha:g}){since}")
+    stdout.print(f"drift: {report.images} images differ from the calibration images (alpha {report.alpha:g}){since}")
 
 
-def show_speed(measured: Mapping[str, Any]) -> None:
-    """What `dlsr bench speed` measured, as a table."""
+def print_speed(measured: Mapping[str, Any]) -> None:
+    """Print the result of `dlsr bench speed` as a table."""
     table = Table(title="images per second", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("backend", "batch", "end to end", "encoder alone", "ratio", "first score", "peak memory"):
         table.add_column(name, justify="left" if name == "backend" else "right")
@@ -171,26 +183,12 @@ def show_speed(measured: Mapping[str, Any]) -> None:
         )
 
 
-def show_detectors(detectors: "Mapping[str, DetectorInfo]") -> None:
-    """The registry as a table."""
+def print_detectors(detectors: "Mapping[str, DetectorInfo]") -> None:
+    """Print the registry of detectors as a table."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("detector", "kind", "paper", "needs", "cost at full size"):
         table.add_column(column, overflow="fold")
     for info in detectors.values():
-        needs = [what for what, needed in (("labels", info.needs_labels), ("GPU", info.needs_gpu)) if needed]
+        needs = [name for name, needed in (("labels", info.needs_labels), ("GPU", info.needs_gpu)) if needed]
         table.add_row(info.name, info.kind, info.paper, ", ".join(needs), info.cost)
     stdout.print(table)
-
-
-def quiet_library() -> Any:
-    """The command names unreadable images itself, so the library's warning of them would be the second."""
-    import warnings  # noqa: PLC0415
-
-    from dlsr.images.sources import UnreadableImagesWarning  # noqa: PLC0415
-
-    return warnings.catch_warnings(action="ignore", category=UnreadableImagesWarning)
-
-
-def print_json(value: Any) -> None:
-    """Print JSON on stdout."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from dlsr.cli.console import progress_bars, say, show_report
-from dlsr.cli.options import BackendName, BackendOption, Device, Quiet
+from dlsr.cli.console import print_evaluation, print_message, progress_bars
+from dlsr.cli.options import Backend, BackendName, Device, Quiet
 
 app = typer.Typer()
 
@@ -15,15 +15,15 @@ app = typer.Typer()
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("demo-output"),
     device: Device = "auto",
-    backend: BackendOption = BackendName.AUTO,
+    backend: Backend = BackendName.AUTO,
     quiet: Quiet = False,
 ) -> None:
-    """Fit, evaluate and draw, on real images that come with the dependencies. Downloads nothing."""
+    """Fit and evaluate a detector on real images that come with the dependencies. Downloads nothing."""
     from dlsr.demo import run_demo  # noqa: PLC0415
     from dlsr.reports.evaluation import write_evaluation  # noqa: PLC0415
 
     with progress_bars(quiet) as bars:
-        detector, done = run_demo(output, device, backend.value, bars.images, bars.epochs("training"))
-    show_report(done.report)
-    written = write_evaluation(output, done, detector.threshold_)
-    say(f"wrote {', '.join(str(path) for path in written)} and the model {output / 'model'}", quiet)
+        detector, evaluation = run_demo(output, device, backend.value, bars.images, bars.epochs("training"))
+    print_evaluation(evaluation.report)
+    written = write_evaluation(output, evaluation, detector.threshold_)
+    print_message(f"wrote {', '.join(str(path) for path in written)} and the model {output / 'model'}", quiet)

@@ -5,73 +5,58 @@ from typing import Annotated
 
 import typer
 
-from dlsr.cli.console import print_json, progress_bars, say, say_unreadable, show_report
-from dlsr.cli.options import (
-    BackendName,
-    BackendOption,
-    Device,
-    Json,
-    Model,
-    NoStore,
-    ProtocolName,
-    Quiet,
-    Store,
-    Weights,
-    Workers,
-    load,
-    named_sets,
-)
+from dlsr.cli.console import print_evaluation, print_json, print_message, print_unreadable, progress_bars
+from dlsr.cli.options import Json, Model, OodDatasets, ProtocolName, Quiet, Runtime, named_paths, with_groups
 
 app = typer.Typer()
 
 
 @app.command()
+@with_groups
 def evaluate(
     model: Model,
     id_images: Annotated[Path, typer.Option("--id", help="ID images that the model was not fitted to.")],
-    ood: Annotated[list[str], typer.Option("--ood", help="An OOD set, NAME=FOLDER or NAME=TAR. Repeatable.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for JSON and pictures.")] = None,
+    ood: OodDatasets,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the report and plots.")] = None,
     protocol: Annotated[
-        ProtocolName, typer.Option(help="native: as is. matched: all images resized and compressed alike first.")
+        ProtocolName, typer.Option(help="native: images as they are. matched: all resized and compressed alike first.")
     ] = ProtocolName.NATIVE,
     matched_size: Annotated[int, typer.Option(min=1, help="Side in pixels for the matched protocol.")] = 32,
     seeds: Annotated[int, typer.Option(min=1, help="Noise seeds to average over.")] = 1,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many images a set, at random.")] = None,
-    weights: Weights = None,
-    device: Device = "auto",
-    backend: BackendOption = BackendName.AUTO,
-    store: Store = None,
-    no_store: NoStore = False,
-    workers: Workers = 2,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most this many images of each dataset, chosen at random.")
+    ] = None,
+    *,
+    runtime: Runtime,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Measure how well a model separates ID from OOD images: AUROC, AUPR, FPR95."""
     from dlsr.evaluation import evaluate as run  # noqa: PLC0415
 
-    sets = named_sets(ood)
-    detector = load(model, weights, device, backend, store, no_store, workers, None)
+    datasets = named_paths(ood)
+    detector = runtime.load(model)
     with progress_bars(quiet) as bars:
-        done = run(
+        evaluation = run(
             detector,
             id_images,
-            sets,
+            datasets,
             protocol=protocol.value,
             seeds=seeds,
             limit=limit,
             matched_size=matched_size,
             progress=bars.images,
         )
-    report = done.report
-    say_unreadable(report.id_unreadable, report.id_images + len(report.id_unreadable))
-    for one_set in report.sets:
-        say_unreadable(one_set.unreadable, one_set.images + len(one_set.unreadable))
+    report = evaluation.report
+    print_unreadable(report.id_unreadable, report.id_images + len(report.id_unreadable))
+    for dataset in report.sets:
+        print_unreadable(dataset.unreadable, dataset.images + len(dataset.unreadable))
     if as_json:
         print_json(report.model_dump(mode="json"))
     else:
-        show_report(report)
+        print_evaluation(report)
     if output is not None:
         from dlsr.reports.evaluation import write_evaluation  # noqa: PLC0415
 
-        written = write_evaluation(output, done, detector.threshold_)
-        say(f"wrote {', '.join(str(path) for path in written)}", quiet)
+        written = write_evaluation(output, evaluation, detector.threshold_)
+        print_message(f"wrote {', '.join(str(path) for path in written)}", quiet)

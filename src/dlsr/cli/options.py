@@ -1,12 +1,19 @@
-"""Options and their parsing that several commands share."""
+"""Options that several commands share: alone, or in groups that a command takes as one parameter."""
 
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, is_dataclass
 from enum import StrEnum
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dlsr.errors import SettingsError
+
+if TYPE_CHECKING:
+    from dlsr.detector import Detector
 
 
 class ProtocolName(StrEnum):
@@ -17,7 +24,7 @@ class ProtocolName(StrEnum):
 
 
 class BackendName(StrEnum):
-    """What runs the encoder."""
+    """Engines that run the encoder."""
 
     AUTO = "auto"
     TORCH = "torch"
@@ -33,87 +40,130 @@ class DecodingName(StrEnum):
     DRAFT = "draft"
 
 
+Model = Annotated[Path, typer.Argument(help="Model directory written by `dlsr fit`.")]
+Images = Annotated[Path, typer.Argument(help="Folder, tar or image file.")]
+OodDatasets = Annotated[list[str], typer.Option("--ood", help="An OOD dataset as NAME=FOLDER or NAME=TAR. Repeatable.")]
+FalseAlarmRate = Annotated[
+    float | None, typer.Option("--false-alarm-rate", help="Share of ID images that may be called OOD.")
+]
+Weights = Annotated[str | None, typer.Option(help="Encoder weights: a .safetensors or .pth file, or 'random'.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ..")]
+Backend = Annotated[BackendName, typer.Option(help="Engine that runs the encoder.")]
+Store = Annotated[Path | None, typer.Option(help="Folder of the feature store.", show_default="~/.cache/dlsr/features")]
+NoStore = Annotated[bool, typer.Option("--no-store", help="Do not keep features on disk.")]
+Workers = Annotated[int, typer.Option(min=1, help="Threads that read and decode images.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars and no messages.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
 class EngineName(StrEnum):
-    """What hands out the work of scoring or encoding."""
+    """Where images are scored or encoded."""
 
     LOCAL = "local"
     RAY = "ray"
 
 
-class FormatName(StrEnum):
-    """Export formats."""
-
-    ONNX = "onnx"
-    OPENVINO = "openvino"
-
-
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no remarks.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ..")]
-BackendOption = Annotated[BackendName, typer.Option(help="What runs the encoder.")]
-Store = Annotated[Path | None, typer.Option(help="Folder of the feature store.", show_default="~/.cache/dlsr/features")]
-NoStore = Annotated[bool, typer.Option("--no-store", help="Keep no features on disk.")]
-Workers = Annotated[int, typer.Option(min=1, help="Threads that read and decode images.")]
-Weights = Annotated[str | None, typer.Option(help="Encoder weights: a .safetensors or .pth file, or 'random'.")]
-Model = Annotated[Path, typer.Argument(help="Model directory that `dlsr fit` wrote.")]
-ScoredImages = Annotated[Path, typer.Argument(help="Folder, tar or image file.")]
-Rate = Annotated[float | None, typer.Option("--false-alarm-rate", help="Share of ID images that may be called OOD.")]
-
-
-Engine = Annotated[EngineName, typer.Option(help="ray: on a Ray cluster, from folders, shards, Parquet, URLs, hf:..")]
-Address = Annotated[
-    str | None, typer.Option(help="For ray: of the cluster, such as auto; one on this machine if not given.")
+Engine = Annotated[
+    EngineName, typer.Option(help="ray: on a Ray cluster, from folders, shards, Parquet, URLs or hf:DATASET.")
 ]
-ImagesPerPart = Annotated[int, typer.Option(min=1, help="For ray: images in a task.")]
+Address = Annotated[
+    str | None, typer.Option(help="Ray: address of the cluster, such as auto. Default: start one on this machine.")
+]
+ImagesPerPart = Annotated[int, typer.Option(min=1, help="Ray: images per task.")]
 
 
-def store_of(store: Path | None, no_store: bool) -> Path | None:
-    """The feature store's folder that the options say; None for none."""
+@dataclass(frozen=True)
+class Runtime:
+    """Options that say where and how a detector runs."""
+
+    weights: Weights = None
+    device: Device = "auto"
+    backend: Backend = BackendName.AUTO
+    store: Store = None
+    no_store: NoStore = False
+    workers: Workers = 2
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of `Detector` and `Detector.load`."""
+        return {
+            "weights": self.weights,
+            "device": self.device,
+            "backend": self.backend.value,
+            "store": store_folder(self.store, self.no_store),
+            "workers": self.workers,
+        }
+
+    def load(self, model: Path, false_alarm_rate: float | None = None) -> "Detector":
+        """The detector in a model directory.
+
+        Raises:
+            ArtifactError: if it cannot be read.
+            SettingsError: for options that cannot work.
+        """
+        from dlsr.detector import Detector  # noqa: PLC0415
+
+        return Detector.load(model, **self.arguments(), false_alarm_rate=false_alarm_rate)
+
+
+def with_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command take option groups: parameters annotated with a dataclass whose fields are options.
+
+    Typer reads options from the signature, so the returned function has one parameter for each option of a group.
+    """
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, tuple[type[Any], list[str]]] = {}
+    for parameter in inspect.signature(command).parameters.values():
+        kind = parameter.annotation
+        if isinstance(kind, type) and is_dataclass(kind):
+            options = list(inspect.signature(kind).parameters.values())
+            groups[parameter.name] = kind, [option.name for option in options]
+            parameters += options
+        else:
+            parameters.append(parameter)
+
+    @wraps(command)
+    def flat(**values: Any) -> None:
+        for name, (kind, names) in groups.items():
+            values[name] = kind(**{option: values.pop(option) for option in names})
+        command(**values)
+
+    keyword_only = [parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in parameters]
+    flat.__signature__ = inspect.Signature(keyword_only)  # type: ignore[attr-defined]
+    flat.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return flat
+
+
+def store_folder(store: Path | None, no_store: bool) -> Path | None:
+    """Folder of the feature store; None to keep no features."""
     from dlsr.encoding.store import default_store_root  # noqa: PLC0415
 
     return None if no_store else store or default_store_root()
 
 
-def named_sets(given: list[str], option: str = "--ood") -> dict[str, Path]:
-    """Paths by name from options `NAME=PATH`. Raises SettingsError for others, or a name given twice."""
-    sets: dict[str, Path] = {}
-    for one in given:
-        name, separator, path = one.partition("=")
-        if not (name and separator and path) or name in sets:
-            raise SettingsError(f"{option} takes NAME=FOLDER, each name once, got '{one}'")
-        sets[name] = Path(path)
-    return sets
+def named_paths(given: list[str], option: str = "--ood") -> dict[str, Path]:
+    """Paths by name, from the values of an option that takes `NAME=PATH`.
+
+    Raises:
+        SettingsError: for a value of another form, or a name given twice.
+    """
+    paths: dict[str, Path] = {}
+    for value in given:
+        name, separator, path = value.partition("=")
+        if not (name and separator and path) or name in paths:
+            raise SettingsError(f"{option} takes NAME=FOLDER, each name once, got '{value}'")
+        paths[name] = Path(path)
+    return paths
 
 
-def numbers(text: str | None, option: str) -> tuple[int, ...] | None:
-    """Whole numbers from an option with commas. Raises SettingsError for anything else."""
+def whole_numbers(text: str | None, option: str) -> tuple[int, ...] | None:
+    """Whole numbers from an option that takes several, separated by commas.
+
+    Raises:
+        SettingsError: for anything else.
+    """
     if text is None:
         return None
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise SettingsError(f"{option} takes whole numbers with commas between them, got '{text}'") from None
-
-
-def load(
-    model: Path,
-    weights: str | None,
-    device: str,
-    backend: BackendName,
-    store: Path | None,
-    no_store: bool,
-    workers: int,
-    false_alarm_rate: float | None,
-) -> Any:
-    """The detector of a model directory."""
-    from dlsr.detector import Detector  # noqa: PLC0415
-
-    return Detector.load(
-        model,
-        weights=weights,
-        device=device,
-        backend=backend.value,
-        store=store_of(store, no_store),
-        workers=workers,
-        false_alarm_rate=false_alarm_rate,
-    )
+        raise SettingsError(f"{option} takes whole numbers separated by commas, got '{text}'") from None

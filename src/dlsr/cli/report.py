@@ -5,49 +5,33 @@ from typing import Annotated
 
 import typer
 
-from dlsr.cli.console import progress_bars, say, say_unreadable
-from dlsr.cli.options import (
-    BackendName,
-    BackendOption,
-    Device,
-    Model,
-    NoStore,
-    Quiet,
-    Rate,
-    ScoredImages,
-    Store,
-    Weights,
-    Workers,
-    load,
-)
+from dlsr.cli.console import print_message, print_unreadable, progress_bars
+from dlsr.cli.options import FalseAlarmRate, Images, Model, Quiet, Runtime, with_groups
 
 app = typer.Typer()
 
 
 @app.command()
+@with_groups
 def report(
     model: Model,
-    images: ScoredImages,
+    images: Images,
     output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")],
-    title: Annotated[str | None, typer.Option(help="What the images are; their path if not given.")] = None,
-    false_alarm_rate: Rate = None,
-    weights: Weights = None,
-    device: Device = "auto",
-    backend: BackendOption = BackendName.AUTO,
-    store: Store = None,
-    no_store: NoStore = False,
-    workers: Workers = 2,
+    title: Annotated[str | None, typer.Option(help="Title of the page. Default: the path of the images.")] = None,
+    false_alarm_rate: FalseAlarmRate = None,
+    *,
+    runtime: Runtime,
     quiet: Quiet = False,
 ) -> None:
-    """Score images and write one self-contained HTML page about them."""
+    """Score images and write a self-contained HTML report."""
     from dlsr.images.sources import open_images  # noqa: PLC0415
     from dlsr.reports.html import write_html_report  # noqa: PLC0415
 
-    detector = load(model, weights, device, backend, store, no_store, workers, false_alarm_rate)
-    found = open_images(images)
+    detector = runtime.load(model, false_alarm_rate)
+    dataset = open_images(images)
     with progress_bars(quiet) as bars:
         summary = write_html_report(
-            output, detector, found, title=title or str(images), progress=bars.images("scoring", len(found))
+            output, detector, dataset, title=title or str(images), progress=bars.images("scoring", len(dataset))
         )
-    say_unreadable(summary.unreadable, len(found))
-    say(f"{summary.ood} of {len(summary.scores)} images are out of distribution; report in {output}", quiet)
+    print_unreadable(summary.unreadable, len(dataset))
+    print_message(f"{summary.ood} of {len(summary.scores)} images are out of distribution; report in {output}", quiet)

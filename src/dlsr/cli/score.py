@@ -1,103 +1,99 @@
 """`dlsr score`."""
 
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dlsr.cli.console import print_json, progress_bars, say, say_unreadable
+from dlsr.cli.console import print_json, print_message, print_unreadable, progress_bars
 from dlsr.cli.options import (
     Address,
-    BackendName,
-    BackendOption,
-    Device,
     Engine,
     EngineName,
+    FalseAlarmRate,
     ImagesPerPart,
     Json,
     Model,
-    NoStore,
     Quiet,
-    Rate,
-    Store,
-    Weights,
-    Workers,
-    load,
+    Runtime,
+    with_groups,
 )
 from dlsr.errors import NoImagesError, SettingsError
+
+if TYPE_CHECKING:
+    from dlsr.results import Result
 
 app = typer.Typer()
 
 
 @app.command()
+@with_groups
 def score(
     model: Model,
     images: Annotated[
         str,
-        typer.Argument(help="Folder, tar or image file; for ray also shards, Parquet, a URL or hf:DATASET."),
+        typer.Argument(help="Folder, tar or image file; with --engine ray also shards, Parquet, a URL or hf:DATASET."),
     ],
     output: Annotated[
         str | None,
         typer.Option(
-            "--output", "-o", help="A .csv, .jsonl or .parquet file, for ray a folder or its URL; else CSV on stdout."
+            "--output",
+            "-o",
+            help="A .csv, .jsonl or .parquet file; with --engine ray a folder or its URL. Default: CSV on stdout.",
         ),
     ] = None,
-    false_alarm_rate: Rate = None,
-    weights: Weights = None,
-    device: Device = "auto",
-    backend: BackendOption = BackendName.AUTO,
-    store: Store = None,
-    no_store: NoStore = False,
-    workers: Workers = 2,
-    quiet: Quiet = False,
-    as_json: Json = False,
+    false_alarm_rate: FalseAlarmRate = None,
+    *,
+    runtime: Runtime,
     engine: Engine = EngineName.LOCAL,
     address: Address = None,
     images_per_part: ImagesPerPart = 1000,
+    quiet: Quiet = False,
+    as_json: Json = False,
 ) -> None:
-    """Score images: how far out each lies, its p-value, and whether to refuse it."""
-    if engine is EngineName.RAY:
-        if output is None:
-            raise SettingsError("--engine ray needs --output FOLDER")
-        _score_with_ray(
-            model,
-            images,
-            output,
-            address=address,
-            workers=workers,
-            images_per_part=images_per_part,
-            false_alarm_rate=false_alarm_rate,
-            weights=weights,
-            device=device,
-            backend=backend,
-            quiet=quiet,
-            as_json=as_json,
-        )
-        return
+    """Score images: how anomalous each is, its p-value, and whether it is out of distribution."""
+    if engine is EngineName.LOCAL:
+        _score_here(model, images, output, false_alarm_rate, runtime, quiet, as_json)
+    elif output is None:
+        raise SettingsError("--engine ray needs --output FOLDER")
+    else:
+        _score_with_ray(model, images, output, false_alarm_rate, runtime, address, images_per_part, quiet, as_json)
+
+
+def _score_here(
+    model: Path,
+    source: str,
+    output: str | None,
+    false_alarm_rate: float | None,
+    runtime: Runtime,
+    quiet: bool,
+    as_json: bool,
+) -> None:
     from dlsr.images.sources import open_images  # noqa: PLC0415
     from dlsr.reports.tables import check_format, write_csv, write_jsonl, write_results  # noqa: PLC0415
 
     if output is not None:
         check_format(Path(output))
-    detector = load(model, weights, device, backend, store, no_store, workers, false_alarm_rate)
-    found = open_images(Path(images))
-    counts = _Counts()
+    detector = runtime.load(model, false_alarm_rate)
+    dataset = open_images(Path(source))
+    counter = _Counter()
     with progress_bars(quiet) as bars:
-        results = counts.count(detector.results(found, progress=bars.images("scoring", len(found))))
+        results = counter.count(detector.results(dataset, progress=bars.images("scoring", len(dataset))))
         if output is not None:
             write_results(Path(output), results)
         else:
             (write_jsonl if as_json else write_csv)(sys.stdout, results)
     if output is not None and as_json:
-        print_json({"images": len(found), "ood": counts.ood, "unreadable": counts.unreadable, "output": output})
-    say_unreadable(counts.unreadable, len(found))
-    if len(counts.unreadable) == len(found):
-        raise NoImagesError(f"none of the {len(found)} images can be read; see the reasons above")
-    say(
-        f"{counts.ood} of {len(found) - len(counts.unreadable)} images are out of distribution at a false-alarm rate "
-        f"of {100 * detector.false_alarm_rate:g} %" + (f"; rows in {output}" if output else ""),
+        print_json({"images": len(dataset), "ood": counter.ood, "unreadable": counter.unreadable, "output": output})
+    print_unreadable(counter.unreadable, len(dataset))
+    if len(counter.unreadable) == len(dataset):
+        raise NoImagesError(f"none of the {len(dataset)} images can be read; see the reasons above")
+    print_message(
+        f"{counter.ood} of {len(dataset) - len(counter.unreadable)} images are out of distribution at a false-alarm "
+        f"rate of {100 * detector.false_alarm_rate:g} %" + (f"; results in {output}" if output else ""),
         quiet,
     )
 
@@ -106,14 +102,10 @@ def _score_with_ray(
     model: Path,
     source: str,
     output: str,
-    *,
-    address: str | None,
-    workers: int,
-    images_per_part: int,
     false_alarm_rate: float | None,
-    weights: str | None,
-    device: str,
-    backend: BackendName,
+    runtime: Runtime,
+    address: str | None,
+    images_per_part: int,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -126,33 +118,33 @@ def _score_with_ray(
             source,
             output,
             address=address,
-            workers=workers,
+            workers=runtime.workers,
             images_per_part=images_per_part,
             false_alarm_rate=false_alarm_rate,
-            weights=weights,
-            device=device,
-            backend=backend.value,
+            weights=runtime.weights,
+            device=runtime.device,
+            backend=runtime.backend.value,
             on_plan=on_plan,
             on_part=on_part,
         )
     if as_json:
         print_json(asdict(summary) | {"output": output})
     before = f", {summary.parts_before} of {summary.parts} parts were done before" if summary.parts_before else ""
-    say(
+    print_message(
         f"{summary.ood} of {summary.images - summary.errors} images are out of distribution, {summary.errors} could "
         f"not be read{before}; results in {output}/scores and {output}/errors",
         quiet,
     )
 
 
-class _Counts:
-    """Counts results as they pass by."""
+class _Counter:
+    """Counts results while they are written."""
 
     def __init__(self) -> None:
         self.ood = 0
         self.unreadable: dict[str, str] = {}
 
-    def count(self, results: Any) -> Any:
+    def count(self, results: "Iterable[Result]") -> "Iterator[Result]":
         for result in results:
             self.ood += bool(result.is_ood)
             if result.error is not None:

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from dlsr.cli.console import say
-from dlsr.cli.options import BackendName, BackendOption, Device, Model, Quiet, Workers
+from dlsr.cli.console import print_message
+from dlsr.cli.options import Backend, BackendName, Device, Model, Quiet, Workers
 from dlsr.errors import MissingExtraError, SettingsError
 
 SHORTEST_TOKEN = 8
@@ -20,29 +20,31 @@ app = typer.Typer()
 def serve(
     model: Model,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; by default only this machine can reach it.")
+        str, typer.Option(help="Address to listen on; by default, only this machine can reach it.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any free port.")] = 8000,
     token_file: Annotated[
-        Path | None, typer.Option(help="File with the bearer token to ask for; or set DLSR_TOKEN.")
+        Path | None, typer.Option(help="File with the bearer token that clients must send; or set DLSR_TOKEN.")
     ] = None,
     max_body: Annotated[int, typer.Option(min=1, help="Largest request, in MiB.")] = 32,
     max_images: Annotated[int, typer.Option(min=1, help="Most images in a request.")] = 64,
     max_pixels: Annotated[int, typer.Option(min=1, help="Most pixels of an image.")] = 50_000_000,
     max_requests: Annotated[int, typer.Option(min=1, help="Most requests handled at once.")] = 256,
     max_waiting: Annotated[int, typer.Option(min=1, help="Most images that wait to be scored.")] = 1024,
-    max_batch: Annotated[int, typer.Option(min=1, help="Images of several requests scored together.")] = 64,
+    max_batch: Annotated[int, typer.Option(min=1, help="Most images of several requests scored together.")] = 64,
     max_wait: Annotated[
         float, typer.Option(min=0, help="Milliseconds that an idle service waits for more images.")
     ] = 5,
-    drain: Annotated[float, typer.Option(min=0, help="Seconds for which a closing service refuses politely.")] = 1,
-    drift_window: Annotated[int, typer.Option(min=20, help="Images over which /metrics tells drift.")] = 1000,
+    drain: Annotated[
+        float, typer.Option(min=0, help="Seconds during which a closing service still answers, with status 503.")
+    ] = 1,
+    drift_window: Annotated[int, typer.Option(min=20, help="Images over which /metrics measures drift.")] = 1000,
     device: Device = "auto",
-    backend: BackendOption = BackendName.AUTO,
+    backend: Backend = BackendName.AUTO,
     workers: Workers = 2,
     quiet: Quiet = False,
 ) -> None:
-    """Serve a model over HTTP, with a page at /. Follows the model directory; ends in order on SIGTERM."""
+    """Serve a model over HTTP, with a page at /. Reloads a changed model; on SIGTERM, shuts down gracefully."""
     if any(find_spec(package) is None for package in ("fastapi", "uvicorn", "prometheus_client", "python_multipart")):
         raise MissingExtraError("fastapi", "serve")
     from dlsr.serve.server import is_loopback  # noqa: PLC0415
@@ -50,9 +52,9 @@ def serve(
     from dlsr.serve.service import Service  # noqa: PLC0415
     from dlsr.serve.settings import ServeSettings  # noqa: PLC0415
 
-    token = _token(token_file)
+    token = _read_token(token_file)
     if token is None and not is_loopback(host):
-        say(f"warning: anyone who can reach {host} can use this service; set --token-file", quiet=False)
+        print_message(f"warning: anyone who can reach {host} can use this service; set --token-file", quiet=False)
     settings = ServeSettings(
         token=token,
         max_body_bytes=max_body * 2**20,
@@ -65,10 +67,10 @@ def serve(
         drift_window=drift_window,
     )
     service = Service(model, settings, device=device, backend=backend.value, workers=workers)
-    run(service, host, port, drain_seconds=drain, ready=lambda url: say(f"serving {model} at {url}", quiet))
+    run(service, host, port, drain_seconds=drain, ready=lambda url: print_message(f"serving {model} at {url}", quiet))
 
 
-def _token(file: Path | None) -> str | None:
+def _read_token(file: Path | None) -> str | None:
     """The token from a file, or from the environment."""
     try:
         token = os.environ.get("DLSR_TOKEN") if file is None else file.read_text(encoding="utf-8")

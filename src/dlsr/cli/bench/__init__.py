@@ -1,1 +1,26 @@
-"""The commands below `dlsr bench`."""
+"""The commands below `dlsr bench`, each in a module of its own with an `app`."""
+
+from typing import Annotated
+
+import typer
+
+from dlsr.cli.bench import compare, paper, speed
+from dlsr.cli.console import print_detectors, stdout
+
+app = typer.Typer(no_args_is_help=False, invoke_without_command=True)
+for command in (compare, paper, speed):
+    app.add_typer(command.app)
+
+
+@app.callback()
+def bench(
+    context: typer.Context,
+    listed: Annotated[bool, typer.Option("--list", help="Show all detectors: papers, needs and cost.")] = False,
+) -> None:
+    """Measure speed, compare detectors, reproduce the paper's tables and figures."""
+    if listed:
+        from dlsr.baselines import DETECTORS  # noqa: PLC0415
+
+        print_detectors(DETECTORS)
+    elif context.invoked_subcommand is None:
+        stdout.print(context.get_help(), markup=False, highlight=False)
