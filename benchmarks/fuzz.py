@@ -24,8 +24,8 @@ from sklearn.datasets import load_sample_images
 
 from dlsr.artifact import installed_versions
 from dlsr.errors import ImageError
+from dlsr.files import write_json
 from dlsr.images.decode import decode
-from dlsr.reports.evaluation import write_json
 from serving import Connection, encoded, resident, serving
 
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP", "AVIF")

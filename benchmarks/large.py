@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from dlsr import Detector
 from dlsr.artifact import installed_versions
-from dlsr.reports.evaluation import write_json
+from dlsr.files import write_json
 
 COLUMNS = 512
 CHUNK = 100_000

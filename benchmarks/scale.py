@@ -31,14 +31,14 @@ import typer
 
 from dlsr import Detector
 from dlsr.artifact import installed_versions
+from dlsr.files import write_json
 from dlsr.images.decode import decode
 from dlsr.images.sources import ImageDataset, open_images
 from dlsr.images.transforms import resize
 from dlsr.method.noise import pixel_digest
-from dlsr.reports.evaluation import write_json
 from dlsr.scale.parts import Part
 from dlsr.scale.ray_engine import _done_by
-from dlsr.scorers.base import score_rows
+from dlsr.scorers.base import score_features
 from dlsr.streaming import in_groups
 
 SHARD = 5000
@@ -246,7 +246,7 @@ def stages(model: Path, everything: ImageDataset) -> dict[str, Any]:
     torch.set_num_threads(1)
     os.sched_setaffinity(0, {0})
     detector = Detector.load(model, workers=1)
-    encoder = detector.encoder_
+    encoder = detector.extractor_.encoder
     spec = encoder.spec
     seconds: dict[str, float] = {}
 
@@ -264,8 +264,8 @@ def stages(model: Path, everything: ImageDataset) -> dict[str, Any]:
     z0 = np.concatenate(stage("encode", (encoder.encode(batch) for batch in batches)))
     scorer, seed = detector._scorer, detector.settings_.seed
     rows = torch.from_numpy(z0)
-    score_rows(scorer, rows[:1], digests[:1], seed)
-    stage("restore_and_score", (score_rows(scorer, rows, digests, seed) for _ in range(1)))
+    score_features(scorer, rows[:1], digests[:1], seed)
+    stage("restore_and_score", (score_features(scorer, rows, digests, seed) for _ in range(1)))
     os.sched_setaffinity(0, range(os.cpu_count() or 1))
     return {
         "images": len(raw),

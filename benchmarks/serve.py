@@ -24,8 +24,8 @@ import typer
 
 from dlsr import Detector
 from dlsr.artifact import installed_versions
+from dlsr.files import write_json
 from dlsr.images.sources import ImageDataset, open_images
-from dlsr.reports.evaluation import write_json
 from serving import Load, encoded, load, resident, serving
 
 CONCURRENCY = 64

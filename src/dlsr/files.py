@@ -1,12 +1,14 @@
 """Writing files so that a killed process never leaves half of one behind; and where the cache is."""
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -71,6 +73,16 @@ def _make_ordinary(path: Path, mode: int) -> None:
 def _cannot_write(path: Path, error: Exception) -> OutputError:
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())
     return OutputError(f"cannot write '{path}': {reason}; check space and permissions")
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write an indented JSON file.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def file_sums(folder: Path) -> dict[str, str]:

@@ -1,17 +1,14 @@
-"""Reports as files: JSON and pictures."""
+"""An evaluation as files: its numbers as JSON, its scores as plots."""
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from dlsr.evaluation import Evaluation
-from dlsr.files import replacing
+from dlsr.files import write_json
 from dlsr.reports.plots import save_histogram, save_roc
 
 
 def write_evaluation(folder: Path, done: Evaluation, threshold: float) -> list[Path]:
-    """Write `evaluation.json`, `histogram.png` and `roc.png`.
+    """Write `evaluation.json`, `histogram.png` and `roc.png`, and return their paths.
 
     Raises:
         OutputError: if they cannot be written.
@@ -21,13 +18,3 @@ def write_evaluation(folder: Path, done: Evaluation, threshold: float) -> list[P
     save_histogram(paths[1], done.id_scores, done.ood_scores, threshold)
     save_roc(paths[2], done.id_scores, done.ood_scores)
     return paths
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a report as JSON.
-
-    Raises:
-        OutputError: if it cannot be written.
-    """
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")

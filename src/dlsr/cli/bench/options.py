@@ -103,8 +103,7 @@ def write_report(folder: Path, name: str, report: dict[str, Any], markdown: str 
     Raises:
         OutputError: if they cannot be written.
     """
-    from dlsr.files import replacing  # noqa: PLC0415
-    from dlsr.reports.evaluation import write_json  # noqa: PLC0415
+    from dlsr.files import replacing, write_json  # noqa: PLC0415
 
     write_json(folder / f"{name}.json", {"command": command_line(), **report})
     if markdown is not None:

@@ -32,7 +32,7 @@ def speed(
 ) -> None:
     """Measure images per second of each backend against its encoder alone, memory, and training speed."""
     from dlsr.bench.speed import SpeedSettings, default_backends, measure_speed  # noqa: PLC0415
-    from dlsr.reports.evaluation import write_json  # noqa: PLC0415
+    from dlsr.files import write_json  # noqa: PLC0415
     from dlsr.reports.plots import save_speed  # noqa: PLC0415
 
     settings = SpeedSettings(
