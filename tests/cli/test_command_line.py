@@ -1,345 +1,143 @@
-import csv
-import json
-import os
-import resource
+"""The command line as a whole: help, errors, interrupts, shared options."""
+
 import subprocess
 import sys
-import time
-from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
 
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+import typer
 
-import dlsr
-from conftest import SMALL
-from dlsr import Detector, MissingExtraError
+from dlsr import Detector, SettingsError
+from dlsr.cli.app import app
+from dlsr.cli.options import Runtime, named_paths, whole_numbers, with_groups
+
+
+@pytest.mark.parametrize("command", ["--help", "score --help", "bench --help"])
+def test_help_imports_neither_torch_nor_numpy(command):
+    code = f"""
+import sys
+sys.argv = ["dlsr", *{command.split()}]
 from dlsr.cli import main
-from dlsr.demo import demo_sets
-
-TINY = ["--encoder", "test_resnet", "--weights", "random", "--backend", "torch", "--epochs", "2", "--width", "32"]
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command line in this process: exit status, stdout, stderr."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["dlsr", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        out, err = capsys.readouterr()
-        return caught.value.code or 0, out, err
-
-    return call
+try:
+    main()
+finally:
+    print("slow imports:", sorted({{"torch", "numpy", "timm"}} & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "slow imports: []"
 
 
-def error_line(result):
-    """The one line of an error a user can put right."""
-    status, _, err = result
-    assert status == 2
-    assert "Traceback" not in err
-    lines = err.strip().splitlines()
-    assert lines[-1].startswith("error: ")
-    return lines[-1]
+def test_every_module_of_a_command_is_listed():
+    folder = Path(sys.modules["dlsr.cli.app"].__file__).parent
+    shared = {"__init__", "app", "console", "options", "score_settings"}
+    modules = {path.stem for path in folder.glob("*.py")} - shared
+    assert set(typer.main.get_command(app).commands) == modules | {"bench"}
 
 
-def test_fit_score_evaluate_info(run, image_folder, odd_folder, tmp_path):
-    model = tmp_path / "model"
-    status, out, err = run("fit", image_folder, "-o", model, *TINY)
-    assert (status, out) == (0, "")
-    assert "calibrated on" in err
-    assert not (tmp_path / "model.checkpoint").exists()
-
-    status, out, _ = run("score", model, odd_folder, "--backend", "torch")
-    rows = list(csv.DictReader(out.splitlines()))
-    assert status == 0
-    assert list(rows[0]) == ["path", "score", "p_value", "is_ood", "top_layer", "error"]
-    assert len(rows) == 40
-    expected = Detector.load(model, backend="torch").score_samples(odd_folder)
-    np.testing.assert_allclose([float(row["score"]) for row in rows], expected, atol=1e-5)
-
-    status, out, err = run(
-        "evaluate", model, "--id", image_folder, "--ood", f"flower={odd_folder}", "--seeds", 2, "-o", tmp_path / "e",
-        "--backend", "torch", "--protocol", "matched",
-    )  # fmt: skip
-    assert status == 0
-    assert "AUROC" in out
-    assert "±" in out
-    report = json.loads((tmp_path / "e" / "evaluation.json").read_text())
-    assert report["protocol"] == "matched"
-    for name in ("histogram.png", "roc.png"):
-        with Image.open(tmp_path / "e" / name) as picture:
-            assert picture.width > 500
-            assert len(picture.convert("RGB").getcolors(1_000_000)) > 10
-
-    status, out, _ = run("info", model)
-    assert status == 0
-    assert "test_resnet" in out
-    assert json.loads(run("info", model, "--json")[1])["channels"] == report_channels(model)
+@pytest.mark.parametrize(
+    "command", ["fit", "score", "evaluate", "calibrate", "export", "report", "drift", "serve", "info", "demo", "bench"]
+)
+def test_every_command_has_help(run, command):
+    done = run(command, "--help")
+    assert done.status == 0
+    assert f"Usage: dlsr {command}" in done.out
 
 
-def report_channels(model):
-    return list(Detector.load(model).channels_)
+def test_usage_errors_have_status_2(run):
+    missing = run("score")
+    assert missing.status == 2
+    assert "Missing argument" in missing.err
+    assert run("fit", "x", "-o", "y", "--backend", "tpu").status == 2
+    assert run("--help").status == 0
 
 
-@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
-def test_score_to_a_file_with_unreadable_images(run, model, image_folder, tmp_path, suffix):
-    folder = tmp_path / "in ö"
-    folder.mkdir()
-    source = sorted(image_folder.rglob("*.png"))[0]
-    (folder / "good.png").write_bytes(source.read_bytes())
-    (folder / "empty.jpg").write_bytes(b"")
-    output = tmp_path / f"scores.{suffix}"
-    status, out, err = run("score", model, folder, "-o", output, "--backend", "torch", "--quiet")
-    assert (status, out) == (0, "")
-    assert "1 of 2 images could not be read" in err
-    assert "empty.jpg: empty file" in err
-    if suffix == "csv":
-        rows = [{k: v or None for k, v in row.items()} for row in csv.DictReader(output.open())]
-    elif suffix == "jsonl":
-        rows = [json.loads(line) for line in output.read_text().splitlines()]
-    else:
-        rows = pq.read_table(output).to_pylist()
-    bad, good = rows
-    assert bad["error"] == "empty file"
-    assert bad["score"] is None
-    assert bad["is_ood"] is None
-    assert good["error"] is None
-    assert float(good["p_value"]) > 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in ö", output.name]
-
-
-@contextmanager
-def files_no_larger_than(size):
-    """Makes the operating system itself refuse to write more, as a full disk does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-@pytest.mark.parametrize("target", ["checkpoint", "model", "store", "csv", "jsonl", "parquet", "report"])
-def test_no_space_is_one_line_and_leaves_nothing(run, model, image_folder, odd_folder, tmp_path, target):
-    folder = tmp_path / "out"
-    folder.mkdir()
-    output = folder / "x"
-    score = ["score", model, image_folder, "--backend", "torch"]
-    commands = {
-        "checkpoint": ["fit", image_folder, "-o", output, *TINY, "--no-store"],
-        "model": ["fit", image_folder, "-o", output, *TINY, "--no-store", "--score", "mahalanobis"],
-        "store": [*score, "--store", output],
-        "csv": [*score, "-o", output.with_suffix(".csv"), "--no-store"],
-        "jsonl": [*score, "-o", output.with_suffix(".jsonl"), "--no-store"],
-        "parquet": [*score, "-o", output.with_suffix(".parquet"), "--no-store"],
-        "report": ["evaluate", model, "--id", image_folder, "--ood", f"a={odd_folder}", "-o", output, "--no-store",
-                   "--backend", "torch"],
-    }  # fmt: skip
-    with files_no_larger_than(100):
-        line = error_line(run(*commands[target]))
-    assert "check space and permissions" in line
-    assert [path for path in folder.rglob("*") if path.is_file()] == []
-
-
-def test_json_outputs(run, model, odd_folder, image_folder, tmp_path):
-    lines = run("score", model, odd_folder, "--json", "--backend", "torch", "-q")[1].splitlines()
-    assert {json.loads(line)["error"] for line in lines} == {None}
-    status, out, _ = run("fit", image_folder, "-o", tmp_path / "m", *TINY, "--score", "knn", "--json")
-    assert status == 0
-    assert json.loads(out)["training_images"] == 95
-    out = run("evaluate", model, "--id", image_folder, "--ood", f"a={odd_folder}", "--json", "--backend", "torch")[1]
-    assert json.loads(out)["sets"][0]["name"] == "a"
-
-
-def test_false_alarm_rate_changes_without_refitting(run, model, odd_folder, tmp_path):
-    import shutil
-
-    own = tmp_path / "m"
-    shutil.copytree(model, own)
-    before = Detector.load(own).threshold_
-    assert run("calibrate", own, "--false-alarm-rate", 0.2)[0] == 0
-    assert Detector.load(own).threshold_ < before
-    assert run("calibrate", own, "--images", odd_folder, "--backend", "torch")[0] == 0
-    assert Detector.load(own).fit_summary_.calibration_images == 40
-    assert "nothing to change" in error_line(run("calibrate", own))
-    assert "at least 999" in error_line(run("calibrate", own, "--false-alarm-rate", 0.001))
-    assert Detector.load(own).false_alarm_rate == 0.2, "a refused rate is not saved"
-
-
-def test_what_users_get_wrong_is_one_line(run, model, image_folder, tmp_path):
-    empty = tmp_path / "empty"
+@pytest.mark.parametrize(
+    ("message", "command"),
+    [
+        ("no model directory", "score {empty} {images}"),
+        ("end the name in one of .csv", "score {model} {images} -o x.txt"),
+        ("cannot write", "score {model} {images} -o /proc/none/x.csv --backend torch"),
+        ("none of the 1 images", "score {model} {broken} --backend torch"),
+        ("cannot use device", "score {model} {images} --device warp"),
+        ("NAME=FOLDER", "evaluate {model} --id {images} --ood x"),
+        ("no image of 'x'", "evaluate {model} --id {images} --ood x={broken} --backend torch"),
+    ],
+)
+def test_an_error_is_one_line(run, model, image_folder, tmp_path, message, command):
+    empty, broken = tmp_path / "empty", tmp_path / "broken"
     empty.mkdir()
-    bad = tmp_path / "bad"
-    bad.mkdir()
-    (bad / "x.png").write_bytes(b"no")
-    fit, output = ["fit", image_folder, "-o"], tmp_path / "new"
-    cases = {
-        "does not exist": ["fit", tmp_path / "none", "-o", output],
-        "no image in": ["fit", empty, "-o", output],
-        "none of 1 images": ["fit", bad, "-o", output, *TINY],
-        "holds other files": [*fit, image_folder],
-        "unknown encoder": [*fit, output, "--encoder", "none"],
-        "unknown score": [*fit, output, "--score", "none"],
-        "whole numbers": [*fit, output, "--t", "a"],
-        "stages 0..4": [*fit, output, *TINY, "--stages", "7"],
-        "no weights file": [*fit, output, "--weights", tmp_path / "none.pth"],
-        "too few": [*fit, output, *TINY, "--false-alarm-rate", "0.001"],
-        "no model directory": ["score", empty, image_folder],
-        "end the name in one of .csv": ["score", model, image_folder, "-o", tmp_path / "x.txt"],
-        "cannot write": ["score", model, image_folder, "-o", "/proc/none/x.csv", "--backend", "torch"],
-        "none of the 1 images": ["score", model, bad, "--backend", "torch"],
-        "NAME=FOLDER": ["evaluate", model, "--id", image_folder, "--ood", "x"],
-        "no image of 'x'": ["evaluate", model, "--id", image_folder, "--ood", f"x={bad}", "--backend", "torch"],
-        "cannot use device": ["score", model, image_folder, "--device", "warp"],
-    }
-    for message, arguments in cases.items():
-        assert message in error_line(run(*arguments)), message
-    assert not output.exists()
+    broken.mkdir()
+    (broken / "x.png").write_bytes(b"no")
+    places = {"model": model, "images": image_folder, "empty": empty, "broken": broken}
+    assert message in run(*command.format(**places).split()).error
 
 
-def test_missing_extra_is_one_line(run, model, image_folder, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    line = error_line(run("score", model, image_folder, "-o", tmp_path / "x.parquet"))
-    assert "pip install 'dlsr[parquet]'" in line
-    monkeypatch.setitem(sys.modules, "skimage", None)
-    monkeypatch.setitem(sys.modules, "skimage.data", None)
-    with pytest.raises(MissingExtraError, match=r"dlsr\[demo\]"):
-        demo_sets()
-
-
-def test_demo_sets_are_real_images_alike_in_size_and_colour():
-    train, test, ood = demo_sets()
-    assert len(ood) == 5
-    for images in (train, test, *ood.values()):
-        assert images.dtype == np.uint8
-        assert images.shape[1:] == (8, 8)
-        assert len(images) >= 150
-        assert images.std() > 10
-    shared = {image.tobytes() for image in train} & {image.tobytes() for image in test}
-    assert len(shared) < 5
-
-
-def test_demo_runs(run, tmp_path, monkeypatch):
-    """The whole demo with a small network in the place of the encoder; `make demo` runs it as it is."""
-    from dlsr import demo
-
-    monkeypatch.setattr(
-        demo,
-        "Detector",
-        type(
-            "Small",
-            (),
-            {
-                "__new__": lambda cls, **options: Detector("test_resnet", weights="random", **SMALL, **options),
-                "load": Detector.load,
-            },
-        ),
-    )
-    status, out, err = run("demo", "-o", tmp_path, "--backend", "torch")
-    assert status == 0
-    assert "unseen" in out
-    assert "histogram.png" in err
-    assert (tmp_path / "model" / "model.json").exists()
-
-
-def test_interrupt_says_how_to_go_on(run, monkeypatch, model, image_folder):
+def test_an_interrupt_says_how_to_resume(run, monkeypatch, model, image_folder):
     def interrupted(*args, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Detector, "load", interrupted)
-    status, _, err = run("score", model, image_folder)
-    assert status == 130
-    assert "goes on when the same command is run again" in err
+    done = run("score", model, image_folder)
+    assert done.status == 130
+    assert "to resume an interrupted fit, run the same command again" in done.err
 
 
-def test_usage_errors(run):
-    status, _, err = run("score")
-    assert status == 2
-    assert "Missing argument" in err
-    assert run("fit", "x", "-o", "y", "--backend", "tpu")[0] == 2
-    assert run("--help")[0] == 0
+def test_an_unexpected_error_keeps_its_traceback(monkeypatch, model, image_folder):
+    from dlsr.cli import main
+
+    monkeypatch.setattr(Detector, "load", lambda *args, **options: 1 / 0)
+    monkeypatch.setattr(sys, "argv", ["dlsr", "score", str(model), str(image_folder)])
+    with pytest.raises(ZeroDivisionError):
+        main()
 
 
-def test_a_killed_fit_goes_on_when_run_again(tmp_path, image_folder):
-    command = [sys.executable, "-m", "dlsr", "fit", image_folder, "-o", tmp_path / "m", *TINY[:-4]]
-    command += ["--epochs", "40", "--width", "64", "--lr", "1e-5"]
-    checkpoint = tmp_path / "m.checkpoint"
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
-    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.kill()
-    process.wait()
-    assert checkpoint.exists()
-    assert not (tmp_path / "m").exists()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert len(Detector.load(tmp_path / "m").fit_summary_.log) > 1
-    assert not checkpoint.exists()
+def test_python_m_dlsr_is_the_command_line():
+    done = subprocess.run([sys.executable, "-m", "dlsr", "score"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Missing argument" in done.stderr
 
 
-def test_help_is_quick():
-    start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "dlsr", "--help"], capture_output=True, text=True, check=True)
-    assert time.perf_counter() - start < 2  # 0.2 s alone, but tests share the machine
-    assert "fit" in done.stdout
-    loaded = subprocess.run(
-        [sys.executable, "-c", "import sys, dlsr, dlsr.cli.app; print('torch' in sys.modules)"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert loaded.stdout.strip() == "False"
+@dataclass(frozen=True)
+class Paint:
+    colour: Annotated[str, typer.Option()] = "red"
+    coats: Annotated[int, typer.Option(min=1)] = 1
 
 
-def test_public_surface():
-    assert set(dlsr.__all__) == {
-        "ENCODERS", "PRESETS", "SCORES", "ArtifactError", "Detector", "DlsrError", "Encoder", "EncoderSpec",
-        "Evaluation", "ExportError", "FeatureError", "ImageError", "ImageDataset", "ImageTooLargeError", "InputError",
-        "Metrics", "MissingExtraError", "NoImagesError", "NotFittedError", "OutputError", "Report", "Result",
-        "Settings", "SettingsError", "TooFewImagesError", "UnreadableImagesWarning", "WeightsError", "encoder_spec",
-        "evaluate", "evaluate_scores", "open_images", "p_values", "threshold",
+def test_a_command_takes_a_group_of_options_as_one_parameter():
+    taken = []
+
+    @with_groups
+    def command(wall: str, *, paint: Paint, dry: Annotated[bool, typer.Option("--dry")] = False) -> None:
+        taken.append((wall, paint, dry))
+
+    app = typer.Typer()
+    app.command()(command)
+    app(["north", "--coats", "2", "--dry"], standalone_mode=False)
+    app(["south"], standalone_mode=False)
+    assert taken == [("north", Paint("red", 2), True), ("south", Paint(), False)]
+
+
+def test_runtime_options_become_arguments_of_the_detector(tmp_path, monkeypatch):
+    monkeypatch.setenv("DLSR_CACHE", str(tmp_path))
+    arguments = Runtime(weights="random", workers=3).arguments()
+    assert arguments == {
+        "weights": "random", "device": "auto", "backend": "auto", "store": tmp_path / "features", "workers": 3,
     }  # fmt: skip
-    assert sorted(dlsr.__all__) == dir(dlsr)
-    for name in dlsr.__all__:
-        assert getattr(dlsr, name) is not None
-    with pytest.raises(AttributeError, match="nothing"):
-        _ = dlsr.nothing
-    errors = [
-        value for name in dlsr.__all__ if isinstance(value := getattr(dlsr, name), type) and name.endswith("Error")
-    ]
-    assert all(issubclass(error, dlsr.DlsrError) for error in errors)
+    assert Runtime(no_store=True).arguments()["store"] is None
+    assert Runtime(store=tmp_path / "own").arguments()["store"] == tmp_path / "own"
 
 
-def test_bench_lists_and_compares(run, image_folder, odd_folder, tmp_path):
-    status, out, _ = run("bench", "--list")
-    assert status == 0
-    assert all(name in out for name in ("glow", "dlsr+mfsim", "ash-s", "pyod+lof", "labels"))
-    assert "Reproduce table 3 of the paper." in run("bench")[1]
-    sets = ["--id", image_folder, "--id-test", image_folder, "--ood", f"flower={odd_folder}", "-o", tmp_path / "out"]
-    tiny = ["--encoder", "test_resnet", "--weights", "random", "--no-store", "--limit", "30"]
-    status, out, _ = run("bench", "compare", *sets, *tiny, "--detectors", "mahalanobis,msp", "--protocol", "matched")
-    assert status == 0
-    report = json.loads((tmp_path / "out" / "compare.json").read_text())
-    assert report["command"].startswith("dlsr bench compare --id ")
-    assert [row["detector"] for row in report["rows"] if "why" not in row] == ["mahalanobis", "msp"]
-    assert f"{100 * report['rows'][0]['average_auroc']:.2f}" in out
-    assert out.strip() in (tmp_path / "out" / "compare.md").read_text()
-    assert (tmp_path / "out" / "failures.png").stat().st_size > 1000
-    error = error_line(run("bench", "compare", *sets, *tiny, "--detectors", "mahalanobi"))
-    assert "unknown detector 'mahalanobi'; choose among glow, " in error
+def test_paths_are_named_once():
+    assert named_paths(["a=x", "b=y=z"]) == {"a": Path("x"), "b": Path("y=z")}
+    for wrong in (["a"], ["a="], ["=x"], ["a=x", "a=y"]):
+        with pytest.raises(SettingsError, match="--set takes NAME=FOLDER, each name once"):
+            named_paths(wrong, "--set")
 
 
-def test_bench_tables_and_figures_say_what_is_missing(run, image_folder, tmp_path):
-    status, out, _ = run("bench", "table9", "--data-root", tmp_path, "-o", tmp_path / "out", "--quiet")
-    assert status == 0
-    assert "Cannot run: the dataset 'cifar10' is not below" in out
-    assert "--set cifar10=PATH" in error_line(run("bench", "fig4", "--data-root", tmp_path, "-o", tmp_path / "out"))
-    places = ["--set", f"cifar10={image_folder}", "--set", f"svhn={image_folder}"]
-    tiny = ["--encoder", "test_resnet", "--weights", "random", "--no-store", "--epochs", "1", "--limit", "20"]
-    status, _, err = run("bench", "fig3", *places, *tiny, "-o", tmp_path / "out")
-    assert status == 0
-    assert "the dataset 'lsun-c' is not given" in err
-    assert json.loads((tmp_path / "out" / "fig3.json").read_text())["epochs"] == 1
+def test_whole_numbers_are_separated_by_commas():
+    assert whole_numbers("1,2", "--stages") == (1, 2)
+    assert whole_numbers(None, "--stages") is None
+    with pytest.raises(SettingsError, match="--stages takes whole numbers separated by commas"):
+        whole_numbers("1.5", "--stages")

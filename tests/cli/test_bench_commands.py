@@ -1,0 +1,97 @@
+import json
+
+import pytest
+
+TINY = ["--encoder", "test_resnet", "--weights", "random", "--no-store", "--limit", "30"]
+
+
+def test_bench_lists_all_detectors(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    done = run("bench", "--list")
+    assert done.status == 0
+    for name in ("glow", "dlsr+mfsim", "ash-s", "pyod+lof", "labels"):
+        assert name in done.out
+
+
+def test_bench_offers_every_table_and_figure_of_the_paper(run):
+    from dlsr.bench.suites import FIGURES, TABLES
+
+    text = run("bench").out
+    assert "Reproduce table 3 of the paper." in text
+    for name in (*TABLES, *FIGURES):
+        assert f" {name} " in text
+
+
+def test_compare_writes_json_a_table_and_the_worst_failures(run, image_folder, odd_folder, tmp_path):
+    sets = ["--id", image_folder, "--id-test", image_folder, "--ood", f"flower={odd_folder}", "-o", tmp_path / "out"]
+    done = run("bench", "compare", *sets, *TINY, "--detectors", "mahalanobis", "--protocol", "matched")
+    assert done.status == 0, done.err
+    report = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert report["command"].startswith("dlsr bench compare --id ")
+    assert [row["detector"] for row in report["rows"] if "why" not in row] == ["mahalanobis"]
+    assert f"{100 * report['rows'][0]['average_auroc']:.2f}" in done.out
+    assert done.out.strip() in (tmp_path / "out" / "compare.md").read_text()
+    assert (tmp_path / "out" / "failures.png").stat().st_size > 1000
+
+
+def test_an_unknown_detector_is_one_line(run, image_folder, odd_folder, tmp_path):
+    sets = ["--id", image_folder, "--id-test", image_folder, "--ood", f"flower={odd_folder}", "-o", tmp_path / "out"]
+    error = run("bench", "compare", *sets, *TINY, "--detectors", "mahalanobi").error
+    assert "unknown detector 'mahalanobi'; choose among glow, " in error
+
+
+def test_a_table_says_which_dataset_is_missing(run, tmp_path):
+    done = run("bench", "table9", "--data-root", tmp_path, "-o", tmp_path / "out", "--quiet")
+    assert done.status == 0
+    assert "Cannot run: the dataset 'cifar10' is not below" in done.out
+
+
+def test_a_figure_says_which_dataset_is_missing(run, tmp_path):
+    done = run("bench", "fig4", "--data-root", tmp_path, "-o", tmp_path / "out")
+    assert "--set cifar10=PATH" in done.error
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Figures are recorded instead of drawn, which takes minutes: `tests/bench` draws them."""
+    from dlsr.bench import suites
+
+    runs = []
+
+    def draw(name, run, folder):
+        runs.append(run)
+        return {"figure": name}
+
+    monkeypatch.setattr(suites, "draw", draw)
+    return runs
+
+
+@pytest.fixture
+def places(image_folder, odd_folder):
+    return ["--set", f"cifar10={image_folder}", "--set", f"svhn={odd_folder}"]
+
+
+def test_a_figure_uses_the_datasets_that_there_are(run, drawn, places, tmp_path):
+    done = run("bench", "fig3", *places, *TINY, "--epochs", "1", "-o", tmp_path / "out")
+    assert done.status == 0
+    assert "the dataset 'lsun-c' is not given" in done.err
+    report = json.loads((tmp_path / "out" / "fig3.json").read_text())
+    assert (report["figure"], report["id"], report["epochs"]) == ("fig3", "cifar10", 1)
+    assert "lsun-c" in report["missing"]
+    assert (drawn[0].epochs, drawn[0].settings.limit, drawn[0].store) == (1, 30, None)
+
+
+def test_reduced_figures_take_fewer_epochs_and_images(run, drawn, places, tmp_path):
+    from dlsr.cli.bench import paper
+
+    command = [*places, "--ood", "svhn", "-o", tmp_path, "--reduced", "--quiet"]
+    assert run("bench", "fig3", *command).status == 0
+    assert (drawn[0].epochs, drawn[0].settings.train_limit) == (paper.REDUCED_EPOCHS, paper.REDUCED_IMAGES)
+    assert run("bench", "fig8", *command).status == 0
+    assert (drawn[1].epochs, drawn[1].settings.train_limit) == (None, None)
+
+
+@pytest.mark.parametrize(("options", "encoder"), [([], "resnet50"), (["--encoder", "test_resnet"], "test_resnet")])
+def test_figures_6_and_7_are_about_resnet50(run, drawn, places, tmp_path, options, encoder):
+    assert run("bench", "fig6", *places, *options, "--ood", "svhn", "-o", tmp_path, "-q").status == 0
+    assert drawn[0].settings.encoder == encoder

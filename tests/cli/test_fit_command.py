@@ -1,0 +1,144 @@
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from pydantic import Field
+
+from dlsr import Detector
+from dlsr.cli.console import ProgressBars
+from dlsr.scorers import SCORES, Scorer, ScorerSettings
+from dlsr.scorers.base import in_every_preset
+
+ENCODER = ["--encoder", "test_resnet", "--weights", "random", "--backend", "torch"]
+TINY = [*ENCODER, "--epochs", "2", "--width", "32"]
+
+
+@pytest.fixture
+def new_score(monkeypatch):
+    """A score with settings of its own, known to this test alone."""
+
+    class ConstantSettings(ScorerSettings):
+        level: float = Field(default=0.0, description="The score of every image.")
+
+    class ConstantScorer(Scorer):
+        name = "constant"
+        summary = "the same score for all images"
+        Settings = ConstantSettings
+        presets = in_every_preset(ConstantSettings())
+
+        def __init__(self, settings, channels):
+            super().__init__(settings, channels)
+            self.register_buffer("level", torch.tensor(settings.level))
+
+        def fit(self, data, trainer):
+            return []
+
+        def forward(self, z0, noise):
+            scores = self.level.expand(len(z0))
+            return scores, scores[:, None].expand(-1, len(self.channels))
+
+    monkeypatch.setitem(SCORES, "constant", ConstantScorer)
+
+
+def test_fit_writes_a_model_and_removes_its_checkpoint(run, image_folder, tmp_path):
+    done = run("fit", image_folder, "-o", tmp_path / "model", *TINY, "--score", "mfsim", "--t", "9,6,3", "--T", "50")
+    assert (done.status, done.out) == (0, "")
+    assert "calibrated on" in done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    settings = Detector.load(tmp_path / "model").settings_.scorer
+    assert (settings.epochs, settings.width, settings.t, settings.T) == (2, 32, (9, 6, 3), 50)
+
+
+def test_fit_prints_its_summary_as_json(run, image_folder, tmp_path):
+    done = run("fit", image_folder, "-o", tmp_path / "m", *ENCODER, "--score", "knn", "--neighbours", "7", "--json")
+    assert done.status == 0
+    summary = json.loads(done.out)
+    assert summary["training_images"] == 95
+    assert summary["model"] == str(tmp_path / "m")
+    assert Detector.load(tmp_path / "m").settings_.scorer.neighbours == 7
+
+
+def test_the_help_of_fit_lists_every_score_and_setting(run, monkeypatch, new_score):
+    monkeypatch.setenv("COLUMNS", "200")
+    text = re.sub(r"[│\s]+", " ", run("fit", "--help").out)
+    for name, scorer in SCORES.items():
+        assert name in text
+        for setting in scorer.Settings.model_fields:
+            assert f"--{setting.replace('_', '-')} " in text
+    assert "constant: the same score for all images." in text
+    assert "--level FLOAT The score of every image." in text
+    assert "default (residual)" in text
+
+
+def test_a_new_score_and_its_settings_need_no_change_of_the_command(run, image_folder, tmp_path, new_score):
+    done = run("fit", image_folder, "-o", tmp_path / "m", *ENCODER, "--score", "constant", "--level", "2.5", "-q")
+    assert (done.status, done.err) == (0, "")
+    assert Detector.load(tmp_path / "m").threshold_ == 2.5
+
+
+@pytest.mark.parametrize(
+    ("message", "options"),
+    [
+        ("does not exist", "fit none -o new"),
+        ("no image in", "fit {empty} -o new"),
+        ("none of 1 images", "fit {broken} -o new {tiny}"),
+        ("holds other files", "fit {images} -o {images}"),
+        ("unknown encoder", "fit {images} -o new --encoder none"),
+        ("unknown score 'none'; choose one of", "fit {images} -o new --score none"),
+        ("unknown preset 'none'; choose one of", "fit {images} -o new --preset none"),
+        ("t.0: ", "fit {images} -o new --score mfsim --t a"),
+        ("lr: ", "fit {images} -o new --lr 0"),
+        ("has no setting 't'", "fit {images} -o new --score knn --t 70"),
+        ("--stages takes whole numbers", "fit {images} -o new --stages a"),
+        ("stages 0..4", "fit {images} -o new {tiny} --stages 7"),
+        ("no weights file", "fit {images} -o new --weights none.pth"),
+        ("too few", "fit {images} -o new {tiny} --false-alarm-rate 0.001"),
+    ],
+)
+def test_an_error_is_one_line_and_leaves_no_model(run, image_folder, tmp_path, monkeypatch, message, options):
+    monkeypatch.chdir(tmp_path)
+    for name in ("empty", "broken"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "broken" / "x.png").write_bytes(b"no")
+    places = {"images": image_folder, "empty": "empty", "broken": "broken", "tiny": " ".join(TINY)}
+    assert message in run(*options.format(**places).split()).error
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_killed_fit_resumes_when_run_again(run, image_folder, tmp_path, monkeypatch):
+    arguments = ["fit", image_folder, "-o", tmp_path / "m", *ENCODER, "--epochs", "40", "--width", "64", "--lr", "1e-5"]
+    checkpoint = tmp_path / "m.checkpoint"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dlsr", *map(str, arguments)], env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert checkpoint.exists()
+    assert not (tmp_path / "m").exists()
+
+    epochs = []
+    monkeypatch.setattr(ProgressBars, "epochs", lambda self, name: lambda entry, total: epochs.append(entry.epoch))
+    assert run(*arguments).status == 0
+    log = Detector.load(tmp_path / "m").fit_summary_.log
+    assert epochs[0] > 1
+    assert [entry.epoch for entry in log] == list(range(1, epochs[-1] + 1))
+    assert not checkpoint.exists()
+
+
+def test_files_that_are_not_images_are_named(run, image_folder, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for path in image_folder.rglob("*.png"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "notes.txt").write_text("no image")
+    done = run("fit", folder, "-o", tmp_path / "m", *ENCODER, "--score", "mahalanobis")
+    assert "skipped 1 files that are not images, such as" in done.err
+    assert "notes.txt" in done.err

@@ -1,0 +1,78 @@
+import csv
+import json
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from dlsr import Detector
+
+
+def test_scores_are_written_to_stdout_as_csv(run, model, odd_folder):
+    done = run("score", model, odd_folder, "--backend", "torch")
+    rows = list(csv.DictReader(done.out.splitlines()))
+    assert done.status == 0
+    assert list(rows[0]) == ["path", "score", "p_value", "is_ood", "top_layer", "error"]
+    assert len(rows) == 40
+    expected = Detector.load(model, backend="torch").score_samples(odd_folder)
+    np.testing.assert_allclose([float(row["score"]) for row in rows], expected, atol=1e-5)
+    ood = sum(row["is_ood"] == "True" for row in rows)
+    assert f"{ood} of 40 images are out of distribution at a false-alarm rate of 5 %" in done.err
+
+
+def test_scores_are_written_to_stdout_as_json_lines(run, model, odd_folder):
+    done = run("score", model, odd_folder, "--json", "--backend", "torch", "-q")
+    assert [json.loads(line)["error"] for line in done.out.splitlines()] == [None] * 40
+
+
+def test_the_false_alarm_rate_moves_the_verdicts_only(run, model, image_folder):
+    def rows(rate):
+        done = run("score", model, image_folder, "--json", "-q", "--backend", "torch", "--false-alarm-rate", rate)
+        return [json.loads(line) for line in done.out.splitlines()]
+
+    strict, lax = rows(0.05), rows(0.5)
+    assert [row["score"] for row in strict] == [row["score"] for row in lax]
+    assert sum(row["is_ood"] for row in strict) < sum(row["is_ood"] for row in lax)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_unreadable_images_are_named_and_written_with_their_error(run, model, image_folder, tmp_path, suffix):
+    folder = tmp_path / "in ö"
+    folder.mkdir()
+    (folder / "good.png").write_bytes(sorted(image_folder.rglob("*.png"))[0].read_bytes())
+    (folder / "empty.jpg").write_bytes(b"")
+    output = tmp_path / f"scores.{suffix}"
+    done = run("score", model, folder, "-o", output, "--backend", "torch", "--quiet")
+    assert (done.status, done.out) == (0, "")
+    assert "1 of 2 images could not be read" in done.err
+    assert "empty.jpg: empty file" in done.err
+    if suffix == "csv":
+        rows = [{k: v or None for k, v in row.items()} for row in csv.DictReader(output.open())]
+    elif suffix == "jsonl":
+        rows = [json.loads(line) for line in output.read_text().splitlines()]
+    else:
+        rows = pq.read_table(output).to_pylist()
+    bad, good = rows
+    assert bad["error"] == "empty file"
+    assert bad["score"] is None
+    assert bad["is_ood"] is None
+    assert good["error"] is None
+    assert float(good["p_value"]) > 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in ö", output.name]
+
+
+def test_json_summarises_what_was_written_to_a_file(run, model, odd_folder, tmp_path):
+    output = tmp_path / "scores.csv"
+    done = run("score", model, odd_folder, "-o", output, "--json", "--backend", "torch", "-q")
+    summary = json.loads(done.out)
+    assert (summary["images"], summary["unreadable"], summary["output"]) == (40, {}, str(output))
+
+
+def test_a_missing_extra_is_one_line(run, model, image_folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert "pip install 'dlsr[parquet]'" in run("score", model, image_folder, "-o", tmp_path / "x.parquet").error
+
+
+def test_ray_needs_a_folder_for_its_results(run, model, image_folder):
+    assert "--engine ray needs --output FOLDER" in run("score", model, image_folder, "--engine", "ray").error
