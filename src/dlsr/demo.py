@@ -1,4 +1,4 @@
-"""A demonstration on real images that come with scikit-learn and scikit-image: nothing is downloaded."""
+"""A demonstration on real images that come with scikit-learn and scikit-image. Downloads nothing."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ from dlsr.errors import MissingExtraError
 from dlsr.evaluation import Evaluation, evaluate
 from dlsr.images.sources import open_images
 from dlsr.runtime.backends import Backend
-from dlsr.scorers.fitting import OnEpoch
+from dlsr.training.loop import OnEpoch
 
 Pixels = NDArray[np.uint8]
 
@@ -24,10 +24,11 @@ PATCH = 8
 PATCHES = 150
 
 
-def demo_sets(seed: int = 0) -> tuple[Pixels, Pixels, dict[str, Pixels]]:
-    """Training images, ID test images and OOD sets, all 8x8 and grey so that size and colour tell nothing.
+def demo_datasets(seed: int = 0) -> tuple[Pixels, Pixels, dict[str, Pixels]]:
+    """Training images, ID test images, and OOD datasets by name, each uint8 of shape `(N, 8, 8)`.
 
-    ID is handwritten digits 0 to 7. The hard OOD set is digits 8 and 9, which were never seen.
+    All are 8x8 and grey, so that size and colour give nothing away. ID is handwritten digits 0 to 7. The hardest OOD
+    dataset is digits 8 and 9, which are not in the training images.
 
     Raises:
         MissingExtraError: without scikit-image.
@@ -60,7 +61,7 @@ def demo_sets(seed: int = 0) -> tuple[Pixels, Pixels, dict[str, Pixels]]:
 
 
 def _patches(images: list[Pixels], side: int, random: np.random.Generator) -> Pixels:
-    """Random square patches, averaged down to 8x8."""
+    """Random square patches of `side` pixels, averaged down to 8x8."""
     patches = []
     for _ in range(PATCHES):
         image = images[random.integers(len(images))]
@@ -78,8 +79,20 @@ def run_demo(
     progress: Callable[[str, int], Progress] | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> tuple[Detector, Evaluation]:
-    """Fit to digits, save the model below `folder`, load it again and evaluate it."""
-    train, test, ood = demo_sets()
+    """Fit to digits, save the model to `folder / "model"`, load it and evaluate it.
+
+    Args:
+        folder: to write the model to.
+        device: as for `Detector`.
+        backend: as for `Detector`.
+        progress: makes a progress callback for a dataset's name and size.
+        on_epoch: callback after each epoch of training.
+
+    Raises:
+        MissingExtraError: without scikit-image.
+        OutputError: if the model cannot be written.
+    """
+    train, test, ood = demo_datasets()
     fitted = Detector(device=device, backend=backend).fit(
         open_images(train), progress=progress("fitting", len(train)) if progress else None, on_epoch=on_epoch
     )

@@ -19,7 +19,7 @@ def main() -> None:
     # ClickException: typer bundles click in recent versions, so it has no import path that holds for all of them.
     click_error: type = typer.BadParameter.__mro__[2]
     try:
-        status = app(standalone_mode=False) or 0
+        status = app(prog_name="dlsr", standalone_mode=False) or 0
     except DlsrError as error:
         print(f"error: {error}", file=sys.stderr)
         status = 2

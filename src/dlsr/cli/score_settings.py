@@ -31,12 +31,9 @@ class CommandWithScoreSettings(TyperCommand):
         """The command's own options, the settings, and `--help`."""
         from dlsr.scorers import PRESETS, SCORES  # noqa: PLC0415
 
-        scores = "\n".join(f"{name}: {scorer.summary}" for name, scorer in SCORES.items())
+        scores = "\n\n".join(f"{name}: {scorer.summary}." for name, scorer in SCORES.items())
         presets = ", ".join(f"{preset} ({score})" for preset, score in PRESETS.items())
-        texts = {
-            "score": scores,
-            "preset": f"Settings to start from, with the score unless --score is given: {presets}.",
-        }
+        texts = {"score": scores, "preset": f"Settings to start from, and the score if none is named: {presets}."}
         *own, help_option = super().get_params(ctx)
         options: list[Any] = own
         for option in options:
