@@ -43,6 +43,8 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Write the whole detector as one graph, with an example that runs it without dlsr."""
+    from dlsr.export import export as export_graph  # noqa: PLC0415
+    from dlsr.export import export_int8  # noqa: PLC0415
     from dlsr.images.sources import open_images  # noqa: PLC0415
 
     detector = Runtime(weights=weights, device="cpu", backend=backend, no_store=True).load(model)
@@ -51,13 +53,13 @@ def export(
             raise SettingsError("--int8 needs --format openvino, --train IMAGES, --id IMAGES and --ood NAME=IMAGES")
         dataset = open_images(train)
         with no_unreadable_warnings(), progress_bars(quiet) as bars:
-            report = detector.export_int8(
-                output, dataset, id_images, named_paths(ood), progress=bars.images("encoding", len(dataset))
+            report = export_int8(
+                detector, output, dataset, id_images, named_paths(ood), progress=bars.images("encoding", len(dataset))
             )
         message = (
             f"8-bit integers cost {100 * report.loss:.2f} points of AUROC and score {report.times_as_fast:.2f} times "
             "as fast; refitted and recalibrated on the features of the 8-bit encoder"
         )
     else:
-        message = f"scores agree with PyTorch to {detector.export(output, kind.value, images):.1e}"
+        message = f"scores agree with PyTorch to {export_graph(detector, output, kind.value, images):.1e}"
     print_message(f"{message}; see {output / 'score_image.py'}", quiet)

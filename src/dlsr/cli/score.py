@@ -73,7 +73,8 @@ def _score_here(
     as_json: bool,
 ) -> None:
     from dlsr.images.sources import open_images  # noqa: PLC0415
-    from dlsr.reports.tables import check_format, write_csv, write_jsonl, write_results  # noqa: PLC0415
+    from dlsr.reports.tables import check_format, write_jsonl, write_results  # noqa: PLC0415
+    from dlsr.results import write_csv  # noqa: PLC0415
 
     if output is not None:
         check_format(Path(output))

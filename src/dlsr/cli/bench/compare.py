@@ -28,7 +28,7 @@ def compare(
     quiet: Quiet = False,
 ) -> None:
     """Compare detectors on your own images."""
-    from dlsr.bench.compare import Sets, write_failures  # noqa: PLC0415
+    from dlsr.bench.compare import Task, write_failures  # noqa: PLC0415
     from dlsr.bench.compare import compare as run  # noqa: PLC0415
     from dlsr.bench.datasets import labels_of  # noqa: PLC0415
     from dlsr.bench.suites import ALSO  # noqa: PLC0415
@@ -36,17 +36,17 @@ def compare(
 
     training = open_images(train)
     outside = {name: open_images(path) for name, path in named_paths(ood).items()}
-    sets = Sets(training, labels_of(training), open_images(test), outside)
+    task = Task(training, labels_of(training), open_images(test), outside)
     settings = experiment.settings(detectors or ",".join(ALSO), seeds)
     report = run(
-        sets,
+        task,
         settings,
         output / "runs",
         store=experiment.store_folder(),
-        said=lambda message: print_message(message, quiet),
+        on_message=lambda message: print_message(message, quiet),
     )
     write_report(output, "compare", report, _markdown(report))
-    write_failures(output / "runs", sets, settings, report, output / "failures.png")
+    write_failures(output / "runs", task, settings, report, output / "failures.png")
 
 
 def _markdown(report: dict[str, Any]) -> str:

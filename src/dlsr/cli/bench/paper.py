@@ -56,7 +56,7 @@ def table(
         ids=names(id),
         ood=names(ood),
         store=experiment.store_folder(),
-        said=lambda message: print_message(message, quiet),
+        on_message=lambda message: print_message(message, quiet),
     )
     write_report(output, name, report, suite_tables(report))
 
@@ -76,10 +76,10 @@ def figure(
     quiet: Quiet = False,
 ) -> None:
     """Draw the figure that the command is named after, and write the numbers behind it."""
-    from dlsr.bench.suites import SIX, FigureRun, draw, open_sets  # noqa: PLC0415
+    from dlsr.bench.suites import SIX, FigureRun, draw, open_task  # noqa: PLC0415
 
     name = str(context.info_name)
-    sets, missing = open_sets(id, names(ood) or SIX, places.where())
+    task, missing = open_task(id, names(ood) or SIX, places.where())
     for reason in missing.values():
         print_message(reason, quiet)
     if name in ("fig6", "fig7"):
@@ -88,7 +88,7 @@ def figure(
         epochs = epochs or REDUCED_EPOCHS
         experiment = replace(experiment, train_limit=experiment.train_limit or REDUCED_IMAGES)
     run = FigureRun(
-        sets,
+        task,
         experiment.settings(),
         output / "runs",
         epochs,
