@@ -52,7 +52,7 @@ class FeatureOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         settings: settings of the score, by name, for instance `{"neighbours": 5}`; None for the preset's.
         false_alarm_rate: share of inliers that may be called outliers, in (0, 1). Other estimators call a similar
             parameter `contamination`.
-        random_state: an int below 2**31 gives the same results at each fit, the ones of `Detector(seed=random_state)`.
+        random_state: a number below 2**31 gives the same results at each fit, as `seed` does in `Detector`.
         device: `auto`, `cpu`, `cuda`, ..
 
     Attributes:
