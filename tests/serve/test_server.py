@@ -115,9 +115,10 @@ def test_what_cannot_be_served_is_one_line(two_models, tmp_path):
 
 
 def test_without_the_extra_one_line_says_what_to_install(two_models, monkeypatch, capsys):
-    from dlsr.cli import app, main
+    from dlsr.cli import main
+    from dlsr.cli import serve as command
 
-    monkeypatch.setattr(app, "find_spec", lambda name: None)
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
     monkeypatch.setattr("sys.argv", ["dlsr", "serve", str(two_models[0])])
     with pytest.raises(SystemExit) as caught:
         main()
@@ -132,31 +133,6 @@ def test_the_token_may_come_from_the_environment(two_models, monkeypatch):
         assert httpx.get(f"{service.url}/v1/model").status_code == 401
         headers = {"authorization": "Bearer long enough"}
         assert httpx.get(f"{service.url}/v1/model", headers=headers).json()["examples"] == 5
-
-
-def test_drift_has_an_exit_status_for_cron_jobs(model, image_folder, odd_folder, tmp_path):
-    import json
-
-    same = run("drift", model, image_folder, "--no-store", "--json")
-    assert same.returncode == 0, same.stderr
-    told = json.loads(same.stdout)
-    assert (told["drifted"], told["images"], told["first_changed_path"]) == (False, 120, None)
-    mixed = tmp_path / "mixed"
-    mixed.mkdir()
-    for i, path in enumerate([*sorted(image_folder.rglob("*.png"))[:60], *sorted(odd_folder.iterdir())]):
-        (mixed / f"{i:03}.png").write_bytes(path.read_bytes())
-    (mixed / "broken.png").write_bytes(b"")
-    drifted = run("drift", model, mixed, "--no-store", "--stream", "--window", "20")
-    assert drifted.returncode == 1, drifted.stdout
-    assert "drift: 100 images do not look as the calibration images do" in " ".join(drifted.stdout.split())
-    assert "broken.png: empty file" in drifted.stderr
-    assert run("drift", model, odd_folder, "--no-store", "--alpha", "2").returncode == 2
-
-
-def test_a_report_is_written(model, odd_folder, tmp_path):
-    done = run("report", model, odd_folder, "-o", tmp_path / "report.html", "--no-store", "--title", "flowers")
-    assert done.returncode == 0, done.stderr
-    assert "<h1>flowers</h1>" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian's package chromium)")
