@@ -1,1 +1,1 @@
-"""The service: a detector behind HTTP, with a page to look at. Needs the extra `serve`."""
+"""A detector behind HTTP, with a web page. Needs the extra `serve`."""

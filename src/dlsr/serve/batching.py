@@ -1,4 +1,4 @@
-"""Images of requests that come at once are scored together; how many may wait is bounded."""
+"""Batches: images of concurrent requests are scored together, and the queue is bounded."""
 
 import asyncio
 from collections import deque
@@ -10,11 +10,11 @@ Item = TypeVar("Item")
 Out = TypeVar("Out")
 
 LANES = 2
-"""Batches under way at once: one is decoded while the other is encoded."""
+"""Batches processed concurrently: one is decoded while the other is encoded."""
 
 
 class QueueFullError(Exception):
-    """So many items wait that no more are taken."""
+    """The queue is full."""
 
 
 @dataclass(eq=False)
@@ -24,13 +24,13 @@ class _Job(Generic[Item, Out]):
 
 
 class Batcher(Generic[Item, Out]):
-    """Collects items of several callers into batches.
+    """Collects the items of several callers into batches.
 
     Args:
-        function: scores a batch, in a thread: one output for each item, in order.
-        max_batch: items in a batch; one caller's items stay together, so a batch may have more.
+        function: processes a batch in a thread, and returns one output per item, in order.
+        max_batch: items in a batch. The items of one caller stay together, so a batch may have more.
         max_wait: seconds that an idle batcher waits for more items once it has one.
-        max_waiting: items that may wait.
+        max_waiting: items in the queue. An empty queue accepts any number.
     """
 
     def __init__(
@@ -48,15 +48,15 @@ class Batcher(Generic[Item, Out]):
 
     @property
     def waiting(self) -> int:
-        """Items that wait."""
+        """Number of items in the queue."""
         return sum(len(job.items) for job in self._jobs)
 
     def start(self) -> None:
-        """Begin to collect, in the running event loop."""
+        """Start processing, in the running event loop."""
         self._collector = asyncio.create_task(self._collect())
 
     async def stop(self) -> None:
-        """Finish the batches under way; what still waits is cancelled."""
+        """Finish the batches that are being processed, and cancel the queue."""
         if self._collector is not None:
             self._collector.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
@@ -67,7 +67,7 @@ class Batcher(Generic[Item, Out]):
         """The outputs of these items.
 
         Raises:
-            QueueFullError: if too many items wait already.
+            QueueFullError: if too many items are waiting.
         """
         if self._jobs and self.waiting + len(items) > self._max_waiting:
             raise QueueFullError
@@ -79,10 +79,10 @@ class Batcher(Generic[Item, Out]):
     async def _collect(self) -> None:
         while True:
             await self._lanes.acquire()
-            await self._some()
+            await self._wait_for_items()
             if not self._running and self._max_wait:
-                await self._more()
-            jobs = self._taken()
+                await self._wait_for_full_batch()
+            jobs = self._next_batch()
             if not jobs:
                 self._lanes.release()
                 continue
@@ -90,13 +90,13 @@ class Batcher(Generic[Item, Out]):
             self._running.add(task)
             task.add_done_callback(self._running.discard)
 
-    async def _some(self) -> None:
+    async def _wait_for_items(self) -> None:
         while not self._jobs:
             self._arrived.clear()
             await self._arrived.wait()
 
-    async def _more(self) -> None:
-        """Wait until there is a full batch, for as long as is allowed."""
+    async def _wait_for_full_batch(self) -> None:
+        """Wait until there is a full batch, at most `max_wait` seconds."""
         try:
             async with asyncio.timeout(self._max_wait):
                 while self.waiting < self._max_batch:
@@ -105,12 +105,12 @@ class Batcher(Generic[Item, Out]):
         except TimeoutError:
             pass
 
-    def _taken(self) -> list[_Job[Item, Out]]:
+    def _next_batch(self) -> list[_Job[Item, Out]]:
         jobs: list[_Job[Item, Out]] = []
         count = 0
         while self._jobs and (not jobs or count + len(self._jobs[0].items) <= self._max_batch):
             job = self._jobs.popleft()
-            if not job.done.done():  # whoever asked may have gone
+            if not job.done.done():  # cancelled if the caller has left
                 jobs.append(job)
                 count += len(job.items)
         return jobs

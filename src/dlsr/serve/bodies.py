@@ -1,4 +1,4 @@
-"""Request bodies: images as multipart files or base64 in JSON, within limits."""
+"""Request bodies: images as multipart files, or as base64 in JSON."""
 
 import asyncio
 import base64
@@ -23,16 +23,16 @@ NamedImage = tuple[str, bytes]
 
 
 class ImageBody(BaseModel):
-    """An image in JSON."""
+    """One image of a JSON body."""
 
     model_config = ConfigDict(extra="forbid")
 
     data: str = Field(description="The image file, in base64.", json_schema_extra={"format": "byte"})
-    name: str = Field(default="", max_length=LONGEST_NAME, description="For the answer.")
+    name: str = Field(default="", max_length=LONGEST_NAME, description="Name of the image in the answer.")
 
 
 class ImagesBody(BaseModel):
-    """Images in JSON."""
+    """A JSON body."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -40,7 +40,7 @@ class ImagesBody(BaseModel):
 
 
 def request_body_schema() -> dict[str, Any]:
-    """What `/v1/score` takes, for OpenAPI."""
+    """The request body of `/v1/score`, for the OpenAPI schema."""
     files = {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}
     multipart = {"type": "object", "properties": {FIELD: files}, "required": [FIELD], "additionalProperties": False}
     image = ImageBody.model_json_schema()
@@ -62,11 +62,11 @@ def request_body_schema() -> dict[str, Any]:
 
 
 async def read_images(request: Request, settings: ServeSettings) -> list[NamedImage]:
-    """The images of a request, by name.
+    """Names and contents of a request's images.
 
     Raises:
         RefusedError: if the body is too large, too slow, malformed, of another type or without images; if there are
-            too many images, or one of too many pixels.
+            too many images, or an image has too many pixels.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in ("multipart/form-data", "application/json"):
@@ -96,7 +96,7 @@ async def _read_body(request: Request, settings: ServeSettings) -> bytes:
                     raise too_large
                 chunks.append(chunk)
     except TimeoutError:
-        detail = f"the body did not arrive within {settings.body_seconds:g} seconds; send it quicker"
+        detail = f"the body did not arrive within {settings.body_seconds:g} seconds; send it faster"
         raise RefusedError(408, detail, "body time", {"Connection": "close"}) from None
     return b"".join(chunks)
 
@@ -110,7 +110,7 @@ async def _from_form(request: Request, body: bytes, settings: ServeSettings) -> 
         return {"type": "http.request", "body": body, "more_body": False}
 
     try:
-        # One file more than allowed, so that too many are told from malformed.
+        # One more than allowed, to tell too many files from a malformed form.
         form = await Request(request.scope, receive).form(max_files=settings.max_images + 1, max_fields=1)
     except (HTTPException, MultiPartException, ValueError, KeyError) as error:
         detail = getattr(error, "detail", None) or getattr(error, "message", None) or str(error)
@@ -134,13 +134,11 @@ def _from_json(body: bytes) -> list[NamedImage]:
         malformed = first["type"] == "json_invalid"
         where = ".".join(str(part) for part in first["loc"])
         detail = f"{where}: {first['msg']}" if where else str(first["msg"])
-        raise RefusedError(
-            400 if malformed else 422, f"the JSON is not as it should be: {detail}", "malformed"
-        ) from None
+        raise RefusedError(400 if malformed else 422, f"the JSON body is invalid: {detail}", "malformed") from None
     images = []
-    for i, one in enumerate(parsed.images):
+    for i, image in enumerate(parsed.images):
         try:
-            images.append((one.name, base64.b64decode(one.data, validate=True)))
+            images.append((image.name, base64.b64decode(image.data, validate=True)))
         except (binascii.Error, ValueError):
             raise RefusedError(422, f"{FIELD}.{i}.data is not base64", "malformed") from None
     return images
@@ -152,6 +150,6 @@ def _check_pixels(name: str, content: bytes, settings: ServeSettings) -> None:
     except ImageTooLargeError as error:
         raise RefusedError(413, f"'{name}' has {error}", "pixels") from None
     except ImageError:
-        return  # told of with the others' results
+        return  # becomes the error of this image in the answer
     if pixels > settings.max_pixels:
         raise RefusedError(413, f"'{name}' has {pixels} pixels; send at most {settings.max_pixels}", "pixels")

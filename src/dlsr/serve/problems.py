@@ -1,4 +1,4 @@
-"""Refusals as problem documents (RFC 9457): `application/problem+json` with a status, a title and what to do."""
+"""Refusals as problem documents (RFC 9457): `application/problem+json` with a status, a title and a remedy."""
 
 import json
 from collections.abc import Mapping
@@ -17,9 +17,9 @@ class RefusedError(Exception):
 
     Args:
         status: HTTP status, 4xx or 503.
-        detail: one line that says what is wrong and what to do.
-        reason: a word for the metric of rejected inputs.
-        headers: more of the response.
+        detail: one line with the problem and a remedy.
+        reason: label in the metric of refused requests.
+        headers: additional headers of the response.
         images: why each image was refused, by name.
     """
 
@@ -39,7 +39,7 @@ class RefusedError(Exception):
         self.images = images
 
     def response(self) -> Response:
-        """The problem document."""
+        """The response with the problem document."""
         more = {"images": dict(self.images)} if self.images else {}
         return problem_response(self.status, self.detail, self.headers, more)
 
@@ -47,25 +47,25 @@ class RefusedError(Exception):
 def problem_response(
     status: int, detail: str, headers: Mapping[str, str] | None = None, more: Mapping[str, object] | None = None
 ) -> Response:
-    """A problem document as a response."""
+    """A response with a problem document; `more` adds members to it."""
     content = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
     body = json.dumps({**content, **(more or {})}, ensure_ascii=False)
     return Response(body, status, dict(headers or {}), MEDIA_TYPE)
 
 
 async def on_http_exception(_: Request, error: Exception) -> Response:
-    """Handler of what the framework refuses: unknown paths, wrong methods."""
+    """Answer requests that the framework refuses: unknown paths, wrong methods."""
     assert isinstance(error, HTTPException)
     return problem_response(error.status_code, str(error.detail), error.headers)
 
 
 async def on_failure(_: Request, error: Exception) -> Response:
-    """Handler of what went wrong in the service itself; the server logs the traceback."""
-    return problem_response(500, f"the service failed ({type(error).__name__}); its log says more")
+    """Answer requests that failed because of an error in the service; the server logs the traceback."""
+    return problem_response(500, f"the service failed ({type(error).__name__}); see its log")
 
 
 async def on_invalid(_: Request, error: Exception) -> Response:
-    """Handler of parameters that the framework cannot read."""
+    """Answer requests with parameters that the framework cannot parse."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     return problem_response(422, f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}")

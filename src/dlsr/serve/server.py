@@ -1,4 +1,4 @@
-"""Runs the service: a socket, signals, and an end that loses no accepted request."""
+"""Runs the service until a signal, and shuts down without losing an accepted request."""
 
 import ipaddress
 import logging
@@ -17,20 +17,20 @@ from dlsr.serve.service import Service
 def serve(service: Service, host: str, port: int, *, drain_seconds: float, ready: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT.
 
-    Then new requests are refused with 503 for `drain_seconds`, and longer if need be, until every request that was
-    accepted is answered. A second signal does not wait.
+    After the signal, new requests are refused with status 503 for at least `drain_seconds`, and until every accepted
+    request is answered. A second signal ends the service at once.
 
     Args:
-        service: to serve.
+        service: the service.
         host: address to listen on.
-        port: 0 for any free one.
-        drain_seconds: at least so long new requests are told that the service is closing.
-        ready: told the URL once requests are accepted.
+        port: port to listen on; 0 for any free port.
+        drain_seconds: shortest time between the signal and the end.
+        ready: callback with the URL, once requests are accepted.
 
     Raises:
-        SettingsError: if it cannot listen there.
+        SettingsError: if it cannot listen on this address and port.
     """
-    # A line for each malformed form would let callers fill the disk.
+    # It logs a line for each malformed form, so clients could fill the disk.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     listener = _listen(host, port)
     config = uvicorn.Config(create_app(service), log_level="warning", access_log=False, server_header=False)
@@ -40,7 +40,7 @@ def serve(service: Service, host: str, port: int, *, drain_seconds: float, ready
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a service there."""
+    """Whether only this machine can reach a service on this host."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -1,4 +1,4 @@
-"""The service itself, without HTTP: a model that can be replaced while it scores, and what waits for it."""
+"""The service without HTTP: a queue of images, a model that scores them, and a watch on the model directory."""
 
 import asyncio
 import contextlib
@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dlsr.artifact import MANIFEST, read_manifest
-from dlsr.detector import Detector, Result
+from dlsr.detector import Detector
 from dlsr.errors import NotFittedError, one_line
 from dlsr.images.sources import ImageDataset, ImageItem
+from dlsr.results import Result
 from dlsr.runtime.backends import Backend
 from dlsr.serve.batching import Batcher, QueueFullError
 from dlsr.serve.bodies import NamedImage
@@ -25,47 +26,47 @@ class Model:
     """A loaded model."""
 
     id: str
-    """Changes whenever the model directory does: the first digits of the SHA-256 of its numbers."""
+    """The first digits of the SHA-256 of the model's numbers: another id for every other model."""
     detector: Detector
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What a model said of an image."""
+    """The results of one request, in the order of its images, and the model that gave them."""
 
     model: Model
-    result: Result
+    results: list[Result]
 
 
 def load_model(folder: Path, device: str, backend: Backend, workers: int) -> Model:
     """Load a model directory and its encoder.
 
     Raises:
-        ArtifactError: if it cannot be trusted.
-        WeightsError: if the encoder's weights cannot be had.
-        NotFittedError: if it was fitted to features, and has no encoder.
+        ArtifactError: if the directory is missing, damaged or not a model.
+        WeightsError: if the encoder's weights cannot be loaded.
+        NotFittedError: if the model was fitted to features, and has no encoder.
     """
     id = read_manifest(folder).numbers_sha256[:16]
     detector = Detector.load(folder, device=device, backend=backend, workers=workers)
     if detector.encoder_name_ is None:
         raise NotFittedError(f"'{folder}' was fitted to features and has no encoder; give a model fitted to images")
-    encoder = detector.encoder_
-    encoder.encode(encoder.example(1).numpy())  # engines prepare themselves at their first call
+    encoder = detector.extractor_.encoder
+    encoder.encode(encoder.example(1).numpy())  # engines compile in their first call
     return Model(id, detector)
 
 
 class Service:
-    """Scores images of many callers with one model, and follows its directory.
+    """Scores images of concurrent requests, and reloads the model when its directory changes.
 
     Args:
         folder: the model directory.
         settings: limits.
-        device: as for `Detector`.
-        backend: likewise.
-        workers: likewise.
+        device: as for `Detector`, as are the rest.
+        backend: what runs the encoder.
+        workers: threads that read and decode images.
 
     Raises:
-        DlsrError: as `load_model`.
+        ArtifactError, WeightsError, NotFittedError: as `load_model`.
     """
 
     def __init__(
@@ -81,45 +82,46 @@ class Service:
         self.settings = settings
         self.telemetry = Telemetry(settings.drift_window)
         self.draining = False
-        """Whether it is about to end, and refuses what comes."""
+        """Whether the service is shutting down and refuses new requests."""
         self.handling = 0
-        """Requests that are being handled."""
+        """Number of requests being handled."""
         self.reload_error: str | None = None
+        """Why the model that is now in the directory could not be loaded."""
         self._engine = device, backend, workers
         self._seen = self._stamp()
         self.model = load_model(folder, *self._engine)
         self.telemetry.watch(self.model.id, self.model.detector.calibration_scores_)
-        self._batcher: Batcher[NamedImage, Scored] = Batcher(
+        self._batcher: Batcher[NamedImage, tuple[Model, Result]] = Batcher(
             self._score,
             max_batch=settings.max_batch,
             max_wait=settings.max_wait_seconds,
             max_waiting=settings.max_waiting,
         )
-        self._follower: asyncio.Task[None] | None = None
+        self._watcher: asyncio.Task[None] | None = None
 
     @property
     def waiting(self) -> int:
-        """Images that wait to be scored."""
+        """Number of images waiting to be scored."""
         return self._batcher.waiting
 
     async def start(self) -> None:
-        """Begin to score and to follow the model directory, in the running event loop."""
+        """Start scoring and watching the model directory, in the running event loop."""
         self._batcher.start()
-        self._follower = asyncio.create_task(self._follow())
+        self._watcher = asyncio.create_task(self._watch())
 
     async def stop(self) -> None:
-        """Finish what is under way."""
-        if self._follower is not None:
-            self._follower.cancel()
+        """Stop watching, and finish the batches that are being scored."""
+        if self._watcher is not None:
+            self._watcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._follower
+                await self._watcher
         await self._batcher.stop()
 
-    async def score(self, images: Sequence[NamedImage]) -> list[Scored]:
-        """What the model says of images, in order. All of a call are judged by one model.
+    async def score(self, images: Sequence[NamedImage]) -> Scored:
+        """Score the images of one request, at least one, all with the same model.
 
         Raises:
-            RefusedError: if too many images wait already, or it takes too long.
+            RefusedError: if too many images are waiting, or scoring takes too long.
         """
         try:
             async with asyncio.timeout(self.settings.score_seconds):
@@ -131,15 +133,16 @@ class Service:
         except TimeoutError:
             detail = f"the images were not scored within {self.settings.score_seconds:g} seconds; try again later"
             raise RefusedError(503, detail, "score time", RETRY_AFTER) from None
-        self.telemetry.count([one.result for one in scored])
-        return scored
+        model, results = scored[0][0], [result for _, result in scored]
+        self.telemetry.count(model.id, results)
+        return Scored(model, results)
 
-    def _score(self, images: list[NamedImage]) -> list[Scored]:
+    def _score(self, images: list[NamedImage]) -> list[tuple[Model, Result]]:
         model = self.model
         items = [ImageItem(name, lambda content=content: content) for name, content in images]  # type: ignore[misc]
-        return [Scored(model, result) for result in model.detector.results(ImageDataset(items))]
+        return [(model, result) for result in model.detector.results(ImageDataset(items))]
 
-    async def _follow(self) -> None:
+    async def _watch(self) -> None:
         while True:
             await asyncio.sleep(self.settings.reload_seconds)
             stamp = self._stamp()
@@ -147,12 +150,12 @@ class Service:
                 await self._reload(stamp)
 
     async def _reload(self, stamp: tuple[int, int, int]) -> None:
-        """Take up what lies in the model directory now; keep the present model if that cannot be used."""
+        """Load the model in the directory and switch to it; keep the current model if loading fails."""
         try:
             model = await asyncio.to_thread(load_model, self.folder, *self._engine)
-        # Whatever is wrong with it, or with its engine: the present model goes on, and so does the watch for the next.
+        # Any error: a broken model or engine must stop neither the current model nor the watch for the next one.
         except Exception as error:
-            # Kept in mind only if nothing changed while it was read: a directory may be seen half-way.
+            # If the directory changed meanwhile, it was read in the middle of a change: try again.
             if stamp == self._stamp():
                 self._seen = stamp
                 self.reload_error = one_line(error)
@@ -166,7 +169,7 @@ class Service:
         self.telemetry.reloads.labels("done").inc()
 
     def _stamp(self) -> tuple[int, int, int] | None:
-        """Changes when `model.json` is replaced; None while there is none."""
+        """A value that changes when `model.json` is replaced; None if there is no such file."""
         try:
             status = (self.folder / MANIFEST).stat()
         except OSError:

@@ -1,9 +1,9 @@
 "use strict";
 
-const SLOWEST_RATE = 0.5;
+const LARGEST_RATE = 0.5;
 const SVG = "http://www.w3.org/2000/svg";
 const SHOWN_DEVIATIONS = 8;
-const one = (selector, within = document) => within.querySelector(selector);
+const select = (selector, within = document) => within.querySelector(selector);
 const percent = (share) => `${Number((100 * share).toPrecision(2))} %`;
 
 let model = null;
@@ -11,64 +11,64 @@ let token = sessionStorage.getItem("dlsr-token");
 let rate = 0.05;
 const cards = [];
 
-async function ask(path, options = {}) {
+async function request(path, options = {}) {
   const headers = token ? { Authorization: `Bearer ${token}` } : {};
   const response = await fetch(path, { ...options, headers });
-  if (response.status === 401) one("#token-form").hidden = false;
+  if (response.status === 401) select("#token-form").hidden = false;
   if (response.ok) return response;
   const problem = await response.json().catch(() => ({ detail: response.statusText }));
   throw Object.assign(new Error(problem.detail), { problem });
 }
 
-async function readModel() {
-  model = await (await ask("/v1/model")).json();
-  one("#token-form").hidden = true;
-  one("#model").textContent =
+async function loadModel() {
+  model = await (await request("/v1/model")).json();
+  select("#token-form").hidden = true;
+  select("#model").textContent =
     `Model ${model.model}: ${model.encoder}, score ${model.score}, fitted to ${model.training_images} images, ` +
-    `calibrated on ${model.calibration_images} others.`;
+    `calibrated on ${model.calibration_images} more images.`;
   setRate(model.false_alarm_rate);
-  one("#rate").value = sliderOf(model.false_alarm_rate);
+  select("#rate").value = sliderOf(model.false_alarm_rate);
 }
 
-// The slider is logarithmic, from the smallest rate that the calibration images allow to one half.
+// The slider is logarithmic, from the smallest p-value that the calibration images allow to one half.
 const smallestRate = () => 1 / (model.calibration_images + 1);
-const rateOf = (slider) => smallestRate() * (SLOWEST_RATE / smallestRate()) ** (slider / 100);
-const sliderOf = (share) => (100 * Math.log(share / smallestRate())) / Math.log(SLOWEST_RATE / smallestRate());
+const rateOf = (slider) => smallestRate() * (LARGEST_RATE / smallestRate()) ** (slider / 100);
+const sliderOf = (share) => (100 * Math.log(share / smallestRate())) / Math.log(LARGEST_RATE / smallestRate());
 
 function setRate(share) {
   rate = share;
-  one("#rate-shown").textContent = percent(share);
-  one("#rate").setAttribute("aria-valuetext", percent(share));
+  select("#rate-shown").textContent = percent(share);
+  select("#rate").setAttribute("aria-valuetext", percent(share));
   cards.forEach(judge);
   summarise();
 }
 
 function summarise() {
   const judged = cards.filter((card) => card.answer.p_value !== null);
-  const outside = judged.filter((card) => isOutside(card.answer)).length;
+  const ood = judged.filter((card) => isOod(card.answer)).length;
   const unreadable = cards.length - judged.length;
-  one("#summary").textContent = cards.length
-    ? `${outside} of ${judged.length} images are out of distribution` + (unreadable ? `; ${unreadable} cannot be read` : "")
+  select("#summary").textContent = cards.length
+    ? `${ood} of ${judged.length} images are out of distribution` + (unreadable ? `; ${unreadable} cannot be read` : "")
     : "";
 }
 
-// A hair more than the rate, for a slider's number is rounded and a p-value is not.
-const isOutside = (answer) => answer.p_value <= rate * (1 + 1e-9);
+// With a tolerance, because the slider rounds the rate and p-values are exact.
+const isOod = (answer) => answer.p_value <= rate * (1 + 1e-9);
 
 function judge(card) {
   if (card.answer.error) return;
-  const outside = isOutside(card.answer);
-  card.element.classList.toggle("outside", outside);
-  card.element.classList.toggle("inside", !outside);
-  one(".verdict", card.element).textContent = outside ? "✕ Out of distribution" : "✓ In distribution";
-  const line = one("line.threshold", card.element);
+  const ood = isOod(card.answer);
+  card.element.classList.toggle("ood", ood);
+  card.element.classList.toggle("id", !ood);
+  select(".verdict", card.element).textContent = ood ? "✕ Out of distribution" : "✓ In distribution";
+  const line = select("line.threshold", card.element);
   const cut = thresholdAt(rate);
   const place = String(card.x(cut));
   line.setAttribute("x1", place);
   line.setAttribute("x2", place);
 }
 
-// The calibration score above which the share `rate` lies, from the histogram: where the dashed line is drawn.
+// Position of the dashed line: the score exceeded by this share of the calibration scores, from the histogram.
 function thresholdAt(share) {
   const { edges, counts } = model.calibration_histogram;
   let left = Math.floor(share * (model.calibration_images + 1) + 1e-9);
@@ -80,9 +80,9 @@ function thresholdAt(share) {
 }
 
 function show(file, answer) {
-  const element = one("#card").content.cloneNode(true).firstElementChild;
+  const element = select("#card").content.cloneNode(true).firstElementChild;
   const card = { element, answer };
-  const image = one("img", element);
+  const image = select("img", element);
   const picture = URL.createObjectURL(file);
   image.src = picture;
   image.alt = file.name;
@@ -91,19 +91,19 @@ function show(file, answer) {
     image.replaceWith("no preview");
     URL.revokeObjectURL(picture);
   };
-  one(".name", element).textContent = file.name;
+  select(".name", element).textContent = file.name;
   if (answer.error) {
     element.classList.add("error");
-    one(".verdict", element).textContent = `Cannot be read: ${answer.error}`;
+    select(".verdict", element).textContent = `Cannot be read: ${answer.error}`;
     element.querySelectorAll("dl, figure").forEach((part) => part.remove());
   } else {
-    one(".score", element).textContent = answer.score.toFixed(2);
-    one(".p-value", element).textContent = answer.p_value.toFixed(answer.p_value < 0.01 ? 4 : 3);
-    card.x = drawHistogram(one("svg", element), answer.score);
-    drawLayers(one(".bars", element), answer);
-    showNearest(one(".nearest", element), answer.nearest);
+    select(".score", element).textContent = answer.score.toFixed(2);
+    select(".p-value", element).textContent = answer.p_value.toFixed(answer.p_value < 0.01 ? 4 : 3);
+    card.x = drawHistogram(select("svg", element), answer.score);
+    drawLayers(select(".bars", element), answer);
+    showNearest(select(".nearest", element), answer.nearest);
   }
-  one("#results").append(element);
+  select("#results").append(element);
   cards.push(card);
   judge(card);
 }
@@ -121,7 +121,7 @@ function drawHistogram(svg, score) {
   svg.append(shape("line", { class: "threshold", x1: 0, x2: 0, y1: 6, y2: 66 }));
   svg.append(shape("line", { x1: x(score), x2: x(score), y1: 6, y2: 66 }));
   svg.append(shape("path", { d: `M${x(score) - 5},0 h10 l-5,8 z` }));
-  svg.setAttribute("aria-label", `Score ${score.toFixed(2)}; calibration scores lie between ${edges[0].toFixed(2)} and ${edges.at(-1).toFixed(2)}`);
+  svg.setAttribute("aria-label", `Score ${score.toFixed(2)}; calibration scores from ${edges[0].toFixed(2)} to ${edges.at(-1).toFixed(2)}`);
   return x;
 }
 
@@ -137,7 +137,7 @@ function drawLayers(bars, answer) {
     const fill = document.createElement("div");
     fill.className = layer === answer.top_layer ? "fill top" : "fill";
     const half = (50 * Math.abs(shown)) / SHOWN_DEVIATIONS;
-    // Through the style object, not an attribute: the page's policy allows no inline styles.
+    // Not as an attribute: the content security policy allows no inline styles.
     fill.style.left = `${shown < 0 ? 50 - half : 50}%`;
     fill.style.width = `${half}%`;
     bars.append(text("span", "layer", layer), wrap("track", fill), text("span", "value", (Math.round(10 * deviations) / 10 + 0).toFixed(1)));
@@ -162,16 +162,16 @@ async function showNearest(figure, nearest) {
   if (!nearest || !nearest.length) return;
   figure.hidden = false;
   for (const index of nearest) {
-    const response = await ask(`/v1/examples/${index}`).catch(() => null);
+    const response = await request(`/v1/examples/${index}`).catch(() => null);
     if (response === null) continue;
     const image = document.createElement("img");
     image.src = URL.createObjectURL(await response.blob());
     image.alt = `Training image ${index}`;
-    one(".thumbnails", figure).append(image);
+    select(".thumbnails", figure).append(image);
   }
 }
 
-// As many files in a request as the service takes.
+// Split files into requests within the limits of the service.
 function groups(files) {
   const made = [];
   let group = [];
@@ -189,40 +189,40 @@ function groups(files) {
 }
 
 async function score(files) {
-  one("#trouble").textContent = "";
+  select("#errors").textContent = "";
   if (!model) return;
   let done = 0;
   for (const group of groups(files)) {
-    one("#summary").textContent = `Scoring ${done + 1} to ${done + group.length} of ${files.length} …`;
+    select("#summary").textContent = `Scoring ${done + 1} to ${done + group.length} of ${files.length} …`;
     const form = new FormData();
     group.forEach((file) => form.append("images", file));
     try {
-      const answer = await (await ask("/v1/score", { method: "POST", body: form })).json();
-      if (answer.model !== model.model) await readModel();
+      const answer = await (await request("/v1/score", { method: "POST", body: form })).json();
+      if (answer.model !== model.model) await loadModel();
       answer.images.forEach((found, i) => show(group[i], found));
     } catch (error) {
       const unreadable = error.problem && error.problem.images;
       if (unreadable) group.forEach((file) => show(file, { p_value: null, error: unreadable[file.name] || error.message }));
-      else one("#trouble").textContent += `${error.message}\n`;
+      else select("#errors").textContent += `${error.message}\n`;
     }
     done += group.length;
   }
   summarise();
 }
 
-const drop = one("#drop");
-one("#files").addEventListener("change", (event) => {
+const drop = select("#drop");
+select("#files").addEventListener("change", (event) => {
   score([...event.target.files]);
   event.target.value = "";
 });
 ["dragenter", "dragover"].forEach((name) => drop.addEventListener(name, (event) => { event.preventDefault(); drop.classList.add("over"); }));
 ["dragleave", "drop"].forEach((name) => drop.addEventListener(name, () => drop.classList.remove("over")));
 drop.addEventListener("drop", (event) => { event.preventDefault(); score([...event.dataTransfer.files]); });
-one("#rate").addEventListener("input", (event) => setRate(rateOf(Number(event.target.value))));
-one("#token-form").addEventListener("submit", (event) => {
+select("#rate").addEventListener("input", (event) => setRate(rateOf(Number(event.target.value))));
+select("#token-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  token = one("#token").value;
+  token = select("#token").value;
   sessionStorage.setItem("dlsr-token", token);
-  readModel().catch((error) => { one("#trouble").textContent = error.message; });
+  loadModel().catch((error) => { select("#errors").textContent = error.message; });
 });
-readModel().catch((error) => { one("#model").textContent = error.message; });
+loadModel().catch((error) => { select("#model").textContent = error.message; });

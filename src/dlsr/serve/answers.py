@@ -1,0 +1,106 @@
+"""The JSON answers of the service."""
+
+from typing import Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from dlsr.artifact import installed_versions
+from dlsr.serve.service import Scored, Service
+
+HISTOGRAM_BINS = 40
+
+
+class ImageAnswer(BaseModel):
+    """The result of one image. An unreadable image has an `error` and nothing else."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    name: str = Field(validation_alias="path")
+    score: float | None = None
+    p_value: float | None = None
+    is_ood: bool | None = None
+    top_layer: str | None = None
+    layers: dict[str, float] | None = None
+    nearest: list[int] | None = None
+    error: str | None = None
+
+
+class ScoreAnswer(BaseModel):
+    """The results of all images of a request, in the order they were sent."""
+
+    model: str
+    false_alarm_rate: float
+    threshold: float
+    images: list[ImageAnswer]
+
+    @classmethod
+    def of(cls, scored: Scored) -> Self:
+        """The answer for the images of one request."""
+        detector = scored.model.detector
+        return cls(
+            model=scored.model.id,
+            false_alarm_rate=detector.false_alarm_rate,
+            threshold=detector.threshold_,
+            images=[ImageAnswer.model_validate(result) for result in scored.results],
+        )
+
+
+class HistogramAnswer(BaseModel):
+    """Histogram of the calibration scores."""
+
+    edges: list[float]
+    counts: list[int]
+
+
+class ModelAnswer(BaseModel):
+    """Description of the loaded model, and the limits of a request."""
+
+    model: str
+    encoder: str
+    score: str
+    preset: str
+    layers: list[str]
+    false_alarm_rate: float
+    threshold: float
+    training_images: int
+    calibration_images: int
+    calibration_histogram: HistogramAnswer
+    examples: int
+    """Number of training images kept as thumbnails, at `/v1/examples/0` and so on."""
+    max_images: int
+    """Most images in a request."""
+    max_body_bytes: int
+    reload_error: str | None
+    """Why the model that is now in the directory could not be loaded."""
+    versions: dict[str, str]
+
+    @classmethod
+    def of(cls, service: Service) -> Self:
+        """The answer for the model that the service uses now."""
+        model, settings = service.model, service.settings
+        detector = model.detector
+        counts, edges = np.histogram(detector.calibration_scores_, HISTOGRAM_BINS)
+        return cls(
+            model=model.id,
+            encoder=str(detector.encoder_name_),
+            score=detector.settings_.score,
+            preset=detector.settings_.preset,
+            layers=list(detector.layer_names_),
+            false_alarm_rate=detector.false_alarm_rate,
+            threshold=detector.threshold_,
+            training_images=detector.fit_summary_.training_images,
+            calibration_images=len(detector.calibration_scores_),
+            calibration_histogram=HistogramAnswer(edges=edges.tolist(), counts=counts.tolist()),
+            examples=len(detector.examples_.names) if detector.examples_ else 0,
+            max_images=settings.max_images,
+            max_body_bytes=settings.max_body_bytes,
+            reload_error=service.reload_error,
+            versions=installed_versions(),
+        )
+
+
+class State(BaseModel):
+    """Whether the service is alive, or ready for requests."""
+
+    status: str
