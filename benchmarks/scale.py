@@ -37,7 +37,7 @@ from dlsr.images.sources import ImageDataset, open_images
 from dlsr.images.transforms import resize
 from dlsr.method.noise import pixel_digest
 from dlsr.scale.parts import Part
-from dlsr.scale.ray_engine import _done_by
+from dlsr.scale.ray_engine import process_parts
 from dlsr.scorers.base import score_features
 from dlsr.streaming import in_groups
 
@@ -197,7 +197,7 @@ def handing_out() -> dict[str, float]:
     for count in (100, 2000):
         parts = [Part(i, "files", "file:///images", tuple(f"{i}-{j}.jpg" for j in range(100))) for i in range(count)]
         start = time.perf_counter()
-        done = sum(1 for _ in _done_by(ray, NoWork, [], parts, None, 2, "cpu"))
+        done = sum(1 for _ in process_parts(ray, NoWork, [], parts, None, 2, "cpu"))
         assert done == count
         rates[str(count)] = time.perf_counter() - start
     ray.shutdown()
@@ -262,7 +262,7 @@ def stages(model: Path, everything: ImageDataset) -> dict[str, Any]:
     batches = [np.stack(batch) for batch in in_groups(pixels, encoder.batch)]
     encoder.encode(batches[0])  # compiled, or read from the cache
     z0 = np.concatenate(stage("encode", (encoder.encode(batch) for batch in batches)))
-    scorer, seed = detector._scorer, detector.settings_.seed
+    scorer, seed = detector.scorer_, detector.settings_.seed
     rows = torch.from_numpy(z0)
     score_features(scorer, rows[:1], digests[:1], seed)
     stage("restore_and_score", (score_features(scorer, rows, digests, seed) for _ in range(1)))

@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub, or in its layout on disk: a model directory with a model card."""
+"""Models on the Hugging Face Hub, or in its layout on disk: a model directory with a model card."""
 
 import os
 from pathlib import Path
@@ -13,10 +13,10 @@ CARD = "README.md"
 
 
 def save_pretrained(detector: Detector, folder: str | os.PathLike[str]) -> None:
-    """Write a model directory with a model card, which `from_pretrained` and `Detector.load` read.
+    """Write a model directory with a model card, for `from_pretrained` or `Detector.load`.
 
     Raises:
-        OutputError: if it cannot be written.
+        OutputError: if the directory cannot be written.
     """
     detector.save(folder)
     with replacing(Path(folder) / CARD) as temporary:
@@ -24,45 +24,45 @@ def save_pretrained(detector: Detector, folder: str | os.PathLike[str]) -> None:
 
 
 def from_pretrained(name: str | os.PathLike[str], *, revision: str | None = None, **options: Any) -> Detector:
-    """A detector from a local directory, or from the hub.
+    """Load a detector from a local directory or from the Hub.
 
     Args:
-        name: a folder, or `USER/MODEL` on the hub. A folder is read without network.
-        revision: branch, tag or commit on the hub.
-        options: as for `Detector.load`.
+        name: a folder, which is read without network, or `USER/MODEL` on the Hub.
+        revision: branch, tag or commit on the Hub.
+        **options: as for `Detector.load`.
 
     Raises:
-        ArtifactError: if there is no such model, or it cannot be trusted.
-        MissingExtraError: for a model of the hub, without huggingface_hub.
+        ArtifactError: if there is no such model, or it is damaged.
+        MissingExtraError: for a model on the Hub, without huggingface_hub.
     """
     if Path(name).is_dir():
         return Detector.load(name, **options)
     hub = _hub()
     try:
-        # Nothing else than a model's own files: no code comes along.
+        # Only the files of a model, and never code.
         folder = hub.snapshot_download(
             os.fspath(name), revision=revision, allow_patterns=[MANIFEST, "numbers-*.safetensors"]
         )
-    # Network, rights and names fail in many ways, each with its own exception.
+    # Any error: huggingface_hub raises many exceptions for network, permissions and names.
     except Exception as error:
         raise ArtifactError(f"cannot get '{os.fspath(name)}' from the hub: {one_line(error)}") from error
     return Detector.load(folder, **options)
 
 
 def push_to_hub(detector: Detector, repo: str, *, private: bool = True, folder: str | os.PathLike[str]) -> str:
-    """Upload a detector.
+    """Upload a detector to the Hub.
 
     Args:
-        detector: fitted.
-        repo: `USER/MODEL`; made if it is not there.
-        private: whether a new one is private. Kept thumbnails are images that you fitted to, so this is the default.
-        folder: where the model directory is written first.
+        detector: a fitted detector.
+        repo: `USER/MODEL`; created if it does not exist.
+        private: whether a new repository is private, which is the default because thumbnails are training images.
+        folder: where the model directory is written before the upload.
 
     Returns:
         The URL of the commit.
 
     Raises:
-        OutputError: if that fails.
+        OutputError: if writing or uploading fails.
         MissingExtraError: without huggingface_hub.
     """
     hub = _hub()
@@ -82,15 +82,15 @@ def push_to_hub(detector: Detector, repo: str, *, private: bool = True, folder: 
 
 
 def model_card(detector: Detector) -> str:
-    """What the model is, with the hub's metadata."""
+    """A description of the model in Markdown, with the Hub's metadata."""
     settings, fit = detector.settings_, detector.fit_summary_
-    encoder = detector.encoder_name_ or "none: fitted to features"
+    encoder = detector.encoder_name_ or "none (fitted to features)"
     examples = len(detector.examples_.names) if detector.examples_ else 0
     rows = {
         "score": f"{settings.score} (preset {settings.preset})",
         "encoder": encoder,
         "fitted to": f"{fit.training_images} images",
-        "calibrated on": f"{len(detector.calibration_scores_)} others",
+        "calibrated on": f"{len(detector.calibration_scores_)} more images",
         "threshold": f"{detector.threshold_:.6g} at a false-alarm rate of {100 * detector.false_alarm_rate:g} %",
         "training images kept as thumbnails": examples,
         "dlsr": installed_versions()["dlsr"],
@@ -106,7 +106,7 @@ pipeline_tag: image-classification
 
 # An out-of-distribution detector
 
-Tells how far an image lies from those that it was fitted to. Larger score = more OOD.
+Scores how far an image is from the images that the detector was fitted to. Larger score = more OOD.
 
 | | |
 |---|---|
@@ -119,7 +119,8 @@ detector = from_pretrained("USER/MODEL")
 detector.predict("images/")  # 1 = out of distribution
 ```
 
-It holds no code and no pickle. The encoder's weights are not part of it; they come from where its preset says.
+The repository contains no code and no pickle. It does not include the encoder's weights; their source is in the encoder
+preset.
 """
 
 

@@ -1,4 +1,4 @@
-"""A report on scored images as one self-contained HTML file, for people who look rather than read."""
+"""A report on scored images as one self-contained HTML file."""
 
 import base64
 import heapq
@@ -17,7 +17,7 @@ from matplotlib import rc_context
 from numpy.typing import NDArray
 
 from dlsr.artifact import installed_versions
-from dlsr.detector import Detector, Result
+from dlsr.detector import Detector
 from dlsr.encoding.examples import thumbnail
 from dlsr.encoding.pipeline import Progress
 from dlsr.errors import ImageError, NoImagesError
@@ -25,30 +25,34 @@ from dlsr.files import replacing
 from dlsr.images.decode import reason_of
 from dlsr.images.sources import ImageDataset, ImagesLike, open_images
 from dlsr.reports.plots import score_histogram
+from dlsr.results import Result
 
 SHOWN = 24
-"""Images shown at either end."""
+"""Thumbnails of the highest scores, and of the lowest."""
 NAMED = 1000
-"""Unreadable images listed by name; further ones are counted."""
+"""Unreadable images listed by name; the rest are only counted."""
 THUMBNAIL = 160
+"""Longer side of a thumbnail, in pixels."""
 
 
 @dataclass
 class Summary:
-    """What a report tells, gathered while the results pass by; memory grows by a number an image."""
+    """The numbers in a report, collected from a stream of results. Memory grows by one number per image."""
 
     scores: list[float] = field(default_factory=list)
     ood: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
     top_layers: Counter[str] = field(default_factory=Counter)
-    """Of the OOD images, the layer that stands out most."""
+    """How many OOD images deviate most at each layer."""
     layer_sums: dict[bool, dict[str, float]] = field(default_factory=lambda: {False: {}, True: {}})
-    """Sums of the layers' deviations, over images judged OOD and not."""
-    most: list[tuple[float, int, Result]] = field(default_factory=list)
-    least: list[tuple[float, int, Result]] = field(default_factory=list)
+    """Sums of each layer's deviations, over OOD images (True) and over ID images (False)."""
+    highest: list[tuple[float, int, Result]] = field(default_factory=list)
+    """Heap of score, negative index and result of the highest scores."""
+    lowest: list[tuple[float, int, Result]] = field(default_factory=list)
+    """Heap of negative score, negative index and result of the lowest scores."""
 
     def add(self, results: Iterable[Result]) -> "Summary":
-        """Take results in their order."""
+        """Add results, in the order of the images."""
         for index, result in enumerate(results):
             if result.score is None or result.is_ood is None or result.layers is None:
                 self.unreadable[result.path] = str(result.error)
@@ -59,12 +63,12 @@ class Summary:
             sums = self.layer_sums[result.is_ood]
             for layer, deviation in result.layers.items():
                 sums[layer] = sums.get(layer, 0.0) + deviation
-            _keep(self.most, (result.score, -index, result))
-            _keep(self.least, (-result.score, -index, result))
+            _keep(self.highest, (result.score, -index, result))
+            _keep(self.lowest, (-result.score, -index, result))
         return self
 
     def layer_means(self, is_ood: bool) -> dict[str, float]:
-        """Mean deviation of each layer over the images judged OOD, or over the others."""
+        """Mean deviation of each layer over the OOD images, or over the ID images."""
         count = self.ood if is_ood else len(self.scores) - self.ood
         return {layer: total / count for layer, total in self.layer_sums[is_ood].items()}
 
@@ -82,11 +86,11 @@ def write_html_report(
         path: HTML file to write.
         detector: fitted.
         images: see `dlsr.open_images`.
-        title: what the images are.
-        progress: told of each image done.
+        title: heading of the report.
+        progress: callback with the number of images that were scored since the last call.
 
     Returns:
-        What the report tells.
+        The numbers in the report.
 
     Raises:
         NoImagesError: if no image can be read.
@@ -109,8 +113,8 @@ def _page(detector: Detector, images: ImageDataset, summary: Summary, title: str
     share = summary.ood / judged
     rate = detector.false_alarm_rate
     verdict = (
-        f"{summary.ood} of {judged} images ({100 * share:.1f} %) are out of distribution, at a false-alarm rate of "
-        f"{100 * rate:g} %: of ordinary images at most about {rate * judged:.0f} would be."
+        f"{summary.ood} of {judged} images ({100 * share:.1f} %) are out of distribution at a false-alarm rate of "
+        f"{100 * rate:g} %. If all were in distribution, expect at most about {rate * judged:.0f} false alarms."
     )
     return template.substitute(
         title=html.escape(title),
@@ -118,11 +122,11 @@ def _page(detector: Detector, images: ImageDataset, summary: Summary, title: str
         made=html.escape(f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}, dlsr {installed_versions()['dlsr']}"),
         total=judged + len(summary.unreadable),
         inside=judged - summary.ood,
-        outside=summary.ood,
+        ood=summary.ood,
         unreadable=len(summary.unreadable),
         histogram=_histogram(detector, np.array(summary.scores)),
-        most=_gallery(sorted(summary.most, reverse=True), images),
-        least=_gallery(sorted(summary.least, reverse=True), images),
+        highest=_gallery(sorted(summary.highest, reverse=True), images),
+        lowest=_gallery(sorted(summary.lowest, reverse=True), images),
         layers=_layers(detector, summary),
         failures=_failures(summary.unreadable),
         settings=_settings(detector),
@@ -135,7 +139,9 @@ def _histogram(detector: Detector, scores: NDArray[np.float64]) -> str:
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "dlsr"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     svg = buffer.getvalue()
-    return svg[svg.index("<svg") :].replace("<svg", '<svg role="img" aria-label="Scores against calibration"', 1)
+    return svg[svg.index("<svg") :].replace(
+        "<svg", '<svg role="img" aria-label="Histogram of scores and calibration scores"', 1
+    )
 
 
 def _gallery(entries: Sequence[tuple[float, int, Result]], images: ImageDataset) -> str:
@@ -147,13 +153,13 @@ def _figure(images: ImageDataset, index: int, result: Result) -> str:
     try:
         content = base64.b64encode(thumbnail(images.items[index].read(), THUMBNAIL)).decode()
         picture = f'<img src="data:image/jpeg;base64,{content}" alt="{name}">'
-    except (ImageError, OSError) as error:  # it was readable when it was scored
+    except (ImageError, OSError) as error:  # the file may have changed since it was scored
         picture = html.escape(reason_of(error))
     assert result.score is not None
-    kind, verdict = ("outside", "out") if result.is_ood else ("inside", "in")
-    told = f"{result.score:.2f}, p = {result.p_value:.2g}, most at {html.escape(str(result.top_layer))}"
+    verdict = "OOD" if result.is_ood else "ID"
+    numbers = f"{result.score:.2f}, p = {result.p_value:.2g}, {html.escape(str(result.top_layer))}"
     file = f'<span title="{name}">{html.escape(Path(result.path).name)}</span>'
-    caption = f'<strong class="{kind}">{verdict}</strong> {told}<br>{file}'
+    caption = f'<strong class="{verdict.lower()}">{verdict}</strong> {numbers}<br>{file}'
     return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
 
 
@@ -185,7 +191,7 @@ def _settings(detector: Detector) -> str:
         "score": f"{settings.score} (preset {settings.preset})",
         "encoder": detector.encoder_name_,
         "threshold": f"{detector.threshold_:.6g} at a false-alarm rate of {100 * detector.false_alarm_rate:g} %",
-        "fitted to": f"{fit.training_images} images, {len(fit.unreadable)} more were unreadable",
+        "fitted to": f"{fit.training_images} images ({len(fit.unreadable)} unreadable images skipped)",
         "calibrated on": f"{len(detector.calibration_scores_)} images",
         "seed": settings.seed,
         "versions": ", ".join(f"{name} {version}" for name, version in installed_versions().items()),

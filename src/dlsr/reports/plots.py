@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: score histograms and ROC curves."""
+"""Plots: score histograms, ROC curves and speed."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,15 +16,25 @@ _SIZE = (8.0, 4.5)
 
 
 def save_histogram(path: Path, id_scores: Scores, ood_scores: Mapping[str, Scores], threshold: float) -> None:
-    """Write the score distributions of ID and each OOD set, with the threshold, as a picture."""
+    """Write a plot of the scores of the ID and each OOD dataset, with the threshold.
+
+    Args:
+        path: file to write; its suffix chooses the format.
+        id_scores: shape `(n,)`.
+        ood_scores: scores by the name of the dataset, each of shape `(m,)`.
+        threshold: images with a higher score are called OOD.
+
+    Raises:
+        OutputError: if the file cannot be written.
+    """
     save_figure(score_histogram(id_scores, ood_scores, threshold), path)
 
 
 def score_histogram(id_scores: Scores, others: Mapping[str, Scores], threshold: float) -> Figure:
-    """The score distributions of ID and of other sets, with the threshold."""
+    """Histograms of ID scores and of other datasets' scores, with the threshold; arguments as for `save_histogram`."""
     figure, axes = _figure()
     everything = np.concatenate([id_scores, *others.values()])
-    # A few far outliers must not squeeze the rest into one bar; they are counted in the last one.
+    # Without clipping, a few far outliers would squeeze all other scores into one bar.
     low, high = np.quantile(everything, [0.001, 0.999])
     bins = np.linspace(low, high, 61).tolist()
     for name, scores in {"ID": id_scores, **others}.items():
@@ -38,7 +48,10 @@ def score_histogram(id_scores: Scores, others: Mapping[str, Scores], threshold: 
 
 
 def save_roc(path: Path, id_scores: Scores, ood_scores: Mapping[str, Scores]) -> None:
-    """Write the ROC curve of each OOD set as a picture; OOD is the positive class."""
+    """Write a plot with the ROC curve of each OOD dataset; OOD is the positive class.
+
+    Arguments and errors as for `save_histogram`.
+    """
     figure, axes = _figure()
     for name, scores in ood_scores.items():
         truth = np.concatenate([np.zeros(len(id_scores)), np.ones(len(scores))])
@@ -46,14 +59,14 @@ def save_roc(path: Path, id_scores: Scores, ood_scores: Mapping[str, Scores]) ->
         area = float(np.trapezoid(tpr, fpr))
         axes.plot(fpr, tpr, label=f"{name}: AUROC {100 * area:.2f} %")
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
-    axes.set_xlabel("ID images refused")
-    axes.set_ylabel("OOD images refused")
+    axes.set_xlabel("false positive rate: ID images called OOD")
+    axes.set_ylabel("true positive rate: OOD images called OOD")
     axes.legend(frameon=False, loc="lower right")
     save_figure(figure, path)
 
 
 def save_speed(path: Path, measured: Mapping[str, Any]) -> None:
-    """Write what `dlsr.bench.speed` measured as a picture: images per second by backend, and cost by number."""
+    """Write a plot of the report of `dlsr.bench.speed`: images per second of each backend, and peak memory."""
     figure = Figure(figsize=(10.0, 4.0), layout="constrained")
     rates, costs = figure.subplots(1, 2)
     for row in measured["scoring"]:
@@ -84,11 +97,15 @@ def _figure() -> tuple[Figure, Any]:
 
 
 def bare(axes: Any) -> None:
-    """Take away the lines above and at the right of a picture."""
+    """Remove the top and right borders of a plot."""
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a picture. Raises OutputError if it cannot be written."""
+    """Write a figure at 130 dots per inch.
+
+    Raises:
+        OutputError: if the file cannot be written.
+    """
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=130)

@@ -1,23 +1,27 @@
-"""Results of scoring as files: CSV, JSON lines or Parquet, written as they come, and whole or not at all."""
+"""Results as CSV, JSON Lines or Parquet files, written while images are scored."""
 
-import csv
 import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
-from dlsr.detector import Result
 from dlsr.errors import MissingExtraError, OutputError
 from dlsr.files import replacing
+from dlsr.results import COLUMNS, Result, write_csv
 from dlsr.streaming import in_groups
 
-COLUMNS = ("path", "score", "p_value", "is_ood", "top_layer", "error")
 FORMATS = (".csv", ".jsonl", ".parquet")
 ROWS_PER_GROUP = 4096
+"""Rows of a Parquet row group, which is held in memory until it is written."""
 
 
 def check_format(path: Path) -> None:
-    """Raise OutputError or MissingExtraError if results cannot be written to a file of this name."""
+    """Check that results can be written to a file of this name, before any image is scored.
+
+    Raises:
+        OutputError: for another suffix than `FORMATS`.
+        MissingExtraError: for Parquet without pyarrow.
+    """
     if path.suffix not in FORMATS:
         raise OutputError(f"cannot write '{path.suffix}' files; end the name in one of {', '.join(FORMATS)}")
     if path.suffix == ".parquet":
@@ -25,7 +29,7 @@ def check_format(path: Path) -> None:
 
 
 def write_results(path: Path, results: Iterable[Result]) -> None:
-    """Write results to a `.csv`, `.jsonl` or `.parquet` file, one row an image.
+    """Write one row per image to a `.csv`, `.jsonl` or `.parquet` file. If writing fails, no partial file is left.
 
     Raises:
         OutputError: for another suffix, or if the file cannot be written.
@@ -40,28 +44,21 @@ def write_results(path: Path, results: Iterable[Result]) -> None:
             (write_csv if path.suffix == ".csv" else write_jsonl)(file, results)
 
 
-def write_csv(file: IO[str], results: Iterable[Result]) -> None:
-    """Write a header and a line for each result; what is missing is left empty."""
-    rows = csv.DictWriter(file, COLUMNS)
-    rows.writeheader()
-    rows.writerows(_row(result) for result in results)
-
-
 def write_jsonl(file: IO[str], results: Iterable[Result]) -> None:
-    """Write one JSON object a line for each result; what is missing is null."""
-    file.writelines(json.dumps(_row(result), ensure_ascii=False) + "\n" for result in results)
-
-
-def _row(result: Result) -> dict[str, Any]:
-    return {name: getattr(result, name) for name in COLUMNS}
+    """Write one JSON object per line and image; missing values are null."""
+    file.writelines(json.dumps(result.row(), ensure_ascii=False) + "\n" for result in results)
 
 
 def results_table(results: Iterable[Result]) -> Any:
-    """Results as an Arrow table. Raises MissingExtraError without pyarrow."""
+    """Results as a `pyarrow.Table`.
+
+    Raises:
+        MissingExtraError: without pyarrow.
+    """
     pa, _ = _pyarrow()
     types = {"score": pa.float64(), "p_value": pa.float64(), "is_ood": pa.bool_()}
     schema = pa.schema([(name, types.get(name, pa.string())) for name in COLUMNS])
-    return pa.Table.from_pylist([_row(result) for result in results], schema)
+    return pa.Table.from_pylist([result.row() for result in results], schema)
 
 
 def _write_parquet(path: Path, results: Iterable[Result]) -> None:

@@ -1,1 +1,1 @@
-"""Past one machine: collections cut into parts, and parts scored or encoded by workers of an existing engine."""
+"""Scoring and encoding on a Ray cluster: a collection is split into parts, and workers process the parts."""

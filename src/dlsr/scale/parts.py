@@ -1,4 +1,4 @@
-"""A collection of images, here or behind any fsspec URL, cut into parts that workers take one at a time."""
+"""A collection of images, local or at any fsspec URL, split into parts that workers process one at a time."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from dlsr.streaming import in_groups
 Kind = Literal["files", "members", "tar", "parquet", "dataset"]
 
 FEW_SHARDS = 64
-"""Up to so many uncompressed tars are listed, so that each can be cut; if there are more, each is a part."""
+"""Up to this many uncompressed tars are listed and split; of more tars, each is one part."""
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "bytes", "content")
 NAME_COLUMNS = ("path", "name", "file_name", "filename", "__key__")
@@ -24,46 +24,46 @@ DATASET_PREFIX = "hf:"
 
 @dataclass(frozen=True)
 class Part:
-    """Some images of a collection: what one task of a worker is."""
+    """Some images of a collection: the task of one worker."""
 
     index: int
     kind: Kind
     url: str
     """The folder, tar, Parquet file or dataset."""
     files: tuple[str, ...] = ()
-    """`files`: paths. `members`: names of the tar's members."""
+    """Paths for `files`; names of the tar's members for `members`."""
     places: tuple[tuple[int, int], ...] = ()
-    """`members`: offset and size of each."""
+    """Offset and size in bytes of each of the `members`."""
     start: int = 0
     stop: int = 0
-    """`parquet`, `dataset`: rows."""
+    """First row, and the row after the last, of `parquet` and `dataset`."""
 
     def to_json(self) -> str:
-        """For a task's argument."""
+        """The part as JSON."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> "Part":
-        """What `to_json` wrote."""
+        """The part from the JSON of `to_json`."""
         content = json.loads(text)
         places = tuple((offset, size) for offset, size in content.pop("places"))
         return cls(**{**content, "files": tuple(content["files"])}, places=places)
 
 
 def plan(source: str, images_per_part: int) -> list[Part]:
-    """Cut a collection into parts, the same ones each time.
+    """Split a collection into parts. The same collection always gives the same parts.
 
     Args:
         source: a folder of images, of tars (WebDataset shards) or of Parquet files; one such file; local, or any
-            fsspec URL (`s3://`, `gs://`, `file://` ..); or a Hugging Face dataset: `hf:REPO`, `hf:REPO:SPLIT` or
-            `hf:FOLDER`.
-        images_per_part: at most, where a source can be cut so finely.
+            fsspec URL (such as `s3://`, `gs://` or `file://`); or a Hugging Face dataset: `hf:REPO`, `hf:REPO:SPLIT`
+            or `hf:FOLDER`.
+        images_per_part: most images in a part. Compressed tars, and tars beyond the first 64, are not split.
 
     Raises:
-        SettingsError: for a number of images that cannot be.
+        SettingsError: if `images_per_part` is less than 1.
         InputError: if the source cannot be read.
         NoImagesError: if there is no image.
-        MissingExtraError: if what reads it is not installed.
+        MissingExtraError: if the package that reads the source is not installed.
     """
     if images_per_part < 1:
         raise SettingsError(f"a part needs at least one image, got {images_per_part}")
@@ -114,10 +114,10 @@ def _parts(source: str, size: int) -> Iterator[Part]:
 
 
 def _members(fs: Any, tar: str, must: bool) -> list[tuple[str, int, int]] | None:
-    """Name, offset and size of a tar's images; None if it is damaged, which the worker that takes it will tell."""
+    """Name, offset and size of a tar's images; None if it is damaged, which the worker will report."""
     try:
         with fs.open(tar, "rb") as file, tarfile.open(fileobj=file) as opened:
-            return [(one.name, one.offset_data, one.size) for one in opened if _is_image(one)]
+            return [(member.name, member.offset_data, member.size) for member in opened if _is_image(member)]
     except (OSError, tarfile.TarError):
         if must:
             raise
@@ -125,7 +125,7 @@ def _members(fs: Any, tar: str, must: bool) -> list[tuple[str, int, int]] | None
 
 
 def _row_count(fs: Any, table: str, must: bool) -> int:
-    """Rows of a table; one if it is damaged, so that it is a part, and the worker that takes it will tell."""
+    """Number of rows; 1 if the file is damaged, so that it becomes a part and the worker reports it."""
     try:
         with fs.open(table, "rb") as file:
             return int(_parquet(file).metadata.num_rows)
@@ -136,7 +136,12 @@ def _row_count(fs: Any, table: str, must: bool) -> int:
 
 
 def items_of(part: Part) -> Iterator[ImageItem]:
-    """The images of a part, in order. What cannot be read is an item that says why."""
+    """The images of a part, in order. A row without image bytes becomes an item that fails with a reason.
+
+    Raises:
+        OSError, ValueError, tarfile.TarError, InputError: if the tar, table or dataset is damaged, after the images
+            before the damage.
+    """
     if part.kind == "dataset":
         yield from _rows_of_dataset(part)
         return
@@ -159,7 +164,7 @@ def items_of(part: Part) -> Iterator[ImageItem]:
 
 
 def digest_of(parts: Sequence[Part]) -> str:
-    """What tells whether an earlier run was cut in the same way."""
+    """SHA-256 of the parts: equal if a collection was split in the same way."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part.to_json().encode())
@@ -205,10 +210,10 @@ def _rows_of_parquet(fs: Any, path: str, part: Part) -> Iterator[ImageItem]:
     with fs.open(path, "rb") as file:
         table = _parquet(file)
         names = table.schema_arrow.names
-        column = next((one for one in IMAGE_COLUMNS if one in names), None)
+        column = next((name for name in IMAGE_COLUMNS if name in names), None)
         if column is None:
-            raise InputError(f"'{path}' has no column with image bytes; call it one of {', '.join(IMAGE_COLUMNS)}")
-        named = next((one for one in NAME_COLUMNS if one in names), None)
+            raise InputError(f"'{path}' has no column with image bytes; name it one of {', '.join(IMAGE_COLUMNS)}")
+        named = next((name for name in NAME_COLUMNS if name in names), None)
         row = 0
         for group in range(table.metadata.num_row_groups):
             count = table.metadata.row_group(group).num_rows
@@ -224,7 +229,7 @@ def _rows_of_parquet(fs: Any, path: str, part: Part) -> Iterator[ImageItem]:
 
 
 def _cell_item(cell: Any, name: str) -> ImageItem:
-    """A cell holds bytes, or as Hugging Face has it a struct with bytes and a path."""
+    """An image from a cell with bytes, or, as in Hugging Face datasets, with a struct of bytes and path."""
     content = cell.get("bytes") if isinstance(cell, dict) else cell
     if not isinstance(content, bytes):
         return failing_item(name, "the row holds no bytes")
@@ -236,17 +241,17 @@ def _open_dataset(source: str) -> Any:
         import datasets  # noqa: PLC0415 - an optional extra
     except ImportError:
         raise MissingExtraError("datasets", "hub") from None
-    what = source.removeprefix(DATASET_PREFIX)
+    name = source.removeprefix(DATASET_PREFIX)
     try:
-        return datasets.load_from_disk(what)
+        return datasets.load_from_disk(name)
     except FileNotFoundError:
-        repo, _, split = what.partition(":")
-    # Hub, network and disk fail in many ways, each with its own exception.
+        repo, _, split = name.partition(":")
+    # Any error: the hub, the network and the disk each raise exceptions of their own.
     try:
         return datasets.load_dataset(repo, split=split or "train")
     except Exception as error:
         reason = one_line(error)
-        raise InputError(f"cannot read the dataset '{what}': {reason}") from error
+        raise InputError(f"cannot read the dataset '{name}': {reason}") from error
 
 
 def _rows_of_dataset(part: Part) -> Iterator[ImageItem]:
@@ -256,7 +261,7 @@ def _rows_of_dataset(part: Part) -> Iterator[ImageItem]:
     column = next((name for name, kind in rows.features.items() if isinstance(kind, datasets.Image)), None)
     if column is None:
         raise InputError(f"'{part.url}' has no column of images; its columns are {', '.join(rows.features)}")
-    # As bytes, so that an image that cannot be decoded is told of and does not stop the rest.
+    # As bytes, so that an image that cannot be decoded becomes an error of its own and does not stop the part.
     rows = rows.cast_column(column, datasets.Image(decode=False))
     for i in range(part.start, part.stop):
         cell = rows[i][column]

@@ -1,4 +1,4 @@
-"""Parts scored or encoded by actors of a Ray cluster, by Ray Data: streaming, bounded, retried if a worker dies."""
+"""Scoring and encoding with Ray Data: parts are streamed to actors in bounded memory, and retried if a worker dies."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -17,45 +17,48 @@ from dlsr.scale.run import RunFolder
 from dlsr.scale.tasks import PartDone, encode_part, encoded_images, score_part
 
 ENCODED = "encoded"
-"""Folder of a run's tables of what is encoded: names, and keys in the feature store."""
+"""Subfolder of a run for tables of encoded images: names, and keys in the feature store."""
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a run came to, over all its parts, whether done now or before."""
+    """Counts of a run."""
 
     parts: int
+    """All parts, finished now or before."""
     parts_before: int
-    """Done by an earlier run."""
+    """Parts finished by an earlier run."""
     images: int
-    """Scored now, readable or not, as are the other counts."""
+    """Images processed now, readable or not."""
     ood: int
+    """OOD images found now."""
     errors: int
+    """Unreadable images found now."""
 
 
 class ScoringActor:
-    """A worker: holds the model, scores parts."""
+    """A worker that holds the model and scores parts."""
 
     def __init__(self, output: str, options: dict[str, Any]) -> None:
         self._run = RunFolder(output)
         self._detector = self._run.load_model(**options)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
-        """Score the parts of a batch, which Ray Data gives as a column of JSON."""
+        """Score the parts in the column `part`, each as JSON."""
         return _columns(score_part(self._detector, part, self._run) for part in _parts_in(batch))
 
 
 class EncodingActor:
-    """A worker: holds the encoder, encodes parts into the feature store."""
+    """A worker that holds the encoder and encodes parts into the feature store."""
 
     def __init__(self, folder: str, parameters: dict[str, Any]) -> None:
         self._run = RunFolder(folder, ENCODED)
         detector = Detector(**parameters)
-        self._encoder = detector.prepare_encoder()
-        self._store = detector.feature_store()
+        self._encoder = detector.prepare_extractor().encoder
+        self._store = detector.prepare_extractor().feature_store()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
-        """Encode the parts of a batch, as `ScoringActor` scores them."""
+        """Encode the parts in the column `part`, each as JSON."""
         return _columns(encode_part(self._encoder, self._store, part, self._run) for part in _parts_in(batch))
 
 
@@ -64,7 +67,7 @@ def _parts_in(batch: dict[str, Any]) -> list[Part]:
 
 
 def _columns(done: Iterable[PartDone]) -> dict[str, list[int]]:
-    rows = [asdict(one) for one in done]
+    rows = [asdict(part) for part in done]
     return {name: [row[name] for row in rows] for name in PartDone.__dataclass_fields__}
 
 
@@ -83,31 +86,31 @@ def score_with_ray(
     on_plan: Callable[[int, int], None] = lambda parts, before: None,
     on_part: Callable[[PartDone], None] = lambda done: None,
 ) -> RunSummary:
-    """Score a collection on a Ray cluster; what an earlier run of the same has done is not done again.
+    """Score a collection on a Ray cluster. Resumes an earlier run of the same collection and model.
 
     Args:
-        model: model directory; it is copied to the output folder, for the workers.
-        source: see `dlsr.scale.parts.plan`; must be readable from every worker.
-        output: folder or fsspec URL for the results, see `dlsr.scale.run`; writable from every worker.
-        address: of the cluster, such as `auto` or `ray://HOST:10001`; None starts one on this machine.
-        workers: actors at most, each with one CPU, and one GPU where the cluster has any.
-        images_per_part: images in a task, and in a file of results.
-        false_alarm_rate: instead of the model's.
-        weights: where the encoder's weights are on the workers, as for `Detector.load`.
+        model: model directory; copied to the output folder for the workers.
+        source: see `dlsr.scale.parts.plan`; every worker must be able to read it.
+        output: folder or fsspec URL for the results, see `dlsr.scale.run`; every worker must be able to write to it.
+        address: address of the cluster, such as `auto` or `ray://HOST:10001`; None starts a cluster on this machine.
+        workers: most actors, each with one CPU, and with one GPU if the cluster has GPUs.
+        images_per_part: most images in a task, and in a file of results.
+        false_alarm_rate: None for the model's.
+        weights: path of the encoder's weights on the workers, as for `Detector.load`.
         device: as for `Detector`.
-        backend: likewise.
-        on_plan: told how many parts there are, and how many are done already.
-        on_part: told of each part done now.
+        backend: as for `Detector`.
+        on_plan: callback with the number of parts, and the number of parts done before.
+        on_part: callback with each part done now.
 
     Raises:
         MissingExtraError: without Ray.
         SettingsError: if the cluster cannot be reached.
-        InputError: as `plan`.
+        InputError, NoImagesError: as `plan`.
         ArtifactError: if the model cannot be read, or the output folder holds another run.
     """
     ray = _ray()
     manifest = read_manifest(model)
-    rate = manifest.false_alarm_rate if false_alarm_rate is None else false_alarm_rate
+    rate = manifest.config.false_alarm_rate if false_alarm_rate is None else false_alarm_rate
     parts = plan(source, images_per_part)
     run = RunFolder(output)
     run.claim({"model": manifest.numbers_sha256, "false_alarm_rate": rate, "source": source, "parts": digest_of(parts)})
@@ -118,7 +121,7 @@ def score_with_ray(
         run.put_model(model)
     options = {"device": device, "backend": backend, "weights": weights, "workers": 1, "false_alarm_rate": rate}
     left = [part for part in parts if part.index not in before]
-    for done in _done_by(ray, ScoringActor, [run.full_url, options], left, address, workers, device):
+    for done in process_parts(ray, ScoringActor, [run.full_url, options], left, address, workers, device):
         on_part(done)
         totals = PartDone(0, totals.images + done.images, totals.ood + done.ood, totals.errors + done.errors)
     return RunSummary(len(parts), len(before), totals.images, totals.ood, totals.errors)
@@ -138,24 +141,24 @@ def encode_with_ray(
     """Encode a collection on a Ray cluster into the detector's feature store, for `Detector.fit_encoded`.
 
     Args:
-        detector: whose encoder and store; the store must be on a file system that all workers and this process share.
-        source: as for `score_with_ray`.
-        folder: for the files of the run, likewise shared; what an earlier run of the same has done is not done again.
-        address: as for `score_with_ray`, as are the rest.
-        workers: likewise.
-        images_per_part: likewise.
-        on_plan: likewise.
-        on_part: likewise.
+        detector: its encoder and feature store are used. All workers and this process must share the store.
+        source: as for `score_with_ray`, as are `address` and the arguments after it.
+        folder: for the files of the run, shared too. An earlier run of the same collection and encoder is resumed.
+        address: address of the cluster.
+        workers: most actors.
+        images_per_part: most images in a task.
+        on_plan: callback with the numbers of parts.
+        on_part: callback with each part.
 
     Raises:
-        MissingExtraError, SettingsError, InputError: as `score_with_ray`.
-        ArtifactError: if the folder holds another run, or the store has lost what it says is done.
+        MissingExtraError, SettingsError, InputError, NoImagesError: as `score_with_ray`.
+        ArtifactError: if the folder holds another run, or features are missing from the store.
     """
     ray = _ray()
     if detector.store is None:
-        raise SettingsError("encoding on a cluster goes through the feature store; give it a folder that all share")
+        raise SettingsError("encoding on a cluster needs a feature store; give a folder that all workers share")
     parts = plan(source, images_per_part)
-    encoder = detector.prepare_encoder()
+    encoder = detector.prepare_extractor().encoder
     run = RunFolder(folder, ENCODED)
     store = str(Path(detector.store).absolute())
     run.claim({"encoder": encoder.key, "store": store, "source": source, "parts": digest_of(parts)})
@@ -163,9 +166,9 @@ def encode_with_ray(
     on_plan(len(parts), len(before))
     parameters = detector.get_params() | {"store": store, "workers": 1}
     left = [part for part in parts if part.index not in before]
-    for done in _done_by(ray, EncodingActor, [run.full_url, parameters], left, address, workers, detector.device):
+    for done in process_parts(ray, EncodingActor, [run.full_url, parameters], left, address, workers, detector.device):
         on_part(done)
-    return encoded_images(run, parts, detector.feature_store())
+    return encoded_images(run, parts, detector.prepare_extractor().feature_store())
 
 
 def _ray() -> Any:
@@ -176,10 +179,20 @@ def _ray() -> Any:
         raise MissingExtraError("ray", "ray") from None
 
 
-def _done_by(
+def process_parts(
     ray: Any, actor: type, arguments: list[Any], parts: list[Part], address: str | None, workers: int, device: str
 ) -> Iterator[PartDone]:
-    """Hand out parts to actors of a class, and tell of each that is done."""
+    """Process parts with actors of a class, and yield each part that is done, in any order.
+
+    Args:
+        ray: the module.
+        actor: class that maps a batch of parts to columns of `PartDone`.
+        arguments: of its constructor.
+        parts: to process.
+        address: address of the cluster; None starts one on this machine.
+        workers: most actors.
+        device: of the actors.
+    """
     if not parts:
         return
     _connect(ray, address, workers)
@@ -199,14 +212,14 @@ def _done_by(
 def _connect(ray: Any, address: str | None, workers: int) -> None:
     if ray.is_initialized():
         return
-    # Progress and errors are this program's to tell; Ray's own remarks are in its log files.
+    # dlsr reports progress and errors itself; Ray's messages are in its log files.
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.ERROR)
     try:
         if address is None:
-            # One CPU is for what Ray Data itself runs.
+            # One CPU more, for the tasks of Ray Data itself.
             ray.init(num_cpus=workers + 1, include_dashboard=False, **quiet)
         else:
             ray.init(address=address, **quiet)

@@ -1,15 +1,15 @@
-"""A run over a collection's parts: the files it leaves, and how a part is done. Knows nothing of who hands out tasks.
+"""A run over the parts of a collection: its files, and the processing of one part, whatever schedules the tasks.
 
-A run is a folder, here or behind any fsspec URL. For scoring:
+A run is a folder, local or at any fsspec URL. For scoring:
 
-    run.json                   what was scored, by which model, cut how
-    model/                     the model, for workers that cannot see its directory
+    run.json                   the collection, how it was split, and the model
+    model/                     the model, for workers that cannot read its directory
     scores/part-000000.parquet results of the images that could be read
-    errors/part-000000.parquet names and reasons of those that could not
-    attempts/part-000000.json  only while a part is under way
+    errors/part-000000.parquet names of unreadable images, and why
+    attempts/part-000000.json  only while a part is being processed
 
-Each image is in `scores/` or in `errors/`, once. A part is done when its file in `scores/` is there, which is written
-last and whole; so a run that was stopped anywhere goes on with the parts that are not done.
+Each image is in `scores/` or in `errors/`, exactly once. A part is done if its file in `scores/` exists. That file is
+written last and atomically, so a run that was stopped at any point resumes with the parts that are not done.
 """
 
 import io
@@ -21,28 +21,29 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from dlsr.artifact import MANIFEST
-from dlsr.detector import Detector, Result
+from dlsr.detector import Detector
 from dlsr.errors import ArtifactError, InputError, one_line
 from dlsr.files import replacing
 from dlsr.images.sources import ImageItem, failing_item
 from dlsr.reports.tables import results_table
+from dlsr.results import Result
 from dlsr.scale.parts import Part, filesystem, items_of
 
 SCHEMA = 1
 CAREFUL_AFTER = 2
-"""After so many attempts that killed their worker, a part is done image by image, to find the one that does it."""
+"""After this many attempts that killed the worker, a part is processed one image at a time, to find the cause."""
 
 
 class Row(Protocol):
-    """What becomes of an image."""
+    """The outcome for one image."""
 
     @property
     def path(self) -> str:
-        """Its name."""
+        """Name of the image."""
 
     @property
     def error(self) -> str | None:
-        """Why it could not be read; None if it could."""
+        """Why the image could not be read; None if it could."""
 
 
 R = TypeVar("R", bound=Row)
@@ -52,8 +53,8 @@ class RunFolder:
     """The files of a run.
 
     Args:
-        url: a folder, or any fsspec URL of one.
-        results: name of the folder for what comes of the parts.
+        url: a local folder, or any fsspec URL.
+        results: name of the subfolder for the results of the parts.
     """
 
     def __init__(self, url: str, results: str = "scores") -> None:
@@ -63,14 +64,17 @@ class RunFolder:
 
     @property
     def full_url(self) -> str:
-        """The same from any working directory."""
+        """The URL, valid in any working directory."""
         return str(self._fs.unstrip_protocol(self._root))
 
     def claim(self, about: Mapping[str, Any]) -> None:
-        """Begin a run, or go on with one that is the same.
+        """Start a run, or resume the same run.
+
+        Args:
+            about: everything that must be equal for a run to be resumed.
 
         Raises:
-            ArtifactError: if the folder holds another run, or something that is none.
+            ArtifactError: if the folder holds another run, or a damaged one.
         """
         path = f"{self._root}/run.json"
         wanted = {"schema": SCHEMA, **about}
@@ -88,10 +92,10 @@ class RunFolder:
         self._write("run.json", json.dumps(wanted, indent=2).encode())
 
     def put_model(self, folder: Path) -> None:
-        """Copy a model directory into the run, unless it is there. `model.json` goes last.
+        """Copy a model directory into the run, unless it is there. `model.json` is copied last.
 
         Raises:
-            ArtifactError: if it cannot be read.
+            ArtifactError: if the model directory cannot be read.
         """
         try:
             files = sorted(
@@ -104,24 +108,30 @@ class RunFolder:
             raise ArtifactError(f"cannot read '{folder}': {error.strerror}; give a model directory") from error
 
     def load_model(self, **options: Any) -> Detector:
-        """The detector of `put_model`; options as for `Detector.load`."""
+        """Load the model that `put_model` copied; options as for `Detector.load`."""
         with tempfile.TemporaryDirectory() as folder:
             for path in self._fs.ls(f"{self._root}/model", detail=False):
                 Path(folder, Path(path).name).write_bytes(self._fs.cat_file(path))
             return Detector.load(folder, **options)
 
     def is_done(self, part: Part) -> bool:
-        """Whether a part needs no more work."""
+        """Whether a part is done."""
         return bool(self._fs.exists(self._path(self._results, part, "parquet")))
 
     def done(self, parts: list[Part]) -> set[int]:
-        """Indices of the parts that are done, by one listing."""
+        """Indices of the parts that are done."""
         folder = f"{self._root}/{self._results}"
         names = {Path(path).name for path in self._fs.ls(folder, detail=False)} if self._fs.isdir(folder) else set()
         return {part.index for part in parts if f"part-{part.index:06}.parquet" in names}
 
     def finish(self, part: Part, table: Any, failed: list[Result]) -> None:
-        """Write what came of a part, an Arrow table; what could not be read apart and first."""
+        """Write the results of a part.
+
+        Args:
+            part: becomes done.
+            table: a `pyarrow.Table` of the images that could be read.
+            failed: results of the images that could not be read; written first.
+        """
         if failed:
             self._write(self._name("errors", part, "parquet"), _parquet_bytes(results_table(failed)))
         self._write(self._name(self._results, part, "parquet"), _parquet_bytes(table))
@@ -129,11 +139,11 @@ class RunFolder:
             self._fs.rm_file(self._path("attempts", part, "json"))
 
     def table(self, part: Part) -> Any:
-        """What came of a part that is done, as `finish` was given it."""
+        """The table that `finish` wrote for a part that is done."""
         return self._read_table(self._path(self._results, part, "parquet"))
 
     def failed(self, part: Part) -> dict[str, str]:
-        """Reasons by name of what could not be read in a part that is done."""
+        """Why images of a part that is done could not be read, by name."""
         path = self._path("errors", part, "parquet")
         if not self._fs.exists(path):
             return {}
@@ -150,18 +160,18 @@ class RunFolder:
         return parquet.read_table(io.BytesIO(self._fs.cat_file(path)))
 
     def attempts(self, part: Part) -> dict[str, Any]:
-        """How often a part was begun without an end, and which images killed their worker."""
+        """How often a part was started but not finished, the image in progress, and images that killed their worker."""
         path = self._path("attempts", part, "json")
         fresh: dict[str, Any] = {"attempts": 0, "current": None, "poisoned": []}
         if not self._fs.exists(path):
             return fresh
         try:
             return fresh | dict(json.loads(self._fs.cat_file(path)))
-        except ValueError:  # the worker was killed while it wrote to a file system that does not replace whole files
+        except ValueError:  # the worker was killed while it wrote, on a file system without atomic writes
             return fresh | {"attempts": 1}
 
     def note(self, part: Part, attempts: Mapping[str, Any]) -> None:
-        """Keep what `attempts` is to tell next time."""
+        """Write the value that `attempts` returns next time."""
         self._write(self._name("attempts", part, "json"), json.dumps(attempts).encode())
 
     def _name(self, folder: str, part: Part, suffix: str) -> str:
@@ -175,7 +185,7 @@ class RunFolder:
         if "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,)):
             with replacing(Path(path)) as temporary:
                 temporary.write_bytes(content)
-        else:  # object stores put whole objects or none
+        else:  # object stores write an object atomically
             self._fs.pipe_file(path, content)
 
 
@@ -185,19 +195,19 @@ def do_part(
     work: Callable[[Iterable[ImageItem]], Iterable[R]],
     table: Callable[[list[R]], Any],
 ) -> list[R]:
-    """Do a part and write its files, unless it is done.
+    """Process a part and write its files, unless it is done.
 
-    What cannot be read is a row in `errors/`: an image, or the rest of a part whose tar or table is damaged. An image
-    that kills the process is found by the attempts that follow, and becomes such a row too.
+    An unreadable image becomes a row in `errors/`, as does the rest of a part whose tar or table is damaged. An image
+    that kills the process is found by later attempts, and becomes a row in `errors/` too.
 
     Args:
-        part: what to do.
-        run: where its files go.
-        work: makes a row of each image, in order.
-        table: makes an Arrow table of the rows without an error.
+        part: to process.
+        run: to write to.
+        work: turns images into rows, in order.
+        table: turns the rows without an error into a `pyarrow.Table`.
 
     Returns:
-        All rows; none if the part was done before.
+        All rows; an empty list if the part was done before.
     """
     if run.is_done(part):
         return []
@@ -206,7 +216,7 @@ def do_part(
         attempts["poisoned"].append(attempts["current"])
     attempts |= {"attempts": attempts["attempts"] + 1, "current": None}
     run.note(part, attempts)
-    items = _items_or_reason(part)
+    items = _items_and_damage(part)
     if attempts["attempts"] > CAREFUL_AFTER:
         rows = list(_one_by_one(part, run, work, items, attempts))
     else:
@@ -231,8 +241,8 @@ def _one_by_one(
         yield from work([item])
 
 
-def _items_or_reason(part: Part) -> Iterator[ImageItem]:
-    """A part's images; what hinders reading them all is one more, which cannot be read."""
+def _items_and_damage(part: Part) -> Iterator[ImageItem]:
+    """The images of a part; damage that ends the part early becomes one more image, which fails with the reason."""
     try:
         yield from items_of(part)
     except (OSError, ValueError, tarfile.TarError, InputError) as error:

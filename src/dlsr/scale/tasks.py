@@ -1,4 +1,4 @@
-"""What is done with a part: its images are scored, or encoded into the feature store."""
+"""The tasks of a worker: score a part, or encode it into the feature store."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dlsr.detector import Detector, Result
+from dlsr.detector import Detector
 from dlsr.encoders import Encoder
 from dlsr.encoding.pipeline import Encoded, encode_chunks, joined
 from dlsr.encoding.store import KEY_BYTES, FeatureStore
@@ -14,22 +14,23 @@ from dlsr.errors import ArtifactError
 from dlsr.images.sources import ImageDataset, ImageItem
 from dlsr.method.noise import DIGEST_BYTES
 from dlsr.reports.tables import results_table
+from dlsr.results import Result
 from dlsr.scale.parts import Part
 from dlsr.scale.run import RunFolder, do_part
 from dlsr.streaming import in_groups
 
 AT_ONCE = 512
-"""Images that are read ahead of the detector: what bounds a worker's memory."""
+"""Images passed to the detector in one call, which bounds a worker's memory."""
 
 
 @dataclass(frozen=True)
 class PartDone:
-    """What became of a part."""
+    """Counts of a finished part."""
 
     index: int
     images: int
     ood: int
-    """Of no account when encoding."""
+    """0 if the part was only encoded."""
     errors: int
 
 
@@ -52,7 +53,7 @@ class EncodedImage:
 
     path: str
     key: bytes | None = None
-    """By which the store knows it."""
+    """Its key in the feature store."""
     error: str | None = None
 
 
@@ -70,10 +71,10 @@ def encode_part(encoder: Encoder, store: FeatureStore, part: Part, run: RunFolde
 
 
 def encoded_images(run: RunFolder, parts: list[Part], store: FeatureStore) -> Encoded:
-    """All images of a run whose parts are all encoded, in the order of the parts.
+    """Features of all images of a run, in the order of its parts, which must all be encoded.
 
     Raises:
-        ArtifactError: if the store has lost some.
+        ArtifactError: if features are missing from the store.
         OutputError: as `dlsr.encoding.pipeline.encode_all`.
     """
     tables = [run.table(part) for part in parts]
@@ -83,10 +84,10 @@ def encoded_images(run: RunFolder, parts: list[Part], store: FeatureStore) -> En
         for table, reasons in zip(tables, failed, strict=True):
             keys = np.frombuffer(b"".join(table["key"].to_pylist()), np.uint8).reshape(-1, KEY_BYTES)
             found = [store.get(key.tobytes()) for key in keys]
-            known = [one for one in found if one is not None]
+            known = [features for features in found if features is not None]
             if len(known) < len(found):
                 raise ArtifactError(
-                    f"'{store.folder}' has lost features that '{run.url}' says it has; delete the latter, run again"
+                    f"'{store.folder}' lacks features that '{run.url}' lists as encoded; delete '{run.url}', run again"
                 )
             yield Encoded(
                 names=[*table["path"].to_pylist(), *reasons],
