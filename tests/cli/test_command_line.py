@@ -14,7 +14,7 @@ from dlsr.cli.app import app
 from dlsr.cli.options import Runtime, named_paths, whole_numbers, with_groups
 
 
-@pytest.mark.parametrize("command", ["--help", "score --help", "bench --help"])
+@pytest.mark.parametrize("command", ["--help", "score --help", "bench --help", "bench --list"])
 def test_help_imports_neither_torch_nor_numpy(command):
     code = f"""
 import sys

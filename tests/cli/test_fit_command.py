@@ -110,6 +110,7 @@ def test_an_error_is_one_line_and_leaves_no_model(run, image_folder, tmp_path, m
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_fit_resumes_when_run_again(run, image_folder, tmp_path, monkeypatch):
     arguments = ["fit", image_folder, "-o", tmp_path / "m", *ENCODER, "--epochs", "40", "--width", "64", "--lr", "1e-5"]
     checkpoint = tmp_path / "m.checkpoint"

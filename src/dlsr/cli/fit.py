@@ -18,7 +18,6 @@ from dlsr.cli.options import (
     DecodingName,
     Engine,
     EngineName,
-    FalseAlarmRate,
     ImagesPerPart,
     Json,
     Quiet,
@@ -50,7 +49,7 @@ def fit(
         DecodingName,
         typer.Option(help="draft decodes large JPEGs at a fraction of their size: faster, with different scores."),
     ] = DecodingName.FULL,
-    false_alarm_rate: FalseAlarmRate = 0.05,
+    false_alarm_rate: Annotated[float, typer.Option(help="Share of ID images that may be called OOD.")] = 0.05,
     seed: Annotated[int, typer.Option(help="Seed of the split, training and noise.")] = 0,
     thumbnails: Annotated[
         int, typer.Option(min=0, help="Keep this many training images as thumbnails, to show beside new images.")
@@ -78,7 +77,7 @@ def fit(
         preset=preset,
         stages=whole_numbers(stages, "--stages"),
         decoding=decoding.value,
-        false_alarm_rate=0.05 if false_alarm_rate is None else false_alarm_rate,
+        false_alarm_rate=false_alarm_rate,
         seed=seed,
         thumbnails=thumbnails,
         **runtime.arguments(),

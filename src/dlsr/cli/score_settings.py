@@ -61,6 +61,7 @@ def _parameters() -> list[inspect.Parameter]:
             f"--{name.replace('_', '-')}",
             help=_help(by_score),
             metavar=_metavar(next(iter(by_score.values())).annotation),
+            show_default=False,  # it depends on score and preset
             rich_help_panel=f"Settings of {', '.join(by_score)}",
         )
         parameter = inspect.Parameter(
