@@ -1,0 +1,149 @@
+import errno
+import os
+import resource
+import stat
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dlsr import OutputError
+from dlsr.files import replacing, replacing_folder, write_json, write_tensors
+
+
+@contextmanager
+def files_no_larger_than(size):
+    """Make the operating system itself refuse to write more, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def write_bytes(path):
+    with replacing(path) as temporary:
+        temporary.write_bytes(bytes(100_000))
+
+
+def write_numbers(path):
+    write_tensors(path, {"x": torch.zeros(10_000)}, {})
+
+
+def write_folder(path):
+    with replacing_folder(path) as temporary:
+        (temporary / "file").write_bytes(bytes(100_000))
+
+
+@pytest.fixture
+def forbid_umask(monkeypatch):
+    """`os.umask` changes the mask of all threads, even where a caller only wants to read it."""
+
+    def umask(mask):
+        raise AssertionError("os.umask was called")
+
+    monkeypatch.setattr(os, "umask", umask)
+
+
+def test_files_get_ordinary_permissions_without_changing_the_umask(tmp_path, forbid_umask):
+    (tmp_path / "ordinary").touch()
+    (tmp_path / "folder").mkdir()
+    write_json(tmp_path / "a.json", {})
+    write_numbers(tmp_path / "a.safetensors")
+    write_folder(tmp_path / "written")
+
+    def mode(name):
+        return stat.filemode((tmp_path / name).stat().st_mode)
+
+    assert mode("a.json") == mode("a.safetensors") == mode("written/file") == mode("ordinary")
+    assert mode("written") == mode("folder")
+
+
+def test_the_umask_is_applied(tmp_path):
+    script = """
+import os, sys
+from pathlib import Path
+from dlsr.files import replacing, replacing_folder
+os.umask(0o027)
+with replacing(Path(sys.argv[1], "file")) as temporary:
+    temporary.write_text("x")
+with replacing_folder(Path(sys.argv[1], "folder")):
+    pass
+"""
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
+    assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o750
+
+
+@pytest.mark.parametrize("write", [write_bytes, write_numbers, write_folder])
+def test_a_full_disk_is_reported_with_the_name_of_the_target_and_leaves_nothing(tmp_path, write):
+    with files_no_larger_than(1000), pytest.raises(OutputError, match=r"target\.bin': .*check space and permissions"):
+        write(tmp_path / "target.bin")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("write", [write_bytes, write_numbers, write_folder])
+def test_a_target_that_cannot_be_created_is_reported(tmp_path, write):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"file/target': .*; check space and permissions"):
+        write(tmp_path / "file" / "target")
+
+
+@pytest.mark.parametrize("context", [replacing, replacing_folder])
+def test_an_error_of_reading_inside_the_block_keeps_its_own_name(tmp_path, context):
+    with pytest.raises(FileNotFoundError) as caught, context(tmp_path / "target"):
+        (tmp_path / "missing input").read_bytes()
+    assert caught.value.filename == str(tmp_path / "missing input")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
+        OSError(errno.EIO, "Input/output error"),
+        OSError("of a library, without a number"),
+    ],
+)
+def test_an_error_that_is_not_known_to_be_of_writing_is_raised_as_it_is(tmp_path, error):
+    with pytest.raises(OSError) as caught, replacing(tmp_path / "target"):
+        raise error
+    assert caught.value is error
+
+
+def test_an_error_that_names_the_temporary_file_is_of_writing(tmp_path):
+    denied = pytest.raises(OutputError, match="target': Permission denied")
+    with denied, replacing(tmp_path / "target") as temporary:
+        raise PermissionError(errno.EACCES, "Permission denied", str(temporary))
+    with (
+        pytest.raises(OutputError, match="target': Permission denied"),
+        replacing_folder(tmp_path / "target") as folder,
+    ):
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder / "model.xml"))
+
+
+def test_a_block_that_fails_leaves_the_old_content(tmp_path):
+    write_json(tmp_path / "a.json", {"old": 1})
+    before = (tmp_path / "a.json").read_text()
+    with pytest.raises(ValueError, match="stop"), replacing(tmp_path / "a.json") as temporary:
+        temporary.write_text("half")
+        raise ValueError("stop")
+    assert (tmp_path / "a.json").read_text() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_folder_is_replaced_whole(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").touch()
+    with replacing_folder(tmp_path / "out") as temporary:
+        (temporary / "new").touch()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["new"]
+
+
+def test_tensors_come_back(tmp_path):
+    write_tensors(tmp_path / "x.safetensors", {"a": torch.arange(3)}, {"note": "b"})
+    assert torch.equal(load_file(tmp_path / "x.safetensors")["a"], torch.arange(3))
