@@ -14,12 +14,12 @@ import numpy as np
 import torch
 import typer
 
-from dlsr import PRESETS
 from dlsr.artifact import installed_versions
-from dlsr.scorers.base import score_rows
-from dlsr.scorers.fitting import fit_scorer, split
-from dlsr.training.data import Rows
-from quality import aurocs, matched_features, write_report
+from dlsr.calibration.split import split
+from dlsr.scorers import resolve
+from dlsr.scorers.base import FitData, score_features
+from dlsr.training.data import Samples
+from quality import aurocs, fitted_scorer, matched_features, write_report
 
 TEST_IMAGES = 2000
 
@@ -37,21 +37,22 @@ def main(
         for precision in ("float32", "bfloat16"):
             found, seconds = [], []
             for seed in range(seeds if preset == "default" else 1):
-                settings = PRESETS[preset].model_copy(update={"seed": seed})
-                epochs = settings.training.epochs if preset == "default" else paper_epochs
-                changed = settings.training.model_copy(update={"precision": precision, "epochs": epochs})
+                changes = {"precision": precision} | ({"epochs": paper_epochs} if preset == "paper" else {})
+                settings = resolve(preset, changes=changes, seed=seed)
+                epochs = settings.scorer.model_dump()["epochs"]
                 parts = split(len(training.z0), 0.05, seed)
                 start = time.perf_counter()
-                scorer, _ = fit_scorer(
-                    settings.model_copy(update={"training": changed}),
+                fit_data = FitData(
+                    settings,
                     channels,
-                    Rows(torch.from_numpy(training.z0[parts.training])),
+                    Samples(torch.from_numpy(training.z0[parts.training])),
                     torch.from_numpy(training.z0[parts.validation]),
                     training.digests[parts.validation],
                 )
+                scorer = fitted_scorer(fit_data)
                 seconds.append(time.perf_counter() - start)
                 scores = {
-                    name: score_rows(scorer, torch.from_numpy(one.z0), one.digests, seed)[0].double().numpy()
+                    name: score_features(scorer, torch.from_numpy(one.z0), one.digests, seed)[0].double().numpy()
                     for name, one in encoded.items()
                 }
                 found.append(aurocs(scores))

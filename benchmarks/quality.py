@@ -28,6 +28,8 @@ from dlsr.evaluation import mean_and_std
 from dlsr.files import replacing
 from dlsr.images.sources import ImageDataset, open_images
 from dlsr.images.transforms import MATCHED_SIZE, Transform, protocol_transform
+from dlsr.scorers.base import FitData, Scorer, new_scorer
+from dlsr.training.loop import OnEpoch, Trainer
 
 CHOSEN_ON = ("SVHN crops", "DTD")
 """The default's design was chosen on these OOD sets; the others were left alone."""
@@ -70,12 +72,12 @@ def matched_features(
 ) -> tuple[tuple[int, ...], Encoded, dict[str, Encoded]]:
     """The layers' dimensions, features of CIFAR-10 train, and of at most so many images of the others, matched."""
     train, sets = real_sets(data, None)
-    encoder = Detector(store=store or default_store_root())
+    extractor = Detector(store=store or default_store_root()).prepare_extractor()
     with progress_bars(quiet=False) as bars:
-        channels = encoder.prepare_encoder().channels
-        training = encoder.encode(train, progress=bars.images("CIFAR-10 train", len(train)))
+        channels = extractor.encoder.channels
+        training = extractor.encode(train, progress=bars.images("CIFAR-10 train", len(train)))
         encoded = {
-            name: encoder.encode(
+            name: extractor.encode(
                 one.sample(test_limit),
                 transform=PROTOCOLS["matched"],
                 progress=bars.images(name, min(test_limit, len(one))),
@@ -84,6 +86,13 @@ def matched_features(
             if name != "Tiny-ImageNet, all"
         }
     return channels, training, encoded
+
+
+def fitted_scorer(data: FitData, on_epoch: OnEpoch | None = None) -> Scorer:
+    """The score of the data's settings, fitted to it."""
+    scorer = new_scorer(data.settings, data.channels)
+    scorer.fit(data, Trainer(data.settings.seed, on_epoch=on_epoch))
+    return scorer
 
 
 def aurocs(scores: dict[str, NDArray[np.float64]]) -> dict[str, float]:
@@ -115,14 +124,14 @@ def main(
 ) -> None:
     train, sets = real_sets(data, limit)
     sets = {name: one.sample(test_limit) for name, one in sets.items()}
-    plain = Detector(encoder, store=store or default_store_root())
+    extractor = Detector(encoder, store=store or default_store_root()).prepare_extractor()
     reports: list[dict[str, Any]] = []
     with progress_bars(quiet=False) as bars:
-        channels = plain.prepare_encoder().channels
-        training = plain.encode(train, progress=bars.images("CIFAR-10 train", len(train)))
+        channels = extractor.encoder.channels
+        training = extractor.encode(train, progress=bars.images("CIFAR-10 train", len(train)))
         encoded = {
             protocol: {
-                name: plain.encode(
+                name: extractor.encode(
                     one,
                     transform=transform,
                     progress=bars.images(f"{name}, {protocol}", len(one)),

@@ -1,3 +1,5 @@
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -6,20 +8,44 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from dlsr import Detector
+from dlsr import SCORES, Detector
 
 SMALL = {"width": 32, "blocks": 2, "epochs": 2, "lr": 1e-3}
 """A network that trains in a moment."""
 
 
-@pytest.fixture(autouse=True)
+def small(score, **changes):
+    """Arguments of a detector with this score, small where the score has a network."""
+    known = SCORES[score].Settings.model_fields
+    return {"score": score} | {name: value for name, value in (SMALL | changes).items() if name in known}
+
+
+def pytest_configure(config):
+    if hasattr(config, "workerinput"):
+        # The workers of pytest-xdist share the cores.
+        torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """One cache for all tests, so that each engine is converted once."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DLSR_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture
 def own_cache(monkeypatch, tmp_path_factory):
-    monkeypatch.setenv("DLSR_CACHE", str(tmp_path_factory.mktemp("cache")))
+    """An empty cache, for tests of the cache itself."""
+    folder = tmp_path_factory.mktemp("own-cache")
+    monkeypatch.setenv("DLSR_CACHE", str(folder))
+    return folder
 
 
 @pytest.fixture(autouse=True)
 def same_random_numbers():
-    """What a test draws does not depend on the tests before it."""
+    """Random numbers in a test do not depend on the tests before it."""
     torch.manual_seed(0)
 
 
@@ -82,6 +108,38 @@ def model(tmp_path_factory, image_folder, small_encoder) -> Path:
     folder = tmp_path_factory.mktemp("models") / "model"
     Detector(**small_encoder, **SMALL).fit(image_folder).save(folder)
     return folder
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command that has finished."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def error(self):
+        """The single line of an error that the user can fix."""
+        assert self.status == 2, self.err
+        assert "Traceback" not in self.err
+        line = self.err.strip().splitlines()[-1]
+        assert line.startswith("error: ")
+        return line
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command line in this process, which is faster than in its own."""
+    from dlsr.cli import main
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["dlsr", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        return Finished(caught.value.code or 0, *capsys.readouterr())
+
+    return call
 
 
 def children_of(pid):

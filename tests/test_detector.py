@@ -7,7 +7,7 @@ from sklearn.base import clone
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-from conftest import CHANNELS, SMALL
+from conftest import CHANNELS, SMALL, small
 from dlsr import (
     PRESETS,
     SCORES,
@@ -26,13 +26,13 @@ from dlsr import (
     evaluate_scores,
     open_images,
 )
-from dlsr.config import resolve
 from dlsr.method.noise import row_digests
+from dlsr.scorers import ScorerSettings, resolve
 
 
 def settings_for(score):
     # The paper's scores need a better trained network than the others.
-    return SMALL | {"score": score, "epochs": 60 if score == "mse" else 12, "neighbours": 5}
+    return small(score, epochs=60 if score == "mse" else 12, neighbours=5)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def test_too_few_to_fit_or_calibrate():
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"score": "best"}, "residual, mfsim, mse"),
+        ({"score": "best"}, "residual"),
         ({"preset": "best"}, "default, fast, paper"),
         ({"t": 200}, r"1\.\.100"),
         ({"score": "mse", "t": (1, 5)}, "fall"),
@@ -148,6 +148,7 @@ def test_too_few_to_fit_or_calibrate():
         ({"draws": 0}, "draws"),
         ({"width": 7}, "width"),
         ({"epochs": 0}, "epochs"),
+        ({"score": "knn", "draws": 2}, "no setting 'draws'"),
         ({"false_alarm_rate": 0}, "between 0 and 1"),
         ({"device": "warp"}, "device"),
     ],
@@ -159,19 +160,23 @@ def test_settings_that_cannot_work_are_refused(parameters, message):
 
 
 def test_presets():
-    paper = PRESETS["paper"]
-    assert (paper.training.lr, paper.training.weight_decay, paper.training.batch_size) == (1e-4, 1e-4, 128)
-    assert (paper.training.epochs, paper.network.blocks, paper.network.width) == (150, 16, None)
+    assert PRESETS == {"default": "residual", "fast": "residual", "paper": "mfsim"}
+    paper = resolve("paper").scorer
+    assert (paper.lr, paper.weight_decay, paper.batch_size, paper.epochs) == (1e-4, 1e-4, 128, 150)
+    assert (paper.blocks, paper.width, paper.t) == (16, None, (3, 2, 1))
     assert resolve(score="lr").preset == "paper"
     assert resolve().preset == "default"
-    assert resolve("default", "mfsim").training == PRESETS["default"].training
-    assert resolve(t=5).restoration.steps == (5,)
+    assert resolve("default", "mfsim").scorer.lr == resolve("default").scorer.lr
+    assert resolve("fast").scorer.width == 64
+    assert resolve(changes={"t": 5}).scorer.t == 5
+    assert resolve("paper", changes={"t": 5}).scorer.t == (5,)
+    assert resolve(changes={"epochs": 3}).scorer.min_steps == 0, "a given number of epochs holds for small datasets"
 
 
 def test_a_loaded_detector_can_be_fitted_again(model, image_folder):
     loaded = Detector.load(model, backend="torch")
     before = loaded.calibration_scores_
-    assert loaded.prepare_encoder().spec.weights.kind == "random"
+    assert loaded.prepare_extractor().encoder.spec.weights.kind == "random"
     np.testing.assert_allclose(loaded.fit(image_folder).calibration_scores_, before, atol=1e-5)
 
 
@@ -260,6 +265,41 @@ def test_fit_reports_what_it_could_not_read(image_folder, tmp_path, small_encode
     assert list(detector.fit_summary_.unreadable) == [str(bad)]
 
 
+def test_a_fit_that_fails_leaves_the_detector_as_it_was(model, image_folder, odd_folder, tmp_path):
+    detector = Detector.load(model, backend="torch")
+    before = detector.score_samples(odd_folder)
+    detector.set_params(weights="random:7", seed=3)
+    with pytest.raises(TooFewImagesError):
+        detector.fit(open_images(image_folder).subset(range(5)))
+    (tmp_path / "bad.png").write_bytes(b"no")
+    with pytest.raises(NoImagesError):
+        detector.fit(tmp_path)
+    np.testing.assert_array_equal(detector.score_samples(odd_folder), before)
+    assert detector.extractor_.spec.weights_argument == "random"
+    unfitted = Detector(encoder="test_resnet", weights="random", backend="torch")
+    with pytest.raises(TooFewImagesError):
+        unfitted.fit(open_images(image_folder).subset(range(5)))
+    with pytest.raises(NotFittedError):
+        unfitted.score_samples(odd_folder)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"epochs": 3, "width": 32, "blocks": 1},
+        {"score": "mfsim", "preset": "default", "t": (9, 3), "width": 32, "blocks": 1, "epochs": 1},
+        {"score": "knn", "neighbours": 2, "stages": (1, 3), "decoding": "draft", "thumbnails": 3},
+        {"preset": "fast", "false_alarm_rate": 0.1, "seed": 4},
+    ],
+)
+def test_a_loaded_detector_has_the_parameters_it_was_made_with(image_folder, small_encoder, parameters, tmp_path):
+    detector = Detector(**small_encoder, **parameters).fit(image_folder)
+    detector.save(tmp_path / "m")
+    loaded = Detector.load(tmp_path / "m", backend="torch")
+    assert loaded.get_params() == detector.get_params()
+    assert loaded.settings_ == detector.settings_
+
+
 def test_calibrating_on_other_images(model, odd_folder):
     detector = Detector.load(model, backend="torch")
     before = detector.threshold_
@@ -319,9 +359,12 @@ def flip(folder):
         (lambda m: (m / "model.json").write_text("{"), "cannot read"),
         (lambda m: (m / "model.json").write_text("[1]"), "not of dlsr"),
         (lambda m: change(m, format="other"), "not of dlsr"),
-        (lambda m: change(m, schema_version=2), "upgrade dlsr"),
+        (lambda m: change(m, schema_version=99), "upgrade dlsr"),
+        (lambda m: change(m, schema_version=1), "reads 2; fit the model again"),
         (lambda m: change(m, schema_version="x"), "schema_version"),
-        (lambda m: change(m, false_alarm_rate=7), "false_alarm_rate"),
+        (lambda m: change(m, channels="x"), "channels"),
+        (lambda m: change(m, config={"false_alarm_rate": 7}), "between 0 and 1"),
+        (lambda m: change(m, settings={"preset": "default", "score": "best", "scorer": {}}), "unknown score"),
         (lambda m: change(m, surprise=1), "surprise"),
         (lambda m: change(m, numbers="../elsewhere.safetensors"), "outside itself"),
         (lambda m: change(m, numbers="gone.safetensors"), "cannot read"),
@@ -352,19 +395,11 @@ def test_other_files_are_not_overwritten(tmp_path, fitted):
 
 
 def test_a_setting_that_came_later_does_not_make_a_model_look_changed(saved, monkeypatch):
-    from typing import Literal
+    class Later(ScorerSettings):
+        added: str = "no"
 
-    from dlsr.config import Settings
-
-    class Later(Settings):
-        added: Literal["yes", "no"] = "no"
-
-    class LaterManifest(artifact.Manifest):
-        settings: Later
-
-    monkeypatch.setattr(artifact, "Manifest", LaterManifest)
-    manifest, _ = artifact.read_model(saved, torch.device("cpu"))
-    assert manifest.settings.added == "no"
+    monkeypatch.setattr(SCORES["mahalanobis"], "Settings", Later)
+    assert artifact.read_model(saved, torch.device("cpu")).settings.scorer.added == "no"
 
 
 def test_a_full_disk_leaves_the_old_model(saved, fitted, monkeypatch):

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dlsr.calibration.conformal import p_values, threshold
     from dlsr.calibration.metrics import Metrics, evaluate_scores
-    from dlsr.config import PRESETS, SCORES, Settings
-    from dlsr.detector import Detector, Result
+    from dlsr.detector import Detector
     from dlsr.encoders import ENCODERS, Encoder, EncoderSpec, encoder_spec
     from dlsr.errors import (
         ArtifactError,
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
     )
     from dlsr.evaluation import Evaluation, Report, evaluate
     from dlsr.images.sources import ImageDataset, UnreadableImagesWarning, open_images
+    from dlsr.results import Result, Results
+    from dlsr.scorers import PRESETS, SCORES, Scorer, Settings, register
 
 __all__ = [
     "ENCODERS",
@@ -51,6 +52,8 @@ __all__ = [
     "OutputError",
     "Report",
     "Result",
+    "Results",
+    "Scorer",
     "Settings",
     "SettingsError",
     "TooFewImagesError",
@@ -61,6 +64,7 @@ __all__ = [
     "evaluate_scores",
     "open_images",
     "p_values",
+    "register",
     "threshold",
 ]
 
@@ -68,7 +72,10 @@ _HOME = {
     "p_values": "dlsr.calibration.conformal",
     "threshold": "dlsr.calibration.conformal",
     "Detector": "dlsr.detector",
-    "Result": "dlsr.detector",
+    "Result": "dlsr.results",
+    "Results": "dlsr.results",
+    "Scorer": "dlsr.scorers",
+    "register": "dlsr.scorers",
     "UnreadableImagesWarning": "dlsr.images.sources",
     "ENCODERS": "dlsr.encoders",
     "Encoder": "dlsr.encoders",
@@ -95,9 +102,9 @@ _HOME = {
     "open_images": "dlsr.images.sources",
     "Metrics": "dlsr.calibration.metrics",
     "evaluate_scores": "dlsr.calibration.metrics",
-    "PRESETS": "dlsr.config",
-    "SCORES": "dlsr.config",
-    "Settings": "dlsr.config",
+    "PRESETS": "dlsr.scorers",
+    "SCORES": "dlsr.scorers",
+    "Settings": "dlsr.scorers",
 }
 
 

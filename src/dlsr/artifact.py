@@ -1,4 +1,4 @@
-"""The model directory: `model.json` says everything, and names the one file with the numbers.
+"""The model directory: `model.json` describes the model, and names the one file with its numbers.
 
 Both are written whole, the numbers first and under the name of their digest, so that at any moment
 `model.json` belongs to the numbers it names. There is no pickle.
@@ -11,44 +11,32 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import numpy as np
 import safetensors.torch
 import torch
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
-from dlsr.config import Settings
+from dlsr.config import DetectorConfig
 from dlsr.encoders import EncoderSpec
-from dlsr.errors import ArtifactError, OutputError
+from dlsr.encoding.examples import Examples
+from dlsr.errors import ArtifactError, OutputError, SettingsError
 from dlsr.files import replacing
-from dlsr.training.loop import EpochLog
+from dlsr.model import Calibration, FitSummary, FittedModel
+from dlsr.scorers.base import Settings, new_scorer
+from dlsr.training.state import EpochLog
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "model.json"
 FORMATS = ("dlsr-model", "dlsr-baseline")
 
 
-class FitSummary(BaseModel):
-    """What a fit was given and how it went."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    training_images: int
-    validation_images: int
-    calibration_images: int
-    unreadable: dict[str, str] = {}
-    """Reasons by name, of images that could not be read."""
-    log: list[EpochLog] = []
-
-
 class Header(BaseModel):
-    """What `model.json` says of any kind of model."""
+    """The part of `model.json` that all kinds of models share."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     versions: dict[str, str]
     numbers: str = ""
     """Name of the file with the numbers."""
@@ -59,24 +47,26 @@ class Manifest(Header):
     """The contents of a detector's `model.json`."""
 
     format: Literal["dlsr-model"] = "dlsr-model"
+    config: DetectorConfig
+    """What the detector was asked to be."""
     settings: Settings
+    """What that came to: all settings in force."""
     encoder: EncoderSpec | None
-    """None for a model fitted to given features."""
+    """None for a model fitted to features."""
     encoder_sha256: str | None
     channels: tuple[int, ...]
-    false_alarm_rate: float = Field(gt=0, lt=1)
     fit: FitSummary
 
 
 class BaselineManifest(Header):
-    """The contents of a baseline's `model.json`, see `dlsr.baselines`."""
+    """The contents of the `model.json` of a baseline, see `dlsr.baselines`."""
 
     format: Literal["dlsr-baseline"] = "dlsr-baseline"
     detector: str
-    """Its name in the registry."""
+    """Name in the registry."""
     parameters: dict[str, Any]
     classes: int
-    """That it was fitted to; 0 without labels."""
+    """Classes that it was fitted to; 0 without labels."""
     log: list[EpochLog]
 
 
@@ -84,20 +74,20 @@ M = TypeVar("M", bound=Header)
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of what scores depend on."""
+    """Versions of the packages that scores depend on."""
     return {name: metadata.version(name) for name in ("dlsr", "torch", "timm", "numpy", "pillow")}
 
 
-def write_model(folder: Path, manifest: Header, tensors: Mapping[str, Tensor]) -> None:
+def write_artifact(folder: Path, manifest: Header, tensors: Mapping[str, Tensor]) -> None:
     """Write a model directory, or replace the model in one.
 
     Args:
-        folder: made if need be.
+        folder: to write; created if missing.
         manifest: its `numbers` and `numbers_sha256` are filled in here.
         tensors: the numbers.
 
     Raises:
-        OutputError: if it cannot be written, or the folder holds something else than a model.
+        OutputError: if it cannot be written, or the folder holds other files.
     """
     check_output(folder)
     content = safetensors.torch.save(
@@ -117,20 +107,68 @@ def write_model(folder: Path, manifest: Header, tensors: Mapping[str, Tensor]) -
 
 
 def check_output(folder: Path) -> None:
-    """Raise OutputError if a model cannot be written to `folder` for what is there already."""
+    """Raise OutputError if something else than a model is at `folder`."""
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).exists():
         raise OutputError(f"'{folder}' holds other files; give a new folder, or one with a model to replace")
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"'{folder}' is a file; give a folder for the model")
 
 
-def read_model(folder: Path, device: torch.device) -> tuple[Manifest, dict[str, Tensor]]:
+def write_model(folder: Path, model: FittedModel) -> None:
+    """Write the model directory of a detector, or replace the model in one.
+
+    Raises:
+        OutputError: if it cannot be written, or the folder holds other files.
+    """
+    manifest = Manifest(
+        versions=installed_versions(),
+        config=model.config,
+        settings=model.settings,
+        encoder=model.encoder,
+        encoder_sha256=model.encoder_sha256,
+        channels=model.channels,
+        fit=model.summary,
+    )
+    parts: dict[str, Mapping[str, Tensor]] = {
+        "scorer": model.scorer.state_dict(),
+        "calibration": {name: torch.from_numpy(values) for name, values in vars(model.calibration).items()},
+        "examples": model.examples.tensors() if model.examples else {},
+    }
+    tensors = {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
+    write_artifact(folder, manifest, tensors)
+
+
+def read_model(folder: Path, device: torch.device) -> FittedModel:
     """Read the model directory of a detector.
 
     Raises:
-        ArtifactError: if it is missing, damaged, foreign or from a newer dlsr.
+        ArtifactError: if it is missing, damaged, foreign or from another version of the schema.
     """
-    return read_artifact(folder, Manifest, device)
+    manifest, tensors = read_artifact(folder, Manifest, device)
+    try:
+        scorer = new_scorer(manifest.settings, manifest.channels).to(device)
+        scorer.load_state_dict(_part("scorer", tensors), assign=True)
+        examples = _part("examples", tensors)
+        return FittedModel(
+            config=manifest.config,
+            settings=manifest.settings,
+            encoder=manifest.encoder,
+            encoder_sha256=manifest.encoder_sha256,
+            channels=manifest.channels,
+            scorer=scorer,
+            calibration=Calibration(
+                **{name: values.cpu().numpy() for name, values in _part("calibration", tensors).items()}
+            ),
+            summary=manifest.fit,
+            examples=Examples.of(examples) if examples else None,
+        )
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ArtifactError(f"'{folder}' does not hold what its model.json says ({error}); fit it again") from error
+
+
+def _part(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    prefix = f"{part}."
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def read_artifact(folder: Path, kind: type[M], device: torch.device) -> tuple[M, dict[str, Tensor]]:
@@ -154,7 +192,7 @@ def read_artifact(folder: Path, kind: type[M], device: torch.device) -> tuple[M,
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read `model.json` alone. Raises as `read_model` does."""
+    """Read only `model.json` of a detector. Raises as `read_model` does."""
     return _validated(folder, _read_content(folder, Manifest), Manifest)
 
 
@@ -179,10 +217,9 @@ def _read_content(folder: Path, kind: type[Header]) -> dict[str, Any]:
 
 def _validated(folder: Path, content: dict[str, Any], kind: type[M]) -> M:
     version = content.get("schema_version")
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise ArtifactError(
-            f"'{folder}' has schema version {version}, this dlsr reads up to {SCHEMA_VERSION}; upgrade dlsr"
-        )
+    if isinstance(version, int) and version != SCHEMA_VERSION:
+        remedy = "upgrade dlsr" if version > SCHEMA_VERSION else "fit the model again"
+        raise ArtifactError(f"'{folder}' has schema version {version}, this dlsr reads {SCHEMA_VERSION}; {remedy}")
     try:
         return kind.model_validate(content)
     except ValidationError as error:
@@ -191,6 +228,8 @@ def _validated(folder: Path, content: dict[str, Any], kind: type[M]) -> M:
         raise ArtifactError(
             f"'{folder / MANIFEST}' is damaged: {where}: {first['msg']}; fit the model again"
         ) from error
+    except SettingsError as error:
+        raise ArtifactError(f"'{folder / MANIFEST}' cannot be used: {error}") from error
 
 
 def _digest(content: dict[str, Any]) -> str:
@@ -200,8 +239,3 @@ def _digest(content: dict[str, Any]) -> str:
     """
     bare = {name: value for name, value in content.items() if name not in ("numbers", "numbers_sha256")}
     return hashlib.sha256(json.dumps(bare, sort_keys=True).encode()).hexdigest()
-
-
-def as_tensor(values: NDArray[np.float64]) -> Tensor:
-    """A float64 tensor for `write_model`."""
-    return torch.from_numpy(np.asarray(values, dtype=np.float64))

@@ -1,181 +1,89 @@
-"""What a detector is set to, validated; and the presets `default`, `fast` and `paper`."""
+"""Validated settings: how a network is trained, and what a detector is asked to be."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from torch import Tensor
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from dlsr.errors import SettingsError
-from dlsr.method.diffusion import check_steps
-from dlsr.method.schedule import cosine_alpha_bar, scaled_linear_alpha_bar
-
-ScoreName = Literal["residual", "mfsim", "mse", "lr", "mahalanobis", "knn", "autoencoder", "feature-vae"]
-SCORES: tuple[ScoreName, ...] = get_args(ScoreName)
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
+    """Base of all settings: immutable, and unknown names are refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ScheduleSettings(_Frozen):
-    """How noise grows with time, see `dlsr.method.schedule`."""
-
-    kind: Literal["scaled_linear", "cosine"] = "scaled_linear"
-    T: int = Field(default=100, ge=1)
-
-    def alpha_bar(self) -> Tensor:
-        """The schedule, shape `(T + 1,)`."""
-        return scaled_linear_alpha_bar(self.T) if self.kind == "scaled_linear" else cosine_alpha_bar(self.T)
+M = TypeVar("M", bound=Frozen)
 
 
-class NetworkSettings(_Frozen):
-    """Size of LFDN (section 4.2)."""
-
-    width: int | None = Field(default=None, ge=2, multiple_of=2)
-    """Width of the blocks; None for the paper's, twice the dimension of the features."""
-    blocks: int = Field(default=16, ge=1)
-
-
-class TrainingSettings(_Frozen):
-    """How LFDN is trained (Algorithm 1, section 4.2)."""
-
-    epochs: int = Field(default=150, ge=1)
-    min_steps: int = Field(default=0, ge=0)
-    """A set so small that `epochs` are fewer steps than this gets more epochs."""
-    batch_size: int = Field(default=128, ge=1)
-    lr: float = Field(default=1e-4, gt=0)
-    lr_decay: Literal["constant", "cosine"] = "constant"
-    weight_decay: float = Field(default=1e-4, ge=0)
-    ema_decay: float = Field(default=0.9999, ge=0, lt=1)
-    patience: int = Field(default=10, ge=1)
-    """Epochs without a lower validation loss after which training stops."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the matrix products; `auto` is bfloat16 where the hardware multiplies in it. Weights are float32 always."""
-
-
-class RestorationSettings(_Frozen):
-    """How features are distorted and restored at test time (section 3.2)."""
-
-    steps: tuple[int, ...] = (3, 2, 1)
-    """Falling times at which the network is asked; features are distorted to the first."""
-    eta: float = Field(default=1.0, ge=0, le=1)
-    draws: int = Field(default=1, ge=1)
-    """Independent noise draws over which a score is averaged."""
-
-
-class Settings(_Frozen):
-    """Everything that decides a detector's scores besides encoder and data."""
-
-    preset: str
-    score: ScoreName
-    schedule: ScheduleSettings = ScheduleSettings()
-    network: NetworkSettings = NetworkSettings()
-    training: TrainingSettings = TrainingSettings()
-    restoration: RestorationSettings = RestorationSettings()
-    expected_error_weight: float = Field(default=1.0, ge=0, le=1)
-    """How much of the expected log error the residual score takes off: 0 for the error itself, 1 for their ratio."""
-    expected_error_quantile: float = Field(default=0.95, gt=0, le=1)
-    """An image is expected to err no more than this share of held-out ID images are."""
-    neighbours: int = Field(default=50, ge=1)
-    """`k` of the knn score."""
-    references: int = Field(default=20_000, ge=1)
-    """At most so many training images are kept for the knn score."""
-    latent: int = Field(default=128, ge=1)
-    """Dimension of the feature VAE's code."""
-    seed: int = Field(default=0, ge=0, lt=2**31)
-
-    @model_validator(mode="after")
-    def _steps_fit(self) -> "Settings":
-        check_steps(self.restoration.steps, self.schedule.T)
-        if self.score == "residual" and len(self.restoration.steps) > 1:
-            raise SettingsError("the residual score restores in one step: give a single t")
-        return self
-
-
-_DEFAULT = Settings(
-    preset="default",
-    score="residual",
-    schedule=ScheduleSettings(kind="cosine"),
-    network=NetworkSettings(width=256, blocks=1),
-    training=TrainingSettings(
-        epochs=4, min_steps=600, batch_size=256, lr=6e-4, lr_decay="cosine", ema_decay=0.999, patience=3
-    ),
-    restoration=RestorationSettings(steps=(80,), eta=0.0, draws=4),
-)
-
-PRESETS = {
-    "default": _DEFAULT,
-    "fast": _DEFAULT.model_copy(update={"preset": "fast", "network": NetworkSettings(width=64, blocks=1)}),
-    "paper": Settings(preset="paper", score="mfsim"),
-}
-"""`default`: what measured best, see docs/design.md. `fast`: the smallest network within 0.2 points of the paper's
-size. `paper`: the paper's setting, its code's where it is silent."""
-
-PRESET_OF_SCORE: Mapping[ScoreName, str] = {
-    "residual": "default",
-    "mahalanobis": "default",
-    "knn": "default",
-    "mfsim": "paper",
-    "mse": "paper",
-    "lr": "paper",
-    "autoencoder": "paper",
-    "feature-vae": "paper",
-}
-
-
-def resolve(
-    preset: str | None = None,
-    score: str | None = None,
-    *,
-    t: int | Sequence[int] | None = None,
-    draws: int | None = None,
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    lr: float | None = None,
-    width: int | None = None,
-    blocks: int | None = None,
-    neighbours: int | None = None,
-    seed: int = 0,
-) -> Settings:
-    """A preset with changes; None keeps the preset's value.
-
-    Args:
-        preset: `default`, `fast` or `paper`; None for the one that the score belongs to.
-        score: one of `SCORES`.
-        t: the time to distort to and restore from, or all falling times of the restoration.
-        draws: noise draws to average over.
-        epochs: most epochs of training, however small the set.
-        batch_size: of training.
-        lr: learning rate.
-        width: of LFDN's blocks.
-        blocks: of LFDN.
-        neighbours: `k` of the knn score.
-        seed: of everything random.
+def validated(kind: type[M], values: Mapping[str, Any]) -> M:
+    """An instance of `kind`.
 
     Raises:
-        SettingsError: for a name or value that cannot work, with what is allowed.
+        SettingsError: for the first value that cannot work, in one line.
     """
-    if score is not None and score not in SCORES:
-        raise SettingsError(f"unknown score '{score}'; choose one of {', '.join(SCORES)}")
-    if preset is None:
-        preset = next((PRESET_OF_SCORE[name] for name in SCORES if name == score), "default")
-    if preset not in PRESETS:
-        raise SettingsError(f"unknown preset '{preset}'; choose one of {', '.join(PRESETS)}")
-    base = PRESETS[preset].model_dump()
-    steps = None if t is None else (t,) if isinstance(t, int) else tuple(t)
-    changes: dict[str, dict[str, Any]] = {
-        "training": {"epochs": epochs, "batch_size": batch_size, "lr": lr},
-        "network": {"width": width, "blocks": blocks},
-        "restoration": {"steps": steps, "draws": draws},
-    }
-    if epochs is not None:
-        changes["training"]["min_steps"] = 0
-    for part, values in changes.items():
-        base[part] |= {name: value for name, value in values.items() if value is not None}
-    base |= {k: v for k, v in {"score": score, "neighbours": neighbours}.items() if v is not None}
     try:
-        return Settings.model_validate(base | {"seed": seed})
+        return kind.model_validate(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
-        raise SettingsError(f"{first['loc'][-1] if first['loc'] else 'settings'}: {first['msg']}") from error
+        name = ".".join(str(part) for part in first["loc"]) or "settings"
+        raise SettingsError(f"{name}: {first['msg']}, got {first['input']!r}") from error
+
+
+def _split(value: object) -> object:
+    """`70`, `"9,6,3"` and `[9, 6, 3]` as a sequence."""
+    if isinstance(value, str):
+        return value.split(",")
+    return (value,) if isinstance(value, int) else value
+
+
+WholeNumbers = Annotated[tuple[int, ...], BeforeValidator(_split)]
+"""Whole numbers: one, several, or text with commas between them."""
+
+
+class TrainingSettings(Frozen):
+    """How a network is trained (Algorithm 1, section 4.2). The defaults are the paper's, or its code's."""
+
+    epochs: int = Field(default=150, ge=1, description="Most epochs of training.")
+    min_steps: int = Field(default=0, ge=0, description="A dataset too small for this many steps gets more epochs.")
+    batch_size: int = Field(default=128, ge=1, description="Samples in a training step.")
+    lr: float = Field(default=1e-4, gt=0, description="Learning rate.")
+    lr_decay: Literal["constant", "cosine"] = Field(default="constant", description="How the learning rate falls.")
+    weight_decay: float = Field(default=1e-4, ge=0, description="Weight decay of AdamW.")
+    ema_decay: float = Field(default=0.9999, ge=0, lt=1, description="Decay of the averaged weights.")
+    patience: int = Field(default=10, ge=1, description="Epochs without a lower validation loss before it stops.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="Of matrix products; auto is bfloat16 where the hardware has it."
+    )
+
+
+class DetectorConfig(Frozen):
+    """What a detector was asked to be: the arguments of `Detector` that decide its scores, as they were given.
+
+    It is saved whole in each model directory, and read back without loss.
+    """
+
+    encoder: str = "efficientnet_lite0"
+    score: str | None = None
+    preset: str | None = None
+    stages: WholeNumbers | None = None
+    weights: str | None = None
+    decoding: str = "full"
+    false_alarm_rate: float = 0.05
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    thumbnails: int = Field(default=0, ge=0)
+    settings: dict[str, Any] = {}
+    """Settings of the score, by name."""
+
+    @field_validator("false_alarm_rate")
+    @classmethod
+    def _is_a_rate(cls, rate: float) -> float:
+        if not 0 < rate < 1:
+            raise SettingsError(f"the false-alarm rate must lie between 0 and 1, got {rate:g}")
+        return rate
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of `Detector` that give this config again."""
+        named = {name: getattr(self, name) for name in type(self).model_fields if name != "settings"}
+        return named | self.settings

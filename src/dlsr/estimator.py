@@ -8,22 +8,23 @@ class Estimator:
     """Parameters are what `__init__` takes and stores under the same names; `sklearn.base.clone` works on them."""
 
     @classmethod
-    def _parameter_names(cls) -> list[str]:
-        return list(inspect.signature(cls).parameters)
+    def _defaults(cls) -> dict[str, Any]:
+        """All parameters, with their defaults."""
+        return {name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()}
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Parameters by name. `deep` is there for scikit-learn; no parameter is an estimator."""
-        return {name: getattr(self, name) for name in self._parameter_names()}
+        return {name: getattr(self, name) for name in self._defaults()}
 
     def set_params(self, **params: Any) -> Self:
         """Change parameters.
 
         Raises:
-            ValueError: for a name that is none, as scikit-learn does.
+            ValueError: for an unknown name, as scikit-learn does.
         """
-        unknown = params.keys() - set(self._parameter_names())
+        unknown = params.keys() - self._defaults().keys()
         if unknown:
-            raise ValueError(f"no parameter {sorted(unknown)}; choose among {self._parameter_names()}")
+            raise ValueError(f"no parameter {sorted(unknown)}; choose among {', '.join(self._defaults())}")
         for name, value in params.items():
             setattr(self, name, value)
         return self
@@ -34,6 +35,6 @@ class Estimator:
         return BaseEstimator.__sklearn_tags__(self)
 
     def __repr__(self) -> str:
-        defaults = inspect.signature(type(self)).parameters
-        changed = (f"{k}={v!r}" for k, v in self.get_params().items() if v != defaults[k].default)
+        defaults = self._defaults()
+        changed = (f"{name}={value!r}" for name, value in self.get_params().items() if value != defaults[name])
         return f"{type(self).__name__}({', '.join(changed)})"

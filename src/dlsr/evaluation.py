@@ -99,7 +99,8 @@ def evaluate(
 
     def encoded(name: str, images: ImagesLike) -> Encoded:
         chosen = open_images(images).sample(limit)
-        done = detector.encode(chosen, transform=transform, progress=progress(name, len(chosen)) if progress else None)
+        advance = progress(name, len(chosen)) if progress else None
+        done = detector.extractor_.encode(chosen, transform=transform, progress=advance)
         if not len(done.z0):
             first, reason = next(iter(done.unreadable.items()))
             raise NoImagesError(f"no image of '{name}' can be read; the first, {first}: {reason}")

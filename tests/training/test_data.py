@@ -2,14 +2,14 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import small
 from dlsr import Detector, OutputError
-from dlsr.config import resolve
 from dlsr.encoding import store
 from dlsr.encoding.store import empty_table
 from dlsr.scorers.gaussian import Gaussian
 from dlsr.training import data as rows
 from dlsr.training.checkpoint import training_key
-from dlsr.training.data import Rows, RowsInBlocks, rows_of
+from dlsr.training.data import Samples, SamplesOnDisk, samples_of
 
 CPU = torch.device("cpu")
 
@@ -35,8 +35,8 @@ def shuffled(made, batch_size, seed):
 @pytest.mark.parametrize("batch_size", [1, 5, 16, 40])
 def test_an_epoch_holds_every_row_once_in_whole_batches(small_buffers, n, batch_size):
     chosen = np.random.default_rng(0).permutation(1000)[:n]
-    made = rows_of(numbered(), chosen, CPU)
-    assert isinstance(made, RowsInBlocks)
+    made = samples_of(numbered(), chosen, CPU)
+    assert isinstance(made, SamplesOnDisk)
     assert len(made) == n
     buffers = shuffled(made, batch_size, 0)
     assert sorted(torch.cat(buffers)[:, 0].tolist()) == sorted(chosen.tolist())
@@ -46,7 +46,7 @@ def test_an_epoch_holds_every_row_once_in_whole_batches(small_buffers, n, batch_
 
 
 def test_buffers_mix_blocks_from_anywhere_and_epochs_differ(small_buffers):
-    made = rows_of(numbered(), np.arange(1000), CPU)
+    made = samples_of(numbered(), np.arange(1000), CPU)
     first, again, other = (shuffled(made, 16, seed) for seed in (0, 0, 1))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first[0], other[0])
@@ -56,14 +56,14 @@ def test_buffers_mix_blocks_from_anywhere_and_epochs_differ(small_buffers):
 def test_rows_in_order_some_rows_and_a_function_of_rows(small_buffers):
     chosen = np.array([900, 3, 5, 77, *range(100, 300)])
     table = numbered()
-    in_blocks, in_memory = rows_of(table, chosen, CPU), Rows(torch.from_numpy(table[np.sort(chosen)]))
+    in_blocks, in_memory = samples_of(table, chosen, CPU), Samples(torch.from_numpy(table[np.sort(chosen)]))
     assert len(list(in_blocks)) == 4
     for made in (in_blocks, in_memory):
         torch.testing.assert_close(torch.cat(list(made.map(lambda x: 2 * x + 1).map(torch.sqrt)))[:2, 0] ** 2,
                                    torch.tensor([7.0, 11.0]))  # fmt: skip
         assert made.take(torch.tensor([1, 0]))[:, 0].tolist() == [5, 3]
-    settings = resolve()
-    assert training_key(settings, in_blocks) == training_key(settings, in_memory) != training_key(settings, [])
+    assert training_key("a", in_blocks) == training_key("a", in_memory) != training_key("a", [])
+    assert training_key("a", in_memory) != training_key("b", in_memory)
 
 
 def test_rows_are_taken_in_the_order_asked_for():
@@ -72,14 +72,14 @@ def test_rows_are_taken_in_the_order_asked_for():
 
 
 def test_few_rows_are_in_memory_in_the_order_asked_for():
-    made = rows_of(numbered(), np.array([5, 2]), CPU)
-    assert type(made) is Rows
+    made = samples_of(numbered(), np.array([5, 2]), CPU)
+    assert type(made) is Samples
     assert next(iter(made))[:, 0].tolist() == [5, 2]
 
 
 def test_a_gaussian_of_parts_is_that_of_the_whole():
     z0 = torch.from_numpy(np.random.default_rng(0).standard_normal((700, 6)).astype(np.float32) * 3 + 100)
-    whole, parts = Gaussian.fit([z0]), Gaussian.fit(torch.split(z0, 64))
+    whole, parts = Gaussian(6).fit([z0]), Gaussian(6).fit(torch.split(z0, 64))
     torch.testing.assert_close(parts.mean, whole.mean)
     torch.testing.assert_close(parts.variances, whole.variances)
     torch.testing.assert_close(parts.whiten(z0), whole.whiten(z0), atol=1e-4, rtol=1e-4)
@@ -93,7 +93,7 @@ def test_a_fit_from_a_file_detects_as_one_from_memory(tmp_path, monkeypatch, sco
     np.save(tmp_path / "z0.npy", features[:1800])
     inside, outside = features[1800:], random.standard_normal((200, 16)).astype(np.float32) * 2
     # Under an epoch's worth of training small differences of order would show: give it some.
-    parameters = {"score": score, "width": 64, "blocks": 1, "epochs": 20, "lr": 3e-3, "neighbours": 5}
+    parameters = small(score, width=64, blocks=1, epochs=20, lr=3e-3, neighbours=5)
     in_memory = Detector(**parameters).fit_features(features[:1800])
     monkeypatch.setattr(rows, "IN_MEMORY_BYTES", 0)
     monkeypatch.setattr(rows, "BLOCK_BYTES", 2**12)
@@ -116,8 +116,7 @@ def test_many_features_of_images_are_in_a_file(image_folder, tmp_path, monkeypat
     monkeypatch.setattr(store, "IN_MEMORY_BYTES", 0)
     monkeypatch.setattr(rows, "IN_MEMORY_BYTES", 0)
     detector = Detector(**parameters, store=tmp_path / "store")
-    detector.prepare_encoder()
-    encoded = detector.encode(image_folder)
+    encoded = detector.prepare_extractor().encode(image_folder)
     assert isinstance(encoded.z0, np.memmap)
     in_blocks = detector.fit_encoded(encoded)
     assert in_blocks.threshold_ == pytest.approx(plain.threshold_, rel=1e-4)

@@ -3,18 +3,22 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import safetensors.torch
 import torch
+from torch import nn
 
 from dlsr import ArtifactError
-from dlsr.config import TrainingSettings, resolve
+from dlsr.config import TrainingSettings
 from dlsr.method.lfdn import LFDN
 from dlsr.method.schedule import scaled_linear_alpha_bar
+from dlsr.scorers import resolve
+from dlsr.scorers.paper import restoration_loss
 from dlsr.training.checkpoint import Checkpoint
-from dlsr.training.data import Rows
-from dlsr.training.loop import learning_rate, most_epochs, new_state, restoration_loss, train
+from dlsr.training.data import Samples
+from dlsr.training.loop import learning_rate, most_epochs, new_state, train
 
 ALPHA_BAR = scaled_linear_alpha_bar(20, 0.01, 0.3)
 
@@ -32,7 +36,9 @@ def rows(n=256, seed=0):
 def run(settings, state=None, epochs=None):
     network = small_network()
     state = state or new_state(network)
-    for done in train(network, Rows(rows()), rows(64, 1), restoration_loss(network, ALPHA_BAR), settings, 0, state):
+    for done in train(
+        network, Samples(rows()), rows(64, 1), partial(restoration_loss, network, ALPHA_BAR), settings, 0, state
+    ):
         state = done
         if done.epoch == epochs:
             break
@@ -67,6 +73,48 @@ def test_resumed_is_the_same_as_uninterrupted(tmp_path):
 
 def test_initial_network_is_that_of_the_first_epoch():
     assert same(run(SETTINGS).initial, run(SETTINGS, epochs=1).ema)
+
+
+class Counting(nn.Module):
+    """A network with a buffer that changes in training, and with dropout."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+        self.norm = nn.BatchNorm1d(6)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, z0):
+        return self.dropout(self.norm(self.linear(z0)))
+
+
+def counted(state=None, epochs=6):
+    torch.manual_seed(0)
+    network = Counting()
+    state = state or new_state(network)
+    loss = lambda z0, draws: (network(z0) - z0).square().mean()  # noqa: E731
+    torch.manual_seed(torch.seed())  # the global generator is anywhere when a fit resumes
+    for done in train(network, Samples(rows()), rows(64, 1), loss, SETTINGS, 0, state):
+        state = done
+        if done.epoch == epochs:
+            break
+    return state
+
+
+def test_the_averaged_network_has_the_buffers_of_the_trained_one():
+    state = counted()
+    assert state.network["norm.num_batches_tracked"] > 0
+    for name in ("norm.running_mean", "norm.running_var", "norm.num_batches_tracked"):
+        assert torch.equal(state.ema[name], state.network[name]), name
+
+
+def test_a_network_that_draws_numbers_itself_resumes_exactly(tmp_path):
+    whole = counted()
+    checkpoint = Checkpoint(tmp_path / "c", "key")
+    checkpoint.save(counted(epochs=2))
+    resumed = counted(checkpoint.load())
+    assert resumed.log == whole.log
+    assert same(resumed.network, whole.network)
 
 
 def test_training_stops_when_it_no_longer_pays():
@@ -159,6 +207,6 @@ with replacing(pathlib.Path(sys.argv[1])) as temporary:
 
 @pytest.mark.parametrize(("n", "epochs"), [(100_000, 4), (1000, 150), (10, 600)])
 def test_small_sets_get_more_epochs(n, epochs):
-    settings = resolve().training.model_copy(update={"epochs": 4, "min_steps": 600, "batch_size": 256})
+    settings = TrainingSettings(epochs=4, min_steps=600, batch_size=256)
     assert most_epochs(settings, n) == epochs
-    assert most_epochs(resolve(epochs=4).training, n) == 4, "an explicit number is kept to"
+    assert most_epochs(resolve(changes={"epochs": 4}).scorer, n) == 4, "an explicit number is kept to"

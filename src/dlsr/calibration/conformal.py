@@ -38,18 +38,32 @@ def threshold(calibration: NDArray[np.floating], rate: float) -> float:
         SettingsError: for a rate outside (0, 1).
         TooFewImagesError: if no p-value can be as small as `rate`, that is if `n < 1 / rate - 1`.
     """
+    n = len(calibration)
+    check_calibration_size(n, rate)
+    return float(np.sort(calibration)[n - allowed_alarms(n, rate)])
+
+
+def check_calibration_size(n: int, rate: float) -> None:
+    """Raise unless `n` calibration images allow a false-alarm rate.
+
+    Raises:
+        SettingsError: for a rate outside (0, 1).
+        TooFewImagesError: if no p-value can be as small as `rate`, that is if `n < 1 / rate - 1`.
+    """
     if not 0 < rate < 1:
         raise SettingsError(f"the false-alarm rate must lie between 0 and 1, got {rate}")
-    n = len(calibration)
-    # The small slack keeps rate * (n + 1) from falling below a whole number by rounding alone.
-    allowed = math.floor(rate * (n + 1) + 1e-9)
-    if allowed < 1:
+    if allowed_alarms(n, rate) < 1:
         needed = math.ceil(1 / rate - 1 - 1e-9)
         raise TooFewImagesError(
             f"a false-alarm rate of {rate:g} needs at least {needed} calibration images, got {n}; "
             "give more images or a higher rate"
         )
-    return float(np.sort(calibration)[n - allowed])
+
+
+def allowed_alarms(n: int, rate: float) -> int:
+    """The most of `n` calibration images that a threshold may call OOD at a false-alarm rate."""
+    # The small slack keeps rate * (n + 1) from falling below a whole number by rounding alone.
+    return math.floor(rate * (n + 1) + 1e-9)
 
 
 def layer_scale(layers: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -1,33 +1,40 @@
-"""A fitted detector as a graph that needs no dlsr: encoder, distortion, restoration and score in one.
+"""A fitted detector as one graph that runs without dlsr: encoder, distortion, restoration and score.
 
 The directory holds the graph, `export.json` (preprocessing, noise, threshold, layers), `calibration.npy` (scores of
-the calibration images, for p-values) and `score_image.py`, an example with nothing but the runtime, NumPy and Pillow.
+the calibration images, for p-values) and `score_image.py`, an example that needs only the runtime, NumPy and Pillow.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor, nn
 
 from dlsr.artifact import installed_versions
 from dlsr.encoders import Encoder, EncoderSpec
 from dlsr.errors import ExportError, OutputError, SettingsError
-from dlsr.export.int8 import GREATEST_LOSS, Int8Report, Pixels, compare, joined
 from dlsr.files import file_sums, replacing_folder
+from dlsr.images.sources import ImagesLike
 from dlsr.images.transforms import resize
 from dlsr.method.noise import noise_for, pixel_digest
+from dlsr.model import Calibration
 from dlsr.runtime.backends import choose_backend
 from dlsr.runtime.base import Engine, Graph
+from dlsr.runtime.devices import torch_device
 from dlsr.runtime.onnx_engine import load_onnx, write_onnx
-from dlsr.runtime.openvino_engine import load_openvino, save_openvino, write_openvino
-from dlsr.scorers.base import ImageToScore, Scorer
+from dlsr.runtime.openvino_engine import load_openvino, write_openvino
+from dlsr.scorers.base import LayerScores, Scorer
+
+if TYPE_CHECKING:
+    from dlsr.detector import Detector
 
 ExportFormat = Literal["onnx", "openvino"]
 EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
@@ -39,25 +46,64 @@ SCHEMA_VERSION = 1
 ABOUT = "export.json"
 GRAPHS = {"onnx": "model.onnx", "openvino": "model.xml"}
 CPU = torch.device("cpu")
+CHECKED_IMAGES = 256
+"""At most this many images check an exported graph."""
+
+
+class ImageToScore(nn.Module):
+    """Encoder and scorer in one module.
+
+    Takes resized images, uint8 of shape `(N, size, size, 3)`, and, if the scorer uses noise, standard normal noise of
+    shape `(N, K, c)`. Returns scores, shape `(N,)`, and those of the layers, shape `(N, M)`.
+    """
+
+    def __init__(self, encoder: nn.Module, scorer: Scorer) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.scorer = scorer
+
+    def forward(self, pixels: Tensor, noise: Tensor | None = None) -> LayerScores:
+        """See the class."""
+        z0 = self.encoder(pixels)
+        outputs: LayerScores = self.scorer(z0, z0.unsqueeze(1)[:, :0] if noise is None else noise)
+        return outputs
 
 
 @dataclass(frozen=True)
 class Exportable:
-    """What of a detector goes into an export."""
+    """The parts of a detector that go into an export."""
 
     encoder: Encoder
     scorer: Scorer
     seed: int
     layer_names: Sequence[str]
-    layer_mean: NDArray[np.float64]
-    layer_std: NDArray[np.float64]
-    calibration_scores: NDArray[np.float64]
+    calibration: Calibration
     false_alarm_rate: float
     threshold: float
 
+    @classmethod
+    def of(cls, detector: "Detector") -> Self:
+        """The parts of a fitted detector.
+
+        Raises:
+            NotFittedError: for a detector that is not fitted, or was fitted to features.
+            SettingsError: if it is not on the CPU.
+        """
+        if torch_device(detector.device).type != "cpu":
+            raise SettingsError("exporting works on the CPU; load the model with device='cpu'")
+        return cls(
+            encoder=detector.extractor_.encoder,
+            scorer=detector.scorer_,
+            seed=detector.settings_.seed,
+            layer_names=detector.layer_names_,
+            calibration=detector.calibration_,
+            false_alarm_rate=detector.false_alarm_rate,
+            threshold=detector.threshold_,
+        )
+
     @property
     def spec(self) -> EncoderSpec:
-        """The encoder's."""
+        """The encoder's spec."""
         return self.encoder.spec
 
     def graph(self) -> Graph:
@@ -76,78 +122,46 @@ class Exportable:
         return pixels, noise.numpy()
 
 
-def write_export(what: Exportable, folder: Path, kind: ExportFormat, pixels: NDArray[np.uint8]) -> float:
-    """Write an export directory, once its graph has proved to agree with PyTorch.
+def export(
+    detector: "Detector", folder: str | os.PathLike[str], kind: ExportFormat = "onnx", images: ImagesLike | None = None
+) -> float:
+    """Write an export directory, after checking that its graph agrees with PyTorch.
 
     Args:
-        what: the detector's parts, on the CPU.
-        folder: to write; replaced if it is an export already.
-        kind: of the graph.
-        pixels: real images to check the graph on, resized, uint8 of shape `(N, size, size, 3)`.
+        detector: fitted to images, on the CPU.
+        folder: to write; an export in it is replaced.
+        kind: `onnx` or `openvino`.
+        images: real images to check the graph on, at most 256 of which are used; None for photographs of scikit-learn.
 
     Returns:
-        The greatest difference of scores on `pixels`, relative as told at `TOLERANCE`.
+        The greatest difference of scores from PyTorch's on these images, relative as `TOLERANCE` says.
 
     Raises:
-        SettingsError: for an unknown format.
-        MissingExtraError: if what writes it is not installed.
-        OutputError: if the folder holds something else, or cannot be written.
-        ExportError: if the graph disagrees.
+        NotFittedError: for a detector that is not fitted, or was fitted to features.
+        SettingsError: for an unknown format, or a detector that is not on the CPU.
+        MissingExtraError: if the package that writes the graph is not installed.
+        OutputError: if the folder holds other files, or cannot be written.
+        ExportError: if the graph disagrees with PyTorch; nothing is written then.
     """
-    check_export(folder, kind)
-    with replacing_folder(folder) as temporary:
+    exported = Exportable.of(detector)
+    check_export(Path(folder), kind)
+    pixels = sample_pixels(exported.spec) if images is None else detector.extractor_.pixels(images, CHECKED_IMAGES)
+    with replacing_folder(Path(folder)) as temporary:
         path = temporary / GRAPHS[kind]
-        (write_onnx if kind == "onnx" else write_openvino)(what.graph(), path, CPU)
-        difference = disagreement(what, _load(kind, path), pixels)
+        (write_onnx if kind == "onnx" else write_openvino)(exported.graph(), path, CPU)
+        difference = disagreement(exported, _load(kind, path), pixels)
         if not difference <= TOLERANCE:
             raise ExportError(
                 f"the exported graph disagrees with PyTorch: scores differ by {difference:.1e} of the score or of "
                 f"the spread of ID scores, over {TOLERANCE:g}; nothing was written, try the other format"
             )
         parity = {"images": len(pixels), "greatest_relative_difference": difference, "tolerance": TOLERANCE}
-        _write_rest(what, temporary, kind, {"parity": parity})
+        write_description(exported, temporary, kind, {"parity": parity})
     return difference
 
 
-def write_int8_export(
-    full: Exportable, int8: Exportable, quantised: Any, folder: Path, inside: Pixels, outside: Mapping[str, Pixels]
-) -> Int8Report:
-    """Write an OpenVINO export whose encoder works in 8-bit integers, once it has proved to detect as well.
-
-    Args:
-        full: the detector's parts, on the CPU.
-        int8: those of the same detector fitted to the features of the quantised encoder.
-        quantised: that encoder, as `dlsr.export.int8.quantised_encoder` gives it.
-        folder: to write; replaced if it is an export already.
-        inside: ID images that neither was fitted to, resized, uint8 of shape `(N, size, size, 3)`.
-        outside: OOD sets, likewise.
-
-    Returns:
-        What quantising did.
-
-    Raises:
-        OutputError: if the folder cannot be written.
-        ExportError: if mean AUROC falls by `dlsr.export.int8.GREATEST_LOSS` or more.
-    """
-    with replacing_folder(folder) as temporary:
-        write_openvino(full.graph(), temporary / "full.xml", CPU)
-        save_openvino(joined(quantised, int8.scorer, int8.encoder.c), temporary / GRAPHS["openvino"])
-        before, after = (load_openvino(temporary / name, CPU) for name in ("full.xml", GRAPHS["openvino"]))
-        inputs = {"": full.inputs(inside)} | {name: full.inputs(one) for name, one in outside.items()}
-        report = compare(before, after, inputs, inside="")
-        if not report.loss < GREATEST_LOSS:
-            raise ExportError(
-                f"8 bits cost {100 * report.loss:.2f} points of AUROC, {100 * GREATEST_LOSS:g} or more; nothing was "
-                "written, export in full precision"
-            )
-        for name in ("full.xml", "full.bin"):
-            (temporary / name).unlink()
-        _write_rest(int8, temporary, "openvino", {"int8": asdict(report)})
-    return report
-
-
 def check_export(folder: Path, kind: ExportFormat) -> None:
-    """Raise what `write_export` would, before long work: for a wrong format, a missing extra or a folder in use."""
+    """Raise the errors of `export` that can be known before long work: format, missing extra, folder in use."""
     if kind not in EXPORT_FORMATS:
         raise SettingsError(f"unknown format '{kind}'; choose one of {', '.join(EXPORT_FORMATS)}")
     choose_backend("onnxruntime" if kind == "onnx" else "openvino", CPU)
@@ -155,9 +169,9 @@ def check_export(folder: Path, kind: ExportFormat) -> None:
         raise OutputError(f"'{folder}' holds other files; give a new folder, or one with an export to replace")
 
 
-def _write_rest(what: Exportable, folder: Path, kind: ExportFormat, proof: dict[str, Any]) -> None:
-    """All but the graph."""
-    np.save(folder / "calibration.npy", np.sort(what.calibration_scores))
+def write_description(what: Exportable, folder: Path, kind: ExportFormat, proof: dict[str, Any]) -> None:
+    """Write everything but the graph."""
+    np.save(folder / "calibration.npy", np.sort(what.calibration.scores))
     example = resources.files("dlsr.export").joinpath(f"templates/{kind}.py").read_text()
     (folder / "score_image.py").write_text(example)
     about = _about(what, kind) | proof
@@ -166,9 +180,9 @@ def _write_rest(what: Exportable, folder: Path, kind: ExportFormat, proof: dict[
 
 
 def disagreement(what: Exportable, engine: Engine, pixels: NDArray[np.uint8]) -> float:
-    """The greatest difference between an engine's scores and PyTorch's, relative as told at `TOLERANCE`."""
+    """The greatest difference between an engine's scores and PyTorch's, relative as `TOLERANCE` says."""
     module = ImageToScore(what.encoder.module(), what.scorer).eval()
-    spread = float(what.calibration_scores.std())
+    spread = float(what.calibration.scores.std())
     worst = 0.0
     for start in range(0, len(pixels), 32):
         inputs = what.inputs(pixels[start : start + 32])
@@ -216,8 +230,8 @@ def _about(what: Exportable, kind: ExportFormat) -> dict[str, Any]:
         "encoder": what.spec.name,
         "encoder_sha256": what.encoder.weights_sha256,
         "layers": list(what.layer_names),
-        "layer_mean": what.layer_mean.tolist(),
-        "layer_std": what.layer_std.tolist(),
+        "layer_mean": what.calibration.layer_mean.tolist(),
+        "layer_std": what.calibration.layer_std.tolist(),
         "false_alarm_rate": what.false_alarm_rate,
         "threshold": what.threshold,
         "versions": installed_versions(),

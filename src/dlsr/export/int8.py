@@ -1,14 +1,17 @@
-"""The encoder in 8-bit integers, for OpenVINO: faster on a CPU, kept only if detection hardly suffers.
+"""Export with the encoder in 8-bit integers, for OpenVINO: faster on a CPU, kept only if detection hardly suffers.
 
 A scorer knows the features that it was fitted to, down to directions of little variance; 8 bits shift them. So the
 scorer is fitted again to the features of the quantised encoder.
 """
 
+import copy
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,31 +19,104 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dlsr.calibration.metrics import evaluate_scores
-from dlsr.errors import MissingExtraError
+from dlsr.encoding.pipeline import Progress, encode_all
+from dlsr.errors import ExportError, MissingExtraError, SettingsError
+from dlsr.export.graph import CPU, GRAPHS, Exportable, ImageToScore, check_export, write_description
+from dlsr.files import replacing_folder
+from dlsr.images.sources import ImagesLike, open_images
 from dlsr.runtime.base import Engine, Graph
-from dlsr.runtime.openvino_engine import converted_to_openvino
-from dlsr.scorers.base import ImageToScore, Scorer
+from dlsr.runtime.openvino_engine import (
+    converted_to_openvino,
+    load_openvino,
+    openvino_engine,
+    save_openvino,
+    write_openvino,
+)
+from dlsr.scorers.base import Scorer
+
+if TYPE_CHECKING:
+    from dlsr.detector import Detector
 from dlsr.streaming import map_ahead
 
 Pixels = NDArray[np.uint8]
-CPU = torch.device("cpu")
 
 GREATEST_LOSS = 0.002
 """Mean AUROC may fall by less than this."""
+MEASURED_IMAGES = 1024
+"""At most this many images of a dataset measure the 8-bit graph."""
+RANGE_IMAGES = 300
+"""This many images give the ranges of its integers, as NNCF advises."""
 ROUNDS = 3
 
 
 @dataclass(frozen=True)
 class Int8Report:
-    """What quantising did."""
+    """What quantisation costs and gains."""
 
     auroc: dict[str, float]
-    """By OOD set, in full precision."""
+    """By OOD dataset, in full precision."""
     auroc_int8: dict[str, float]
     loss: float
-    """Of mean AUROC; negative for a gain."""
+    """Loss of mean AUROC; negative for a gain."""
     times_as_fast: float
-    """Whole graph against whole graph on the same images."""
+    """The 8-bit graph against the full one on the same images."""
+
+
+def export_int8(
+    detector: "Detector",
+    folder: str | os.PathLike[str],
+    train_images: ImagesLike,
+    id_images: ImagesLike,
+    ood_images: Mapping[str, ImagesLike],
+    *,
+    progress: Progress | None = None,
+) -> Int8Report:
+    """As `dlsr.export.export` to OpenVINO, with the encoder in 8-bit integers.
+
+    A detector is fitted and calibrated again, to features of the quantised encoder; the given one stays as it is.
+
+    Args:
+        detector: fitted to images, on the CPU.
+        folder: to write; an export in it is replaced.
+        train_images: those that the detector was fitted to.
+        id_images: other in-distribution images, to measure on.
+        ood_images: OOD datasets to measure on, by name.
+        progress: callback with the number of training images that were encoded since the last call.
+
+    Returns:
+        AUROC before and after, and the gain in speed.
+
+    Raises:
+        NotFittedError, OutputError: as for `export`.
+        SettingsError: without an OOD dataset.
+        MissingExtraError: without OpenVINO or NNCF.
+        TooFewImagesError: if the training images are too few.
+        ExportError: if mean AUROC falls by `GREATEST_LOSS` or more; nothing is written then.
+    """
+    if not ood_images:
+        raise SettingsError("give at least one OOD dataset to measure the 8-bit model on")
+    full, extractor, seed = Exportable.of(detector), detector.extractor_, detector.seed
+    check_export(Path(folder), "openvino")
+    quantised = quantised_encoder(full.encoder.graph(), extractor.pixels(train_images, RANGE_IMAGES, seed))
+    encoder = full.encoder.with_engine(openvino_engine(quantised))
+    encoded = encode_all(encoder, open_images(train_images), workers=detector.workers, progress=progress)
+    refitted = Exportable.of(copy.copy(detector).fit_encoded(encoded))
+    datasets = {"": id_images, **ood_images}
+    inputs = {name: full.inputs(extractor.pixels(one, MEASURED_IMAGES, seed)) for name, one in datasets.items()}
+    with replacing_folder(Path(folder)) as temporary:
+        write_openvino(full.graph(), temporary / "full.xml", CPU)
+        save_openvino(joined(quantised, refitted.scorer, encoder.c), temporary / GRAPHS["openvino"])
+        before, after = (load_openvino(temporary / name, CPU) for name in ("full.xml", GRAPHS["openvino"]))
+        report = compare(before, after, inputs, inside="")
+        if not report.loss < GREATEST_LOSS:
+            raise ExportError(
+                f"8 bits cost {100 * report.loss:.2f} points of AUROC, {100 * GREATEST_LOSS:g} or more; nothing was "
+                "written, export in full precision"
+            )
+        for name in ("full.xml", "full.bin"):
+            (temporary / name).unlink()
+        write_description(refitted, temporary, "openvino", {"int8": asdict(report)})
+    return report
 
 
 def quantised_encoder(encoder: Graph, ranges: Pixels) -> Any:

@@ -6,8 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dlsr.method.diffusion import Denoiser
-
 
 class OneGroupNorm(nn.GroupNorm):
     """GroupNorm with one group. On vectors that is a LayerNorm, which is faster and runs in every engine."""
@@ -49,15 +47,7 @@ class ResBlock(nn.Module):
         return shift
 
 
-class RestorationNetwork(nn.Module):
-    """A network that can be trained to restore features."""
-
-    def loss(self, z0: Tensor, zt: Tensor, t: Tensor) -> Tensor:
-        """Loss of a batch: `z0` and `zt` of shape `(N, c)`, `t` of shape `(N,)`; shape `()`."""
-        raise NotImplementedError
-
-
-class LFDN(RestorationNetwork):
+class LFDN(nn.Module):
     """Predicts `z0` from `zt` and `t`.
 
     Args:
@@ -82,19 +72,12 @@ class LFDN(RestorationNetwork):
         times, which = torch.unique(t, return_inverse=True)
         return self._predict(zt, [F.embedding(which, shifts) for shifts in self._time_shifts(times)])
 
-    def loss(self, z0: Tensor, zt: Tensor, t: Tensor) -> Tensor:
-        """Eq. 4 as a mean over elements: shape `()`."""
-        return F.mse_loss(self(zt, t), z0)
-
-    @torch.no_grad()
-    def at_times(self, times: tuple[int, ...]) -> Denoiser:
-        """The network for just these times, their embeddings computed once (for scoring)."""
-        device = self.linear_in.weight.device
-        shifts = {t: self._time_shifts(torch.tensor(t, device=device)) for t in times}
-        return lambda zt, t: self._predict(zt, shifts[t])
+    def at_time(self, zt: Tensor, t: int) -> Tensor:
+        """As `forward` for samples that are all at one time: a `dlsr.method.diffusion.Denoiser`."""
+        return self._predict(zt, self._time_shifts(torch.full((), t, device=zt.device)))
 
     def _time_shifts(self, t: Tensor) -> list[Tensor]:
-        embedding = self.time_mlp(sinusoidal_embedding(t, self.width))
+        embedding = self.time_mlp(sinusoidal_embedding(t, self.width).to(self.linear_in.weight.dtype))
         return [block.time_shift(embedding) for block in self._blocks()]
 
     def _predict(self, zt: Tensor, time_shifts: list[Tensor]) -> Tensor:

@@ -3,13 +3,12 @@
 The covariance gets a ridge that shrinks as images come in, so that it can be inverted however few they are.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 RIDGE = 0.01
 """The ridge, relative to the mean variance, for as many images as dimensions; it falls as one over their number.
@@ -17,44 +16,55 @@ RIDGE = 0.01
 At 45,000 images it is the 1e-4 of the usual recipe. The shrinkage of Ledoit and Wolf, which serves the large
 variances, costs detection here: see docs/design.md.
 """
+CHUNK = 2**15
+"""At most this many samples are held in double precision at once."""
 
 
-@dataclass(frozen=True)
-class Gaussian:
-    """Mean and covariance of features, the latter by its eigenvectors.
+class Gaussian(nn.Module):
+    """Mean and covariance of features, the latter by its eigenvectors. All of it are buffers.
 
     "Coordinates" are along the eigenvectors, scaled so that their mean variance is 1.
+
+    Args:
+        c: dimension of the features.
+
+    Attributes:
+        mean: shape `(c,)`.
+        basis: eigenvectors in columns, shape `(c, c)`.
+        scale: root of the mean variance, shape `()`.
+        variances: variances of the coordinates, shape `(c,)`, with mean 1 before the ridge.
     """
 
     mean: Tensor
-    """Shape `(c,)`."""
     basis: Tensor
-    """Eigenvectors in columns, shape `(c, c)`."""
     scale: Tensor
-    """Root of the mean variance, shape `()`."""
     variances: Tensor
-    """Variances of the coordinates, shape `(c,)`, with mean 1 before the ridge."""
 
-    @classmethod
-    def fit(cls, z0: Iterable[Tensor]) -> "Gaussian":
-        """Fit to rows `z0`, shape `(N, c)` with `N >= 2`, given in parts; they are gone through twice."""
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(c))
+        self.register_buffer("basis", torch.eye(c))
+        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("variances", torch.ones(c))
+
+    def fit(self, z0: Iterable[Tensor]) -> "Gaussian":
+        """Fit to features, shape `(N, c)` with `N >= 2`, given in parts, which are read twice. Returns itself."""
         n, total = 0, np.zeros(())
-        for part in z0:
-            n, total = n + len(part), total + part.double().cpu().numpy().sum(axis=0)
+        for part in _chunks(z0):
+            n, total = n + len(part), total + _float64(part).sum(axis=0)
         mean = total / n
         scatter = np.zeros((len(mean), len(mean)))
-        for part in z0:
-            centred = part.double().cpu().numpy() - mean
+        for part in _chunks(z0):
+            centred = _float64(part)
+            centred -= mean
             scatter += centred.T @ centred
         variances, basis = np.linalg.eigh(scatter / n)
-        # The tiny number serves sets of equal rows, which have no variance at all.
+        # The tiny number serves datasets of equal samples, which have no variance at all.
         mean_variance = variances.mean() + np.finfo(np.float32).tiny
         variances = np.maximum(variances / mean_variance, 0) + RIDGE * len(mean) / n
-
-        def tensor(values: NDArray[np.float64]) -> Tensor:
-            return torch.from_numpy(np.asarray(values)).float().to(part.device)
-
-        return cls(tensor(mean), tensor(basis), tensor(np.sqrt(mean_variance)), tensor(variances))
+        learned = {"mean": mean, "basis": basis, "scale": np.sqrt(mean_variance), "variances": variances}
+        self.load_state_dict({name: torch.from_numpy(np.asarray(one)).float() for name, one in learned.items()})
+        return self.to(part.device)
 
     def coordinates(self, z0: Tensor) -> Tensor:
         """Coordinates of features: `(.., c)` to `(.., c)`."""
@@ -82,6 +92,13 @@ class Gaussian:
         """
         return self.per_feature(self.coordinates(z0) / self.variances.sqrt())
 
-    def tensors(self) -> dict[str, Tensor]:
-        """For saving."""
-        return {"mean": self.mean, "basis": self.basis, "scale": self.scale, "variances": self.variances}
+
+def _chunks(z0: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Parts of bounded size: a double-precision copy of all training features would not fit beside them."""
+    for part in z0:
+        yield from torch.split(part, CHUNK)
+
+
+def _float64(part: Tensor) -> NDArray[np.float64]:
+    copy: NDArray[np.float64] = part.to("cpu", torch.float64, copy=True).numpy()
+    return copy

@@ -1,21 +1,22 @@
-"""What the paper compares LFDN with on the same features: an autoencoder and a VAE (appendix B.2, table 11)."""
+"""What the paper compares LFDN with on the same features (appendix B.2, table 11): networks that reconstruct `z0`."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from dlsr.method.lfdn import OneGroupNorm, ResBlock
-
-VAE_ENCODER_LAYERS = 5
-VAE_DECODER_LAYERS = 8
+from dlsr.method.scores import layer_similarities, mfsim
+from dlsr.scorers.base import FitData, LayerScores, Scorer
+from dlsr.scorers.settings import TrainedSettings
+from dlsr.training.loop import Draws, Trainer
+from dlsr.training.state import EpochLog
 
 
 class Reconstructor(nn.Module):
-    """A network that gives back features; restored badly is out of distribution."""
+    """A network that reconstructs features; features that it reconstructs badly are out of distribution."""
 
     latent = 0
-    """Numbers of noise that the loss takes for each row."""
+    """Dimensions of the noise that the loss needs for each sample."""
 
     @abstractmethod
     def forward(self, z0: Tensor) -> Tensor:
@@ -26,60 +27,31 @@ class Reconstructor(nn.Module):
         """Loss of a batch `z0`, shape `(N, c)`, with standard normal noise, shape `(N, latent)`: shape `()`."""
 
 
-class AutoEncoder(Reconstructor):
-    """LFDN without the time embedding (appendix B.2). Arguments as for `LFDN`."""
+class ReconstructionScorer(Scorer):
+    """Base: MFsim of features and their reconstruction."""
 
-    def __init__(self, c: int, width: int, blocks: int) -> None:
-        super().__init__()
-        self.linear_in = nn.Linear(c, width)
-        self.blocks = nn.Sequential(*(ResBlock(width, None) for _ in range(blocks)))
-        self.norm_out = OneGroupNorm(width)
-        self.linear_out = nn.Linear(width, c)
+    settings: TrainedSettings
 
-    def forward(self, z0: Tensor) -> Tensor:
-        """See `Reconstructor`."""
-        restored: Tensor = self.linear_out(F.silu(self.norm_out(self.blocks(self.linear_in(z0)))))
-        return restored
+    def __init__(self, settings: TrainedSettings, channels: Sequence[int]) -> None:
+        super().__init__(settings, channels)
+        c = sum(channels)
+        self.reconstructor = self.build(c, settings.width or 2 * c)
 
-    def loss(self, z0: Tensor, noise: Tensor) -> Tensor:
-        """Mean squared error."""
-        return F.mse_loss(self(z0), z0)
+    @abstractmethod
+    def build(self, c: int, width: int) -> Reconstructor:
+        """The untrained network for features of dimension `c`."""
 
+    def fit(self, data: FitData, trainer: Trainer) -> list[EpochLog]:
+        """See `Scorer`."""
+        state = trainer.train(self.reconstructor, data.training, data.validation, self.loss, self.settings, data.key)
+        self.reconstructor.load_state_dict(state.best)
+        return state.log
 
-class FeatureVAE(Reconstructor):
-    """A VAE of linear layers, five to encode and eight to decode (table 11); sizes are not in the paper.
+    def loss(self, z0: Tensor, draws: Draws) -> Tensor:
+        """The network's loss on features `z0`, shape `(N, c)`: shape `()`."""
+        return self.reconstructor.loss(z0, draws.normal(self.reconstructor.latent))
 
-    The layer norms between them are not in the paper either; without them so deep a network hardly learns.
-
-    Args:
-        c: dimension of the features.
-        width: of the hidden layers.
-        latent: dimension of the code.
-    """
-
-    def __init__(self, c: int, width: int, latent: int) -> None:
-        super().__init__()
-        self.latent = latent
-        self.encoder = _layers(c, width, 2 * latent, VAE_ENCODER_LAYERS)
-        self.decoder = _layers(latent, width, c, VAE_DECODER_LAYERS)
-
-    def forward(self, z0: Tensor) -> Tensor:
-        """See `Reconstructor`; the code is its mean."""
-        restored: Tensor = self.decoder(self.encoder(z0)[:, : self.latent])
-        return restored
-
-    def loss(self, z0: Tensor, noise: Tensor) -> Tensor:
-        """The negative evidence bound over `c`, for a decoder of unit variance."""
-        mean, log_variance = self.encoder(z0).float().chunk(2, dim=1)
-        restored = self.decoder(mean + (log_variance / 2).exp() * noise)
-        divergence = (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=1).mean() / 2
-        bound: Tensor = F.mse_loss(restored, z0) / 2 + divergence / z0.shape[1]
-        return bound
-
-
-def _layers(before: int, width: int, after: int, count: int) -> nn.Sequential:
-    sizes = [before, *[width] * (count - 1)]
-    layers: list[nn.Module] = []
-    for i in range(count - 1):
-        layers += [nn.Linear(sizes[i], sizes[i + 1]), nn.LayerNorm(width), nn.SiLU()]
-    return nn.Sequential(*layers, nn.Linear(sizes[-1], after))
+    def forward(self, z0: Tensor, noise: Tensor) -> LayerScores:
+        """See `Scorer`."""
+        similarities = layer_similarities(z0, self.reconstructor(z0), self.channels)
+        return mfsim(similarities), -similarities

@@ -1,4 +1,4 @@
-"""The state of an unfinished training on disk, so that a killed fit goes on where it was."""
+"""The state of an unfinished training on disk, from which a killed fit resumes."""
 
 import hashlib
 import json
@@ -6,14 +6,12 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-import safetensors.torch
-from pydantic import BaseModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dlsr.errors import ArtifactError
-from dlsr.files import replacing
-from dlsr.training.loop import EpochLog, TrainingState
+from dlsr.files import write_tensors
+from dlsr.training.state import EpochLog, TrainingState
 
 SCHEMA = 1
 _PARTS = ("network", "ema", "optimizer", "initial", "best")
@@ -23,8 +21,8 @@ class Checkpoint:
     """One file, replaced after each epoch.
 
     Args:
-        path: where it is.
-        key: digest of everything that the training depends on; the state of another training is not taken up.
+        path: of the file.
+        key: digest of everything that the training depends on; the state of another training is not loaded.
     """
 
     def __init__(self, path: Path, key: str) -> None:
@@ -41,8 +39,7 @@ class Checkpoint:
         for part in _PARTS:
             tensors |= {f"{part}/{name}": tensor for name, tensor in getattr(state, part).items()}
         about = {"schema": SCHEMA, "key": self._key, "log": [asdict(entry) for entry in state.log]}
-        with replacing(self.path) as temporary:
-            safetensors.torch.save_file(tensors, temporary, metadata={"dlsr-checkpoint": json.dumps(about)})
+        write_tensors(self.path, tensors, {"dlsr-checkpoint": json.dumps(about)})
 
     def load(self) -> TrainingState | None:
         """The state, on the CPU, or None if there is none or it belongs to another training.
@@ -69,15 +66,16 @@ class Checkpoint:
         }
         return TrainingState(**parts, log=log)
 
-    def remove(self) -> None:
-        """Delete the file, once what came of the training is safe."""
-        self.path.unlink(missing_ok=True)
 
+def training_key(about: str, *inputs: Iterable[Tensor]) -> str:
+    """Digest of what a training depends on.
 
-def training_key(settings: BaseModel, *inputs: Iterable[Tensor]) -> str:
-    """Digest of the settings and rows that a training depends on; rows in parts, however they are cut."""
-    digest = hashlib.sha256(settings.model_dump_json().encode())
+    Args:
+        about: settings and shapes, as text.
+        inputs: tensors, each given in parts; how it is cut does not matter.
+    """
+    digest = hashlib.sha256(about.encode())
     for parts in inputs:
-        for rows in parts:
-            digest.update(rows.cpu().numpy().tobytes())
+        for part in parts:
+            digest.update(part.cpu().numpy().tobytes())
     return digest.hexdigest()

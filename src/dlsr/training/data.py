@@ -1,4 +1,4 @@
-"""Rows to learn from, which may be more than fit in memory: read a buffer at a time, shuffled by blocks."""
+"""Training samples. If they do not fit in memory, they are read a buffer at a time and shuffled by blocks."""
 
 from collections.abc import Callable, Iterator
 
@@ -8,54 +8,54 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 IN_MEMORY_BYTES = 2**30
-"""More features than this stay where they are and are read a buffer at a time."""
+"""Arrays of more bytes than this stay on disk and are read a buffer at a time."""
 READ_BYTES = 2**27
-"""So much is read at once, in order."""
+"""Bytes read at once, in order."""
 BUFFER_BYTES = 2**29
-"""So much is shuffled whole."""
+"""Bytes that are shuffled together."""
 BLOCK_BYTES = 2**23
-"""So much is read together from one place: less would be lost on machines that read megabytes ahead."""
+"""Bytes read from one place: machines that read megabytes ahead would waste most of a smaller read."""
 
 
-class Rows:
-    """Rows that are in memory.
+class Samples:
+    """Samples in memory.
 
     Args:
-        rows: shape `(N, ..)`, on the device to train on.
+        samples: shape `(N, ..)`, on the device to train on.
     """
 
-    def __init__(self, rows: Tensor) -> None:
-        self._rows = rows
-        self.device = rows.device
+    def __init__(self, samples: Tensor) -> None:
+        self._samples = samples
+        self.device = samples.device
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._samples)
 
     def __iter__(self) -> Iterator[Tensor]:
-        """All rows in order, a buffer at a time."""
-        yield self._rows
+        """All samples in order, a buffer at a time."""
+        yield self._samples
 
     def shuffled(self, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-        """All rows in buffers of whole batches, the last aside; to be shuffled within, too."""
-        yield self._rows
+        """All samples in buffers of whole batches, except the last; the caller shuffles within each buffer."""
+        yield self._samples
 
     def take(self, chosen: Tensor) -> Tensor:
-        """Some rows, by their numbers."""
-        return self._rows[chosen.to(self.device)]
+        """The samples at these indices."""
+        return self._samples[chosen.to(self.device)]
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> "Rows":
-        """What a function of rows makes of them."""
-        return Rows(function(self._rows))
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Samples":
+        """The samples after a function of them."""
+        return Samples(function(self._samples))
 
 
-class RowsInBlocks(Rows):
-    """Rows of an array that is larger than memory, or may be.
+class SamplesOnDisk(Samples):
+    """Samples in an array that may be larger than memory.
 
     Args:
         table: shape `(N, c)`, for instance a memory-mapped file.
-        chosen: numbers of the rows that are meant, ascending, so that reading goes forward.
+        chosen: indices of the samples, ascending, so that the file is read forwards.
         device: to train on.
-        function: what is made of the rows of each buffer.
+        function: applied to each buffer.
     """
 
     def __init__(
@@ -63,59 +63,59 @@ class RowsInBlocks(Rows):
         table: NDArray[np.float32],
         chosen: NDArray[np.intp],
         device: torch.device,
-        function: Callable[[Tensor], Tensor] = lambda rows: rows,
+        function: Callable[[Tensor], Tensor] = lambda samples: samples,
     ) -> None:
         self.device = device
         self._table = table
         self._chosen = chosen
         self._function = function
-        self._row_bytes = table[:1].nbytes
+        self._sample_bytes = table[:1].nbytes
 
     def __len__(self) -> int:
         return len(self._chosen)
 
     def __iter__(self) -> Iterator[Tensor]:
-        """See `Rows`."""
-        size = max(READ_BYTES // self._row_bytes, 1)
+        """See `Samples`."""
+        size = max(READ_BYTES // self._sample_bytes, 1)
         for start in range(0, len(self), size):
             yield self._read(self._chosen[start : start + size])
 
     def shuffled(self, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-        """See `Rows`: each buffer holds blocks from anywhere."""
-        block = batch_size * max(round(BLOCK_BYTES / (self._row_bytes * batch_size)), 1)
+        """See `Samples`: each buffer holds blocks from anywhere in the array."""
+        block = batch_size * max(round(BLOCK_BYTES / (self._sample_bytes * batch_size)), 1)
         blocks = self._chosen[: len(self) // block * block].reshape(-1, block)
         rest = self._chosen[blocks.size :]
-        at_once = max(BUFFER_BYTES // (self._row_bytes * block), 1)
+        at_once = max(BUFFER_BYTES // (self._sample_bytes * block), 1)
         buffers = torch.split(torch.randperm(len(blocks), generator=generator), at_once) if len(blocks) else ()
         for buffer in buffers[:-1]:
             yield self._read(blocks[buffer.sort().values.numpy()].ravel())
         last = [blocks[buffers[-1].sort().values.numpy()].ravel()] if buffers else []
-        # Rows that fill no block come last, so that every batch but the last is whole.
+        # Samples that fill no block come last, so that every batch but the last is whole.
         yield self._read(np.concatenate([*last, rest]))
 
     def take(self, chosen: Tensor) -> Tensor:
-        """See `Rows`."""
+        """See `Samples`."""
         return self._function(torch.from_numpy(taken(self._table, self._chosen[chosen.numpy()])).to(self.device))
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Rows:
-        """See `Rows`."""
+    def map(self, function: Callable[[Tensor], Tensor]) -> Samples:
+        """See `Samples`."""
         before = self._function
-        return RowsInBlocks(self._table, self._chosen, self.device, lambda rows: function(before(rows)))
+        return SamplesOnDisk(self._table, self._chosen, self.device, lambda samples: function(before(samples)))
 
     def _read(self, chosen: NDArray[np.intp]) -> Tensor:
         return self._function(torch.from_numpy(np.asarray(self._table[chosen])).to(self.device))
 
 
 def taken(table: NDArray[np.float32], chosen: NDArray[np.intp]) -> NDArray[np.float32]:
-    """`table[chosen]`, read from front to back, which for rows on disk is one pass at most."""
+    """`table[chosen]`, read front to back: for an array on disk at most one pass."""
     order = np.argsort(chosen)
-    rows = np.empty((len(chosen), *table.shape[1:]), table.dtype)
-    rows[order] = table[chosen[order]]
-    return rows
+    samples = np.empty((len(chosen), *table.shape[1:]), table.dtype)
+    samples[order] = table[chosen[order]]
+    return samples
 
 
-def rows_of(table: NDArray[np.float32], chosen: NDArray[np.intp], device: torch.device) -> Rows:
-    """Chosen rows of an array, shape `(N, c)`: in memory if they are few, else left where they are."""
+def samples_of(table: NDArray[np.float32], chosen: NDArray[np.intp], device: torch.device) -> Samples:
+    """Chosen samples of an array, shape `(N, c)`: copied into memory if they fit, else read from the array."""
     if len(chosen) * table[:1].nbytes <= IN_MEMORY_BYTES:
-        return Rows(torch.from_numpy(taken(table, chosen)).to(device))
-    return RowsInBlocks(table, np.sort(chosen), device)
+        return Samples(torch.from_numpy(taken(table, chosen)).to(device))
+    return SamplesOnDisk(table, np.sort(chosen), device)

@@ -1,34 +1,35 @@
-"""Training (paper, Algorithm 1): rows in, network out, one epoch a step so that it can be resumed exactly.
+"""Training (paper, Algorithm 1): samples in, network out, one epoch at a time so that it can be resumed exactly.
 
 Every random number of an epoch comes from `(seed, epoch)`, so an epoch is a function of the state before it. Those of a
-row belong to the row, so they are the same however many processes share a batch.
+sample belong to the sample, so they are the same however many processes share a batch.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Self, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from dlsr.config import TrainingSettings
-from dlsr.method.diffusion import distort
-from dlsr.method.lfdn import RestorationNetwork
-from dlsr.scorers.reconstruction import Reconstructor
-from dlsr.training.data import Rows
+from dlsr.training.checkpoint import Checkpoint
+from dlsr.training.data import Samples
 from dlsr.training.distributed import ALONE, Ranks
-
-Weights = dict[str, Tensor]
+from dlsr.training.state import EpochLog, TrainingState, Weights
 
 
 class Draws:
-    """Random numbers for the rows of a batch, or for a share of them. Those of the whole batch are always drawn.
+    """Random numbers for the samples of a batch, or for a share of them. Those of the whole batch are always drawn.
 
     Args:
-        generator: where they come from.
-        n: rows of the whole batch.
-        share: the rows that they are wanted for.
-        device: where they are wanted.
+        generator: their source.
+        n: samples in the whole batch.
+        share: the samples to return numbers for.
+        device: to return them on.
     """
 
     def __init__(
@@ -40,15 +41,15 @@ class Draws:
         self._device = device
 
     def normal(self, *shape: int) -> Tensor:
-        """Standard normal numbers, shape `(rows, *shape)`."""
+        """Standard normal numbers, shape `(n, *shape)` for `n` samples."""
         return self._of_share(torch.randn(self._n, *shape, generator=self._generator))
 
     def uniform(self, *shape: int) -> Tensor:
-        """Numbers in `[0, 1)`, shape `(rows, *shape)`."""
+        """Numbers in `[0, 1)`, shape `(n, *shape)`."""
         return self._of_share(torch.rand(self._n, *shape, generator=self._generator))
 
     def integers(self, low: int, high: int) -> Tensor:
-        """Whole numbers in `[low, high)`, shape `(rows,)`."""
+        """Whole numbers in `[low, high)`, shape `(n,)`."""
         return self._of_share(torch.randint(low, high, (self._n,), generator=self._generator))
 
     def _of_share(self, numbers: Tensor) -> Tensor:
@@ -56,47 +57,11 @@ class Draws:
 
 
 Loss = Callable[[Tensor, Draws], Tensor]
-"""The mean loss, shape `()`, of rows; all that is random is drawn for them."""
+"""Mean loss, shape `()`, of samples, shape `(n, ..)`. All random numbers come from the `Draws`."""
 
 
-@dataclass(frozen=True)
-class EpochLog:
-    """Losses of one epoch: for LFDN, means over the elements of `z0`."""
-
-    epoch: int
-    """Counted from 1."""
-    train_loss: float
-    validation_loss: float
-    """Of the averaged network, on held-out features with fixed noise."""
-
-
-@dataclass
-class TrainingState:
-    """All that the next epoch depends on.
-
-    `network`, `ema` and `optimizer` are the tensors that are trained, not copies, for they may be large: they are what
-    they say until `train` is asked for its next state.
-    """
-
-    network: Weights
-    ema: Weights
-    optimizer: Weights = field(default_factory=dict)
-    """AdamW's moments, as `NAME.exp_avg`, `NAME.exp_avg_sq`, `NAME.step`."""
-    initial: Weights = field(default_factory=dict)
-    """The averaged network after the first epoch, the paper's "initial epoch" (for LR)."""
-    best: Weights = field(default_factory=dict)
-    """The averaged network with the lowest validation loss so far."""
-    log: list[EpochLog] = field(default_factory=list)
-
-    @property
-    def epoch(self) -> int:
-        """Epochs done."""
-        return len(self.log)
-
-    @property
-    def best_epoch(self) -> int:
-        """The epoch of `best`, counted from 1; 0 before the first."""
-        return min(self.log, key=lambda entry: entry.validation_loss).epoch if self.log else 0
+OnEpoch = Callable[[EpochLog, int], None]
+"""Callback after each epoch: its losses, and the most epochs there will be."""
 
 
 def new_state(network: nn.Module) -> TrainingState:
@@ -106,7 +71,7 @@ def new_state(network: nn.Module) -> TrainingState:
 
 def train(
     network: nn.Module,
-    rows: Rows,
+    samples: Samples,
     validation: Tensor,
     loss: Loss,
     settings: TrainingSettings,
@@ -114,53 +79,52 @@ def train(
     state: TrainingState,
     ranks: Ranks = ALONE,
 ) -> Iterator[TrainingState]:
-    """Train, yielding the state after each epoch, until the last epoch or until it no longer pays.
+    """Train, yielding the state after each epoch, until the last epoch or until the validation loss stops falling.
 
     Args:
-        network: is trained in place; its weights before are of no account, `state`'s are taken.
-        rows: what to train on, shape `(N, ..)`, on the network's device: features, for LFDN.
-        validation: held-out ones, shape `(V, ..)`, likewise.
-        loss: of the network on a batch of rows: `restoration_loss`, for LFDN.
+        network: trained in place, starting from the weights in `state`.
+        samples: training data, shape `(N, ..)`, on the network's device; features, for LFDN.
+        validation: held-out samples, shape `(V, ..)`, on the same device.
+        loss: loss of the network on a batch of samples.
         settings: batch size (of all processes together), learning rate, epochs, patience.
         seed: of order, times and noise.
         state: from `new_state`, or as yielded by an earlier run with the same other arguments; on any device.
-        ranks: the processes that share each batch, all of which call this alike. The states are those of one process
-            alone, to rounding.
+        ranks: the processes that share each batch; each calls this with the same arguments. The states are those of a
+            single process, up to rounding.
     """
     network.load_state_dict(state.network)
     parameters = dict(network.named_parameters())
     optimizer = torch.optim.AdamW(parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
     _restore_optimizer(optimizer, parameters, state.optimizer)
-    device = rows.device
+    device = samples.device
     ema = {name: tensor.to(device, copy=True) for name, tensor in state.ema.items()}
     objective = ranks.parallel(_Objective(network, loss))
-    steps_per_epoch = math.ceil(len(rows) / settings.batch_size)
-    epochs = most_epochs(settings, len(rows))
+    steps_per_epoch = math.ceil(len(samples) / settings.batch_size)
+    epochs = most_epochs(settings, len(samples))
     bfloat16 = uses_bfloat16(settings, device)
     while state.epoch < epochs and state.epoch - state.best_epoch < settings.patience:
         generator = epoch_generator(seed, state.epoch)
-        network.train()
         total = torch.zeros((), device=device)
         step = state.epoch * steps_per_epoch
-        for buffer, chosen in _batches(rows, settings.batch_size, generator):
-            n = len(chosen)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(settings, step, epochs * steps_per_epoch)
-            share, mine = _share(ranks, n)
-            with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-                batch_loss = objective(buffer[chosen[share].to(device)], Draws(generator, n, share, device))
-            optimizer.zero_grad()
-            (batch_loss * (mine * ranks.size / n)).backward()
-            optimizer.step()
-            decay = min(settings.ema_decay, (1 + step) / (10 + step))
-            for name, parameter in parameters.items():
-                ema[name].lerp_(parameter.detach(), 1 - decay)
-            total += batch_loss.detach() * mine
-            step += 1
+        network.train()
+        with _modules_seeded(seed, state.epoch, device):
+            for buffer, chosen in _batches(samples, settings.batch_size, generator):
+                n = len(chosen)
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(settings, step, epochs * steps_per_epoch)
+                share, mine = _share(ranks, n)
+                with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+                    batch_loss = objective(buffer[chosen[share].to(device)], Draws(generator, n, share, device))
+                optimizer.zero_grad()
+                (batch_loss * (mine * ranks.size / n)).backward()
+                optimizer.step()
+                _average(ema, network, min(settings.ema_decay, (1 + step) / (10 + step)))
+                total += batch_loss.detach() * mine
+                step += 1
         network.eval()
         entry = EpochLog(
             epoch=state.epoch + 1,
-            train_loss=float(ranks.sum(total)) / len(rows),
+            train_loss=float(ranks.sum(total)) / len(samples),
             validation_loss=_validation_loss(network, ema, validation, loss, seed, settings.batch_size, ranks),
         )
         improved = not state.log or entry.validation_loss < min(e.validation_loss for e in state.log)
@@ -175,31 +139,112 @@ def train(
         yield state
 
 
+class TrainingOptions(TypedDict, total=False):
+    """Options of a fit that do not change what is learned."""
+
+    checkpoint: str | PathLike[str] | None
+    """File for the state of training; an interrupted fit of the same data resumes from it."""
+    on_epoch: OnEpoch | None
+    """Callback after each epoch."""
+    ranks: Ranks
+    """From `dlsr.training.distributed.joined`, if several processes fit together."""
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Runs trainings to their end, resuming from a checkpoint, and calls back after each epoch."""
+
+    seed: int = 0
+    checkpoint: Path | None = None
+    """File that holds the state between epochs."""
+    on_epoch: OnEpoch | None = None
+    ranks: Ranks = ALONE
+    """The processes that train together. The first one reads and writes the checkpoint."""
+
+    @classmethod
+    def of(cls, seed: int, options: TrainingOptions) -> Self:
+        """A trainer with the options of a fit."""
+        checkpoint = options.get("checkpoint")
+        path = Path(checkpoint) if checkpoint else None
+        return cls(seed, path, options.get("on_epoch"), options.get("ranks", ALONE))
+
+    def train(
+        self,
+        network: nn.Module,
+        samples: Samples,
+        validation: Tensor,
+        loss: Loss,
+        settings: TrainingSettings,
+        key: Callable[[], str],
+    ) -> TrainingState:
+        """Train to the end, see `train`.
+
+        Args:
+            network: as for `train`, as are the others.
+            samples: as for `train`.
+            validation: as for `train`.
+            loss: as for `train`.
+            settings: as for `train`.
+            key: returns a digest of all that the training depends on; a checkpoint of another training is not resumed.
+
+        Raises:
+            ArtifactError: if the checkpoint is damaged.
+            OutputError: if it cannot be written.
+        """
+        kept = Checkpoint(self.checkpoint, key()) if self.checkpoint else None
+        resumed = self.ranks.from_first(kept.load() if kept and self.ranks.is_first else None)
+        state = resumed or new_state(network)
+        for done in train(network, samples, validation, loss, settings, self.seed, state, self.ranks):
+            state = done
+            if kept and self.ranks.is_first:
+                kept.save(state)
+            if self.on_epoch:
+                self.on_epoch(state.log[-1], most_epochs(settings, len(samples)))
+        return state
+
+
 class _Objective(nn.Module):
-    """A network's loss as a module, which is what can be made parallel."""
+    """A network's loss as a module, since only modules can be made parallel."""
 
     def __init__(self, network: nn.Module, loss: Loss) -> None:
         super().__init__()
         self.network = network
         self.loss = loss
 
-    def forward(self, rows: Tensor, draws: Draws) -> Tensor:
-        return self.loss(rows, draws)
+    def forward(self, samples: Tensor, draws: Draws) -> Tensor:
+        return self.loss(samples, draws)
 
 
 def _share(ranks: Ranks, n: int) -> tuple[slice, int]:
-    """A process's share of `n` rows, and how many it has; if none, the first one is given, to be of no account.
+    """A process's share of `n` samples, and how many they are.
 
-    For the others wait for a gradient from each, and random numbers are to be drawn in each.
+    A process without a share gets the first sample, with weight 0: the others wait for its gradient.
     """
     share = ranks.share(n)
     mine = share.stop - share.start
     return (share if mine else slice(0, 1)), mine
 
 
-def _batches(rows: Rows, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of an epoch: a buffer, and the numbers of the batch's rows in it."""
-    for buffer in rows.shuffled(batch_size, generator):
+@contextmanager
+def _modules_seeded(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
+    """What modules draw themselves, such as dropout, is a function of `(seed, epoch)`, so that a resume is exact."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(_epoch_seed(seed, epoch))
+        yield
+
+
+def _average(ema: Weights, network: nn.Module, decay: float) -> None:
+    """Move the averaged parameters towards the network's. Buffers are not trained, so they are copied."""
+    for name, parameter in network.named_parameters():
+        ema[name].lerp_(parameter.detach(), 1 - decay)
+    for name, buffer in network.named_buffers():
+        if name in ema:
+            ema[name].copy_(buffer)
+
+
+def _batches(samples: Samples, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of an epoch: a buffer of samples, and the indices of the batch in it."""
+    for buffer in samples.shuffled(batch_size, generator):
         for chosen in torch.split(torch.randperm(len(buffer), generator=generator), batch_size):
             yield buffer, chosen
 
@@ -215,7 +260,7 @@ def uses_bfloat16(settings: TrainingSettings, device: torch.device) -> bool:
 
 
 def most_epochs(settings: TrainingSettings, n: int) -> int:
-    """How many epochs a training on `n` rows takes unless it stops early."""
+    """The epochs of a training on `n` samples, unless it stops early."""
     return max(settings.epochs, math.ceil(settings.min_steps / math.ceil(n / settings.batch_size)))
 
 
@@ -228,28 +273,11 @@ def learning_rate(settings: TrainingSettings, step: int, steps: int) -> float:
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
     """The random numbers of one epoch."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+    return torch.Generator().manual_seed(_epoch_seed(seed, epoch))
 
 
-def restoration_loss(network: RestorationNetwork, alpha_bar: Tensor) -> Loss:
-    """The network's loss on features `z0`, shape `(N, c)`, at uniformly drawn times (Algorithm 1)."""
-    T = len(alpha_bar) - 1
-
-    def loss(z0: Tensor, draws: Draws) -> Tensor:
-        t = draws.integers(1, T + 1)
-        noise = draws.normal(z0.shape[1])
-        return network.loss(z0, distort(z0, t, alpha_bar, noise), t)
-
-    return loss
-
-
-def reconstruction_loss(network: Reconstructor) -> Loss:
-    """The loss of an autoencoder on features `z0`, shape `(N, c)`."""
-
-    def loss(z0: Tensor, draws: Draws) -> Tensor:
-        return network.loss(z0, draws.normal(network.latent))
-
-    return loss
+def _epoch_seed(seed: int, epoch: int) -> int:
+    return (seed * 1_000_003 + epoch) % 2**63
 
 
 @torch.no_grad()

@@ -1,0 +1,120 @@
+"""The feature extractor: an encoder, the feature store and the workers that read images. Images in, features out."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dlsr.encoders import Encoder, EncoderSpec
+from dlsr.encoding.pipeline import Encoded, Progress, encode_all, encode_chunks, open_store, readable_pixels
+from dlsr.encoding.store import FeatureStore
+from dlsr.errors import SettingsError
+from dlsr.images.sources import ImagesLike, open_images
+from dlsr.images.transforms import Transform
+from dlsr.runtime.backends import Backend, choose_backend
+
+
+@dataclass
+class FeatureExtractor:
+    """Turns images into features, from the feature store where they are known.
+
+    The encoder is loaded at its first use.
+    """
+
+    spec: EncoderSpec
+    device: torch.device
+    backend: Backend = "auto"
+    store: Path | None = None
+    """Folder of the feature store; None keeps no features on disk."""
+    workers: int = 2
+    """Threads that read and decode images."""
+    weights_sha256: str | None = None
+    """Of the weights that the encoder must have, if known."""
+    channels: tuple[int, ...] | None = None
+    """Channels of each stage, if known."""
+    _encoder: Encoder | None = field(default=None, init=False, repr=False)
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder.
+
+        Raises:
+            SettingsError: if a stage does not exist.
+            WeightsError: if the weights cannot be had, do not fit or are not those asked for.
+        """
+        if self._encoder is None:
+            self._encoder = Encoder(
+                self.spec, self.device, self.backend, weights_sha256=self.weights_sha256, channels=self.channels
+            )
+        return self._encoder
+
+    def is_for(self, spec: EncoderSpec, device: torch.device, backend: Backend) -> bool:
+        """Whether this extractor's encoder is the one described."""
+        return (self.spec, self.device, choose_backend(self.backend, self.device)) == (
+            spec,
+            device,
+            choose_backend(backend, device),
+        )
+
+    def encode(
+        self, images: ImagesLike, *, transform: Transform | None = None, progress: Progress | None = None
+    ) -> Encoded:
+        """Features of all images, see `dlsr.encoding.pipeline.encode_all`."""
+        return encode_all(
+            self.encoder,
+            open_images(images),
+            store=open_store(self.store, self.encoder, transform),
+            transform=transform,
+            workers=self.workers,
+            progress=progress,
+        )
+
+    def encode_chunks(
+        self,
+        images: ImagesLike,
+        *,
+        transform: Transform | None = None,
+        batch_size: int | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[Encoded]:
+        """Features a chunk at a time, see `dlsr.encoding.pipeline.encode_chunks`."""
+        return encode_chunks(
+            self.encoder,
+            open_images(images).items,
+            store=open_store(self.store, self.encoder, transform),
+            transform=transform,
+            batch_size=batch_size,
+            workers=self.workers,
+            progress=progress,
+        )
+
+    def pixels(self, images: ImagesLike, limit: int, seed: int | None = None) -> NDArray[np.uint8]:
+        """At most `limit` readable images, resized for the encoder: uint8, shape `(n, size, size, 3)`.
+
+        Args:
+            images: see `dlsr.open_images`.
+            limit: how many at most.
+            seed: take them in random order; None for the first ones.
+
+        Raises:
+            NoImagesError: if none can be read.
+        """
+        found = open_images(images)
+        if seed is not None:
+            found = found.subset(int(i) for i in np.random.default_rng(seed).permutation(len(found)))
+        return readable_pixels(self.encoder, found, limit, self.workers)
+
+    def feature_store(self) -> FeatureStore:
+        """The store of this encoder's features.
+
+        Raises:
+            SettingsError: if there is none.
+            ArtifactError: if it is damaged.
+        """
+        store = open_store(self.store, self.encoder)
+        if store is None:
+            raise SettingsError("this detector keeps no features; give it a store")
+        return store

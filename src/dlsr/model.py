@@ -1,0 +1,295 @@
+"""A fitted model: everything that a fit learned, and the scores, p-values and verdicts that follow from it."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from pydantic import BaseModel, ConfigDict
+
+from dlsr.calibration.conformal import layer_scale, p_values, threshold
+from dlsr.calibration.split import split
+from dlsr.config import DetectorConfig
+from dlsr.encoders import EncoderSpec
+from dlsr.encoding.examples import Examples
+from dlsr.encoding.pipeline import Encoded
+from dlsr.errors import FeatureError, NotFittedError, SettingsError
+from dlsr.method.noise import row_digests
+from dlsr.results import Results
+from dlsr.runtime.devices import torch_device
+from dlsr.scorers import SCORES, Scorer, Settings
+from dlsr.scorers.base import Digests, FitData, new_scorer, score_features
+from dlsr.training.data import READ_BYTES, samples_of, taken
+from dlsr.training.loop import Trainer
+from dlsr.training.state import EpochLog
+
+Array = NDArray[np.float64]
+
+NEAREST = 4
+"""This many of the kept training images are named beside each new image."""
+
+
+class FitSummary(BaseModel):
+    """The images of a fit, and the losses of its training."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    training_images: int
+    validation_images: int
+    calibration_images: int
+    unreadable: dict[str, str] = {}
+    """Reasons by name, of images that could not be read."""
+    log: list[EpochLog] = []
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Scores of held-out ID images, from which thresholds and p-values follow."""
+
+    scores: Array
+    """Shape `(n,)`."""
+    layer_mean: Array
+    """Mean of each layer's score, shape `(M,)`."""
+    layer_std: Array
+    """Standard deviation of each layer's score, shape `(M,)`."""
+
+
+@dataclass(frozen=True)
+class FittedModel:
+    """Everything that a fit learned: the contents of a model directory."""
+
+    config: DetectorConfig
+    settings: Settings
+    encoder: EncoderSpec | None
+    """None for a model fitted to features."""
+    encoder_sha256: str | None
+    channels: tuple[int, ...]
+    scorer: Scorer
+    calibration: Calibration
+    summary: FitSummary
+    examples: Examples | None = None
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """Names of the M layers."""
+        if self.encoder is None:
+            return tuple(f"layer {i}" for i in range(len(self.channels)))
+        return tuple(f"stage {stage}" for stage in self.encoder.stages)
+
+    def score(self, z0: NDArray[np.float32], digests: Digests) -> tuple[Array, Array]:
+        """Scores, shape `(N,)`, and scores of each layer, shape `(N, M)`, of features, shape `(N, c)`."""
+        return _scores(self.scorer, z0, digests, self.settings.seed)
+
+    def calibrated(self, z0: NDArray[np.float32], digests: Digests) -> Self:
+        """This model calibrated on other ID features."""
+        calibration = _calibration(self.scorer, z0, digests, self.settings.seed)
+        summary = self.summary.model_copy(update={"calibration_images": len(z0)})
+        return replace(self, calibration=calibration, summary=summary)
+
+    def detect(self, images: Encoded, rate: float) -> Results:
+        """Scores, p-values and verdicts of encoded images, at a false-alarm rate."""
+        cut, calibration, readable = threshold(self.calibration.scores, rate), self.calibration, images.readable
+        scores, layers = self.score(images.z0, images.digests)
+
+        def spread(values: NDArray[Any], missing: float) -> NDArray[Any]:
+            every = np.full((len(readable), *values.shape[1:]), missing, values.dtype)
+            every[readable] = values
+            return every
+
+        return Results(
+            paths=images.names,
+            scores=spread(scores, np.nan),
+            p_values=spread(p_values(scores, calibration.scores), np.nan),
+            verdicts=spread((scores > cut).astype(np.int8), -1),
+            layers=spread((layers - calibration.layer_mean) / calibration.layer_std, np.nan),
+            errors=images.errors,
+            layer_names=self.layer_names,
+            false_alarm_rate=rate,
+            threshold=cut,
+            nearest=spread(self.examples.nearest(images.z0, NEAREST), -1) if self.examples else None,
+        )
+
+    def with_settings(self, changes: dict[str, Any]) -> Self:
+        """The same network with another seed or, where it serves several scores, another score.
+
+        Raises:
+            SettingsError: if the other score does not use this network.
+        """
+        settings, scorer = self.settings.model_copy(update=changes), self.scorer
+        if settings.score != self.settings.score:
+            if (
+                scorer.network is None
+                or settings.score not in SCORES
+                or SCORES[settings.score].network != scorer.network
+            ):
+                raise SettingsError(f"'{settings.score}' does not use the network of '{self.settings.score}'; fit it")
+            learned = scorer.state_dict()
+            scorer = new_scorer(settings, self.channels).to(_device_of(scorer))
+            scorer.load_state_dict(learned, assign=True)
+        return replace(self, settings=settings, scorer=scorer)
+
+
+def fit_model(
+    config: DetectorConfig,
+    settings: Settings,
+    z0: NDArray[np.float32],
+    digests: Digests | None,
+    channels: tuple[int, ...],
+    device: str,
+    trainer: Trainer,
+    unreadable: dict[str, str] | None = None,
+) -> FittedModel:
+    """Split features, fit the score, and calibrate it on features that it was not fitted to.
+
+    Args:
+        config: what the detector was asked to be.
+        settings: all settings in force.
+        z0: features, shape `(N, c)`.
+        digests: their content digests, shape `(N, 16)`; None for digests of the features themselves.
+        channels: dimensions of each layer.
+        device: `auto`, `cpu`, `cuda`, ..
+        trainer: trains networks.
+        unreadable: reasons by name, of images that could not be read.
+
+    Raises:
+        TooFewImagesError: if there are too few features for the false-alarm rate.
+        SettingsError: if the device cannot be used.
+    """
+    parts, place = split(len(z0), config.false_alarm_rate, settings.seed), torch_device(device)
+    validation, held_out = (taken(z0, chosen) for chosen in (parts.validation, parts.calibration))
+
+    def digests_of(chosen: NDArray[np.intp], features: NDArray[np.float32]) -> Digests:
+        return row_digests(features) if digests is None else digests[chosen]
+
+    data = FitData(
+        settings,
+        channels,
+        samples_of(z0, parts.training, place),
+        torch.from_numpy(validation).to(place),
+        digests_of(parts.validation, validation),
+    )
+    scorer = new_scorer(settings, channels).to(place)
+    log = scorer.fit(data, trainer)
+    return FittedModel(
+        config=config,
+        settings=settings,
+        encoder=None,
+        encoder_sha256=None,
+        channels=channels,
+        scorer=scorer,
+        calibration=_calibration(scorer, held_out, digests_of(parts.calibration, held_out), settings.seed),
+        summary=FitSummary(
+            training_images=len(parts.training),
+            validation_images=len(parts.validation),
+            calibration_images=len(parts.calibration),
+            unreadable=unreadable or {},
+            log=log,
+        ),
+    )
+
+
+def checked_features(features: ArrayLike, columns: int | None = None) -> NDArray[np.float32]:
+    """Features as float32, shape `(N, c)`.
+
+    Raises:
+        FeatureError: for another shape or number of columns, or NaN or infinity.
+    """
+    values: NDArray[Any] = np.asarray(features)
+    if values.ndim != 2 or not np.issubdtype(values.dtype, np.number) or values.shape[1] == 0:
+        raise FeatureError(f"features must be numbers of shape (N, c), got {values.dtype} of shape {values.shape}")
+    if columns is not None and values.shape[1] != columns:
+        raise FeatureError(f"the model was fitted to {columns} columns, got {values.shape[1]}")
+    samples = np.ascontiguousarray(values, dtype=np.float32)
+    at_once = max(READ_BYTES // samples[:1].nbytes, 1) if len(samples) else 1
+    finite = [np.isfinite(samples[i : i + at_once]).all(axis=1) for i in range(0, len(samples), at_once)]
+    bad = np.flatnonzero(~np.concatenate([np.empty(0, np.bool_), *finite]))
+    if len(bad):
+        raise FeatureError(
+            f"{len(bad)} rows of the features hold NaN or infinity, the first is row {bad[0]}; drop them"
+        )
+    return samples
+
+
+class Learned:
+    """What a fitted detector knows, as read-only attributes. Each raises NotFittedError before a fit."""
+
+    _model: FittedModel
+    false_alarm_rate: float
+
+    def _fitted(self) -> FittedModel:
+        if not hasattr(self, "_model"):
+            raise NotFittedError("this detector is not fitted; call fit or fit_features, or load a model")
+        return self._model
+
+    @property
+    def threshold_(self) -> float:
+        """The score above which an image is called OOD, at `false_alarm_rate`.
+
+        Raises:
+            TooFewImagesError: if the calibration images are too few for the rate.
+        """
+        return threshold(self.calibration_scores_, self.false_alarm_rate)
+
+    @property
+    def calibration_(self) -> Calibration:
+        """Scores of the calibration images, and the scale of each layer."""
+        return self._fitted().calibration
+
+    @property
+    def calibration_scores_(self) -> Array:
+        """Scores of the calibration images, shape `(n,)`."""
+        return self._fitted().calibration.scores
+
+    @property
+    def settings_(self) -> Settings:
+        """All settings in force."""
+        return self._fitted().settings
+
+    @property
+    def fit_summary_(self) -> FitSummary:
+        """Images used, images unreadable, losses."""
+        return self._fitted().summary
+
+    @property
+    def scorer_(self) -> Scorer:
+        """The fitted score, a PyTorch module."""
+        return self._fitted().scorer
+
+    @property
+    def channels_(self) -> tuple[int, ...]:
+        """Dimensions of each layer."""
+        return self._fitted().channels
+
+    @property
+    def layer_names_(self) -> tuple[str, ...]:
+        """Names of the M layers."""
+        return self._fitted().layer_names
+
+    @property
+    def encoder_name_(self) -> str | None:
+        """The encoder's name; None for a model fitted to features."""
+        encoder = self._fitted().encoder
+        return encoder.name if encoder else None
+
+    @property
+    def examples_(self) -> Examples | None:
+        """Training images kept as thumbnails; None if `thumbnails` was 0."""
+        return self._fitted().examples
+
+
+def _device_of(scorer: Scorer) -> torch.device:
+    device: torch.device = next(iter(scorer.state_dict().values())).device
+    return device
+
+
+def _scores(scorer: Scorer, z0: NDArray[np.float32], digests: Digests, seed: int) -> tuple[Array, Array]:
+    if not len(z0):
+        return np.empty(0), np.empty((0, len(scorer.channels)))
+    scores, layers = score_features(scorer, torch.from_numpy(z0).to(_device_of(scorer)), digests, seed)
+    return scores.cpu().double().numpy(), layers.cpu().double().numpy()
+
+
+def _calibration(scorer: Scorer, z0: NDArray[np.float32], digests: Digests, seed: int) -> Calibration:
+    scores, layers = _scores(scorer, z0, digests, seed)
+    return Calibration(scores, *layer_scale(layers))

@@ -1,0 +1,180 @@
+"""What `Detector.detect` returns: scores, p-values and verdicts of many images, or of one."""
+
+import csv
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlsr.errors import MissingExtraError
+from dlsr.files import replacing
+from dlsr.images.sources import warn_of_unreadable
+
+Array = NDArray[np.float64]
+
+COLUMNS = ("path", "score", "p_value", "is_ood", "top_layer", "error")
+"""Columns of a table of results."""
+SHOWN = 10
+"""Images in a notebook's table."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a detector says of one image. An unreadable image has an `error` and nothing else."""
+
+    path: str
+    score: float | None = None
+    """Larger = more OOD."""
+    p_value: float | None = None
+    """Share of ID images at least as far out, in (0, 1]."""
+    is_ood: bool | None = None
+    """Whether the p-value is at most the false-alarm rate."""
+    top_layer: str | None = None
+    """The layer that deviates most from the calibration images."""
+    error: str | None = None
+    layers: Mapping[str, float] | None = None
+    """How far each layer's score lies above the calibration images' mean, in their standard deviations."""
+    nearest: tuple[int, ...] | None = None
+    """The kept training images nearest to this one, nearest first: indices into `examples_`."""
+
+    def row(self) -> dict[str, Any]:
+        """The values of `COLUMNS`, by name."""
+        return {name: getattr(self, name) for name in COLUMNS}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Results(Sequence[Result]):
+    """Results of many images, in their order: arrays over all, or a `Result` by index.
+
+    Unreadable images have NaN in all arrays, -1 in `verdicts`, and a reason in `errors`.
+    """
+
+    paths: list[str]
+    scores: Array
+    """Shape `(N,)`, larger = more OOD."""
+    p_values: Array
+    """Shape `(N,)`: share of ID images at least as far out, in (0, 1]."""
+    verdicts: NDArray[np.int8]
+    """Shape `(N,)`: 1 = OOD, 0 = ID, -1 = unreadable."""
+    layers: Array
+    """Shape `(N, M)`: each layer's score, standardised on the calibration images."""
+    errors: list[str | None]
+    """Why an image could not be read; None if it could."""
+    layer_names: tuple[str, ...]
+    false_alarm_rate: float
+    threshold: float
+    """Images with a higher score are called OOD."""
+    nearest: NDArray[np.intp] | None = None
+    """Shape `(N, k)`: the nearest of the kept training images, see `Detector.examples_`; None if none are kept."""
+
+    @classmethod
+    def joined(cls, parts: Sequence["Results"]) -> "Results":
+        """Several results of one detector as one. Needs at least one."""
+        first = parts[0]
+        return cls(
+            paths=[path for part in parts for path in part.paths],
+            scores=np.concatenate([part.scores for part in parts]),
+            p_values=np.concatenate([part.p_values for part in parts]),
+            verdicts=np.concatenate([part.verdicts for part in parts]),
+            layers=np.concatenate([part.layers for part in parts]),
+            errors=[error for part in parts for error in part.errors],
+            layer_names=first.layer_names,
+            false_alarm_rate=first.false_alarm_rate,
+            threshold=first.threshold,
+            nearest=None
+            if first.nearest is None
+            else np.concatenate([part.nearest for part in parts if part.nearest is not None]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        path, error = self.paths[index], self.errors[index]
+        if error is not None:
+            return Result(path, error=error)
+        by_layer = dict(zip(self.layer_names, self.layers[index].tolist(), strict=True))
+        return Result(
+            path,
+            float(self.scores[index]),
+            float(self.p_values[index]),
+            bool(self.verdicts[index] == 1),
+            max(by_layer, key=by_layer.__getitem__),
+            layers=by_layer,
+            nearest=None if self.nearest is None else tuple(self.nearest[index].tolist()),
+        )
+
+    def __iter__(self) -> Iterator[Result]:
+        return (self[i] for i in range(len(self)))
+
+    @property
+    def unreadable(self) -> dict[str, str]:
+        """Reasons by path, of the images that could not be read."""
+        return {path: error for path, error in zip(self.paths, self.errors, strict=True) if error is not None}
+
+    @property
+    def ood(self) -> int:
+        """Number of images called OOD."""
+        return int((self.verdicts == 1).sum())
+
+    def warned(self) -> "Results":
+        """These results, after an `UnreadableImagesWarning` if some images could not be read."""
+        warn_of_unreadable(self.unreadable)
+        return self
+
+    def to_pandas(self) -> Any:
+        """A `pandas.DataFrame` with `COLUMNS` and a column for each layer's deviation.
+
+        Raises:
+            MissingExtraError: without pandas.
+        """
+        try:
+            import pandas as pd  # noqa: PLC0415 - an optional extra
+        except ImportError:
+            raise MissingExtraError("pandas", "pandas") from None
+        frame = pd.DataFrame([result.row() for result in self], columns=list(COLUMNS))
+        return frame.assign(**dict(zip(self.layer_names, self.layers.T, strict=True)))
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write a row for each image, with `COLUMNS`.
+
+        Raises:
+            OutputError: if the file cannot be written.
+        """
+        with replacing(Path(path)) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+            write_csv(file, self)
+
+    def __repr__(self) -> str:
+        lines = [
+            f"Results of {len(self)} images: {self.ood} out of distribution, {len(self.unreadable)} unreadable, at a "
+            f"false-alarm rate of {100 * self.false_alarm_rate:g} %",
+            f"  scores, p_values, verdicts: shape {self.scores.shape}; threshold {self.threshold:.6g}",
+            f"  layers: shape {self.layers.shape}, {', '.join(self.layer_names)}",
+        ]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """For notebooks: a summary and the images with the highest scores."""
+        order = [int(i) for i in np.argsort(-self.scores, kind="stable") if self.errors[int(i)] is None]
+        cells = "".join(
+            f"<tr><td>{escape(one.path)}</td><td>{one.score:.3f}</td><td>{one.p_value:.3g}</td>"
+            f"<td>{'OOD' if one.is_ood else 'ID'}</td><td>{escape(str(one.top_layer))}</td></tr>"
+            for one in (self[i] for i in order[:SHOWN])
+        )
+        head = "".join(f"<th>{name}</th>" for name in ("path", "score", "p-value", "verdict", "top layer"))
+        rest = f"<p>and {len(order) - SHOWN} more images with lower scores</p>" if len(order) > SHOWN else ""
+        summary = escape(repr(self).splitlines()[0])
+        return f"<p>{summary}</p><table><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table>{rest}"
+
+
+def write_csv(file: IO[str], results: Iterable[Result]) -> None:
+    """Write a header and a line for each result; missing values are left empty."""
+    rows = csv.DictWriter(file, COLUMNS)
+    rows.writeheader()
+    rows.writerows(result.row() for result in results)

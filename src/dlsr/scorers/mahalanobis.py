@@ -1,0 +1,35 @@
+"""The squared Mahalanobis distance (Lee et al. 2018, without classes)."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from dlsr.method.scores import layer_means
+from dlsr.scorers.base import FitData, LayerScores, Scorer, in_every_preset, register
+from dlsr.scorers.gaussian import Gaussian
+from dlsr.scorers.settings import ScorerSettings
+from dlsr.training.loop import Trainer
+from dlsr.training.state import EpochLog
+
+
+@register
+class MahalanobisScorer(Scorer):
+    """Mean squared whitened feature: the squared Mahalanobis distance over `c`."""
+
+    name = "mahalanobis"
+    summary = "squared Mahalanobis distance to the training features"
+    presets = in_every_preset(ScorerSettings())
+
+    def __init__(self, settings: ScorerSettings, channels: Sequence[int]) -> None:
+        super().__init__(settings, channels)
+        self.gaussian = Gaussian(sum(channels))
+
+    def fit(self, data: FitData, trainer: Trainer) -> list[EpochLog]:
+        """See `Scorer`."""
+        self.gaussian.fit(data.training)
+        return []
+
+    def forward(self, z0: Tensor, noise: Tensor) -> LayerScores:
+        """See `Scorer`."""
+        squares = self.gaussian.whiten(z0).square()
+        return squares.mean(dim=1), layer_means(squares, self.channels)
