@@ -3,7 +3,6 @@ import sys
 import numpy as np
 import pytest
 
-from conftest import SMALL
 from dlsr import Detector, MissingExtraError, demo
 
 
@@ -33,7 +32,7 @@ def test_demo_fits_saves_and_evaluates(run, tmp_path, monkeypatch):
         load = Detector.load
 
         def __new__(cls, **options):
-            return Detector("test_resnet", weights="random", **SMALL, **options)
+            return Detector("test_resnet", weights="random", width=32, epochs=1, **options)
 
     train, test, ood = demo.demo_datasets()
     few = train[:100], test[:20], {name: images[:20] for name, images in ood.items()}
