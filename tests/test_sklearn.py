@@ -15,19 +15,14 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator, parametrize_with_checks
 
-from conftest import SMALL
+from conftest import small
 from dlsr import SCORES, Detector, p_values
 from dlsr.sklearn import FeatureOutlierDetector, TooFewSamplesWarning
 
-TINY_NETWORK = {"width": 8, "blocks": 1, "epochs": 2}
 
-
-def small(score, settings, **parameters):
-    """The settings among these that a score has."""
-    known = SCORES[score].Settings.model_fields
-    return FeatureOutlierDetector(
-        score, settings={name: value for name, value in settings.items() if name in known}, **parameters
-    )
+def adapter_for(score, changes=(), **parameters):
+    settings = small(score, **dict(changes))
+    return FeatureOutlierDetector(settings.pop("score"), settings=settings, **parameters)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,12 +53,12 @@ def test_scikit_learns_checks(estimator, check):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("score", sorted(SCORES.keys() - {"mahalanobis", "residual"}))
 def test_every_score_passes_check_estimator(score):
-    check_estimator(small(score, TINY_NETWORK))
+    check_estimator(adapter_for(score, {"width": 8, "blocks": 1}))
 
 
 @pytest.mark.parametrize("score", sorted(SCORES))
 def test_scores_are_the_negative_of_the_detectors(score, features):
-    adapter = small(score, SMALL, channels=(4, 8), false_alarm_rate=0.1, random_state=3).fit(features)
+    adapter = adapter_for(score, channels=(4, 8), false_alarm_rate=0.1, random_state=3).fit(features)
     detector = Detector(score=score, false_alarm_rate=0.1, seed=3, **adapter.settings).fit_features(features, (4, 8))
     new = np.concatenate([features[:20], 3 * features[20:40]])
     np.testing.assert_allclose(-adapter.score_samples(new), detector.score_features(new), rtol=1e-4, atol=1e-5)
@@ -78,7 +73,7 @@ def test_outliers_are_negative_and_inliers_positive(mahalanobis, features):
     np.testing.assert_allclose(decision, mahalanobis.score_samples(features) - mahalanobis.offset_)
 
 
-def test_the_false_alarm_rate_holds_on_average(features):
+def test_the_false_alarm_rate_holds_on_average():
     rng = np.random.default_rng(1)
     rates = []
     for _ in range(100):
@@ -110,8 +105,8 @@ def test_fits_in_a_pipeline(features):
     assert set(np.unique(clone(pipeline).fit_predict(features))) == {-1, 1}
 
 
-def test_grid_search_chooses_a_setting(features):
-    # Two clusters that touch no outlier: a neighbour beyond the smaller cluster calls that cluster OOD.
+def test_grid_search_chooses_a_setting():
+    # The smaller cluster has 40 samples: its 150th neighbour is in the other cluster, further away than the outliers are.
     rng = np.random.default_rng(0)
     inliers = np.concatenate([rng.normal(0, 0.1, size=(200, 4)), rng.normal(3, 0.1, size=(40, 4))])
     outliers = rng.normal(1.5, 0.1, size=(40, 4))
@@ -132,7 +127,7 @@ def test_grid_search_chooses_a_setting(features):
 
 
 def test_a_sample_has_the_same_score_in_any_batch(features):
-    adapter = small("mfsim", SMALL).fit(features)
+    adapter = adapter_for("mfsim").fit(features)
     alone = np.concatenate([adapter.score_samples(features[i : i + 1]) for i in range(50)])
     np.testing.assert_array_equal(alone, adapter.score_samples(features)[:50])
 
