@@ -106,7 +106,7 @@ def test_fits_in_a_pipeline(features):
 
 
 def test_grid_search_chooses_a_setting():
-    # The smaller cluster has 40 samples: its 150th neighbour is in the other cluster, further away than the outliers are.
+    # The smaller cluster has 40 samples: their 150th neighbours are in the other cluster, beyond the outliers.
     rng = np.random.default_rng(0)
     inliers = np.concatenate([rng.normal(0, 0.1, size=(200, 4)), rng.normal(3, 0.1, size=(40, 4))])
     outliers = rng.normal(1.5, 0.1, size=(40, 4))
