@@ -41,8 +41,8 @@ class FeatureOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     the default rate), all samples are used for everything: the threshold is the quantile of the training scores, as in
     `sklearn.ensemble.IsolationForest`, and a `TooFewSamplesWarning` says that the rate is not guaranteed.
 
-    Features are converted to float32. Scores are computed in float64 and rounded to float32, which hides that batches of
-    other sizes round differently: the sample that the threshold was taken from stays on its side of it.
+    Features are converted to float32. Scores are computed in float64 and rounded to float32, which hides the rounding
+    differences between batches: the sample that the threshold was taken from stays on its side of it.
 
     Args:
         score_name: a name of `dlsr.SCORES`, for instance `mahalanobis`; None for the preset's, by default `residual`.
