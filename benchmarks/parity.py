@@ -10,6 +10,8 @@ greatest difference of each score, and ends with status 1 if one is not below 1e
 import argparse
 import json
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +33,17 @@ SCORES: dict[str, dict[str, Any]] = {
 TOLERANCE = 1e-6
 
 
-def scores(data: Path) -> dict[str, list[float]]:
+def scores(data: Path, done: dict[str, list[float]], store: str) -> Iterator[dict[str, list[float]]]:
+    """All scores so far, after each one; those in `done` are not computed again."""
     images = open_images(data / "cifar10.tar")
     chosen = np.random.default_rng(0).choice(len(images), 1200, replace=False)
     train, test = images.subset(chosen[:1000].tolist()), images.subset(chosen[1000:].tolist())
-    found = {}
     for name, arguments in SCORES.items():
-        detector = Detector(**arguments, device="cpu").fit(train)
-        found[name] = detector.score_samples(test).tolist()
-        found[f"{name}, p-values"] = detector.p_values(test).tolist()
-        print(name, detector.threshold_, file=sys.stderr)
-    return found
+        if name not in done:
+            detector = Detector(**arguments, device="cpu", store=store).fit(train)
+            done |= {f"{name}, p-values": detector.p_values(test).tolist(), name: detector.score_samples(test).tolist()}
+            print(name, detector.threshold_, file=sys.stderr)
+            yield done
 
 
 def main() -> None:
@@ -50,11 +52,13 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="folder with cifar10.tar")
     arguments = parser.parse_args()
-    found = scores(arguments.data)
-    if arguments.action == "write":
-        arguments.file.write_text(json.dumps(found))
-        return
-    before = json.loads(arguments.file.read_text())
+    before = json.loads(arguments.file.read_text()) if arguments.file.exists() else {}
+    with tempfile.TemporaryDirectory() as store:
+        if arguments.action == "write":
+            for found in scores(arguments.data, before, store):
+                arguments.file.write_text(json.dumps(found))
+            return
+        *_, found = scores(arguments.data, {}, store)
     differences = {name: float(np.abs(np.subtract(found[name], before[name])).max()) for name in before}
     for name, difference in differences.items():
         print(f"{name}: {difference:.1e}")

@@ -275,7 +275,7 @@ def test_a_fit_that_fails_leaves_the_detector_as_it_was(model, image_folder, odd
     with pytest.raises(NoImagesError):
         detector.fit(tmp_path)
     np.testing.assert_array_equal(detector.score_samples(odd_folder), before)
-    assert detector.extractor_.spec.weights_argument == "random"
+    assert detector.extractor_.spec.weights_argument == "random:0"
     unfitted = Detector(encoder="test_resnet", weights="random", backend="torch")
     with pytest.raises(TooFewImagesError):
         unfitted.fit(open_images(image_folder).subset(range(5)))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dlsr.artifact import installed_versions
+from dlsr.detector import Detector
 from dlsr.encoders import Encoder, EncoderSpec
 from dlsr.errors import ExportError, OutputError, SettingsError
 from dlsr.files import file_sums, replacing_folder
@@ -32,9 +33,6 @@ from dlsr.runtime.devices import torch_device
 from dlsr.runtime.onnx_engine import load_onnx, write_onnx
 from dlsr.runtime.openvino_engine import load_openvino, write_openvino
 from dlsr.scorers.base import LayerScores, Scorer
-
-if TYPE_CHECKING:
-    from dlsr.detector import Detector
 
 ExportFormat = Literal["onnx", "openvino"]
 EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
@@ -82,7 +80,7 @@ class Exportable:
     threshold: float
 
     @classmethod
-    def of(cls, detector: "Detector") -> Self:
+    def of(cls, detector: Detector) -> Self:
         """The parts of a fitted detector.
 
         Raises:
@@ -123,7 +121,7 @@ class Exportable:
 
 
 def export(
-    detector: "Detector", folder: str | os.PathLike[str], kind: ExportFormat = "onnx", images: ImagesLike | None = None
+    detector: Detector, folder: str | os.PathLike[str], kind: ExportFormat = "onnx", images: ImagesLike | None = None
 ) -> float:
     """Write an export directory, after checking that its graph agrees with PyTorch.
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dlsr.calibration.metrics import evaluate_scores
+from dlsr.detector import Detector
 from dlsr.encoding.pipeline import Progress, encode_all
 from dlsr.errors import ExportError, MissingExtraError, SettingsError
 from dlsr.export.graph import CPU, GRAPHS, Exportable, ImageToScore, check_export, write_description
@@ -33,9 +34,6 @@ from dlsr.runtime.openvino_engine import (
     write_openvino,
 )
 from dlsr.scorers.base import Scorer
-
-if TYPE_CHECKING:
-    from dlsr.detector import Detector
 from dlsr.streaming import map_ahead
 
 Pixels = NDArray[np.uint8]
@@ -63,7 +61,7 @@ class Int8Report:
 
 
 def export_int8(
-    detector: "Detector",
+    detector: Detector,
     folder: str | os.PathLike[str],
     train_images: ImagesLike,
     id_images: ImagesLike,

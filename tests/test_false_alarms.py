@@ -1,0 +1,43 @@
+"""A stated false-alarm rate holds for exchangeable images, end to end."""
+
+import numpy as np
+import pytest
+
+from conftest import patches, small
+from dlsr import Detector
+
+FITS = 40
+
+
+@pytest.fixture(scope="module")
+def encoded(photographs, small_encoder):
+    """Features of 1,200 patches of one photograph, encoded once."""
+    return Detector(**small_encoder).prepare_extractor().encode(patches(photographs[0], 1200, seed=1))
+
+
+@pytest.mark.parametrize("score", ["mahalanobis", "knn"])
+@pytest.mark.parametrize("rate", [0.05, 0.1, 0.3])
+def test_the_rate_holds_on_average_over_fits(encoded, score, rate):
+    realised = []
+    for seed in range(FITS):
+        order = np.random.default_rng(seed).permutation(len(encoded.z0))
+        fitted, new = order[:400], order[400:]
+        detector = Detector(**small(score), false_alarm_rate=rate, seed=seed).fit_features(encoded.z0[fitted])
+        realised.append((detector.score_features(encoded.z0[new]) > detector.threshold_).mean())
+    # With n calibration images the threshold passes floor(rate (n + 1)) of n + 1, and one fit's rate follows a Beta.
+    n = detector.fit_summary_.calibration_images
+    alarms = np.floor(rate * (n + 1) + 1e-9)
+    expected = alarms / (n + 1)
+    spread = np.sqrt(expected * (1 - expected) / (n + 2) / FITS)
+    assert expected <= rate
+    assert np.mean(realised) == pytest.approx(expected, abs=4 * spread)
+
+
+def test_from_images_to_verdicts(photographs, small_encoder):
+    detector = Detector(**small_encoder, score="mahalanobis", false_alarm_rate=0.2)
+    detector.fit(patches(photographs[0], 300, seed=2))
+    results = detector.detect(patches(photographs[0], 300, seed=3))
+    n = detector.fit_summary_.calibration_images
+    spread = np.sqrt(0.2 * 0.8 / n + 0.2 * 0.8 / 300)
+    assert (results.verdicts == 1).mean() == pytest.approx(0.2, abs=4 * spread)
+    np.testing.assert_array_equal(results.verdicts == 1, results.p_values <= 0.2)
