@@ -1,4 +1,4 @@
-# Two targets do all: `make demo` runs the main job, `make test` runs every check. Each makes .venv if there is none.
+# `make demo` runs the main job, `make test` runs every check. Each sets up .venv if there is none.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -10,8 +10,9 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
-	$(BIN)/pytest --cov=dlsr --cov-report=term-missing:skip-covered --cov-fail-under=90 -q
+	$(BIN)/pytest -n logical --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered --cov-fail-under=90 -q
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
