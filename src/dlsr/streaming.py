@@ -1,4 +1,4 @@
-"""Iterables processed as they come: in groups, or ahead of the consumer in threads."""
+"""Lazy processing of iterables: in groups, or in threads ahead of the consumer."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -6,20 +6,18 @@ from itertools import islice
 from typing import TypeVar
 
 A = TypeVar("A")
-
-
 B = TypeVar("B")
 
 
 def in_groups(items: Iterable[A], size: int) -> Iterator[list[A]]:
-    """Items in their order, `size` at a time; the last group may be smaller."""
+    """Split into consecutive groups of `size` items; the last group may be smaller."""
     remaining = iter(items)
     while group := list(islice(remaining, size)):
         yield group
 
 
 def map_ahead(function: Callable[[A], B], items: Iterable[A], workers: int, ahead: int) -> Generator[B]:
-    """Map in threads, in order, working at most `ahead` items ahead of the consumer (so memory stays bounded)."""
+    """Map in threads and yield in order, at most `ahead` items ahead of the consumer, so that memory stays bounded."""
     with ThreadPoolExecutor(workers) as pool:
         remaining = iter(items)
         pending: list[Future[B]] = [pool.submit(function, item) for item in islice(remaining, ahead)]

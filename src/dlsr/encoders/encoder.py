@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,22 @@ from torch import Tensor, nn
 from dlsr.encoders.presets import EncoderSpec
 from dlsr.encoders.weights import fingerprint, load_classifier, load_exactly
 from dlsr.errors import SettingsError, WeightsError
+from dlsr.images.transforms import pixels_version
 from dlsr.method.features import DELTA, to_z0
 from dlsr.runtime.backends import Backend, choose_backend, make_engine
 from dlsr.runtime.base import Engine, Graph
+
+Z0_VERSION = 1
+"""Raise it with every change to the code from pixels to `z0` that changes `z0`, here or in `dlsr.method.features`.
+
+Cached features and converted engines of earlier versions are then no longer used.
+"""
 
 
 class PixelsToZ0(nn.Module):
     """Pixel normalisation, the feature network, pooling and z-score as one module.
 
-    Takes resized images, uint8 of shape `(N, size, size, 3)`, gives `z0`, shape `(N, c)`.
+    Maps resized images, uint8 of shape `(N, size, size, 3)`, to `z0`, shape `(N, c)`.
     """
 
     mean: Tensor
@@ -37,12 +45,12 @@ class PixelsToZ0(nn.Module):
         return to_z0(self.network(self.normalised(pixels)))
 
     def normalised(self, pixels: Tensor) -> Tensor:
-        """What the network takes, shape `(N, 3, size, size)`."""
+        """The network's input, shape `(N, 3, size, size)`."""
         return ((pixels.float() - self.mean) / self.std).permute(0, 3, 1, 2)
 
 
 class PixelsToPenultimate(PixelsToZ0):
-    """As `PixelsToZ0` for a whole classifier of timm: what its last layer takes, shape `(N, c)`, as it is."""
+    """The input of the last layer of a timm classifier, shape `(N, c)`, without pooling of stages or z-score."""
 
     def forward(self, pixels: Tensor) -> Tensor:
         """See the class."""
@@ -53,23 +61,27 @@ class PixelsToPenultimate(PixelsToZ0):
 
 
 class Encoder:
-    """A frozen network whose chosen stages make up `z0`.
+    """A frozen pretrained network. The maps of its chosen stages are pooled and normalised to `z0`.
 
     Args:
         spec: network, stages, preprocessing and weights.
         device: where to run.
-        backend: what runs it, see `dlsr.runtime`. Backends agree to 1e-4 in `z0`.
-        weights_sha256: of the weights that it must have, if that is known, as it is of a saved model's.
-        channels: of each chosen stage, if known; with it nothing is loaded where the engine is in the cache.
+        backend: see `dlsr.runtime`. Backends agree to 1e-4 in `z0`.
+        weights_sha256: SHA-256 that the weights must have; known for a saved model.
+        channels: channels of each chosen stage; known for a saved model. If both are given and the engine is in the
+            cache, neither timm nor the weights are loaded.
 
     Attributes:
-        backend: the one that runs.
+        spec: network, stages, preprocessing and weights.
+        device: where the encoder runs.
+        backend: the backend in use, `auto` resolved.
         channels: channels of each chosen stage, M numbers that sum to `c`.
-        weights_sha256: of the weights.
+        weights_sha256: SHA-256 of the weights.
 
     Raises:
-        SettingsError: if a stage does not exist.
-        WeightsError: if the weights cannot be had, do not fit or are not those asked for.
+        SettingsError: if a stage does not exist, or for a backend that does not run on the device.
+        WeightsError: if the weights are missing, do not fit the network or have another SHA-256.
+        MissingExtraError: if the backend is not installed.
     """
 
     def __init__(
@@ -100,19 +112,27 @@ class Encoder:
 
     @property
     def batch(self) -> int:
-        """How many images a call of `encode` are quickest."""
+        """The number of images in a call of `encode` that gives the highest throughput."""
         return self._engine.batch
 
     @property
     def streams(self) -> int:
-        """How many calls of `encode` at once are quickest."""
+        """The number of concurrent calls of `encode` that gives the highest throughput."""
         return self._engine.streams
 
     @property
     def key(self) -> str:
-        """What `z0` depends on besides the image: weights, stages and preprocessing, as one hex digest."""
-        parts = self.spec.model_dump_json(exclude={"name", "weights"}), self.weights_sha256, repr(DELTA)
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        """Hex digest of everything besides the image that `z0` depends on: preprocessing, weights, versions of code.
+
+        The versions of PyTorch and the backend are left out, since `z0` agrees to 1e-4 among them.
+        """
+        return _digest(self._engine_key, self.spec.interpolation, self.spec.decoding, pixels_version())
+
+    @property
+    def _engine_key(self) -> str:
+        """Hex digest of everything that `z0` depends on besides the resized pixels."""
+        spec = self.spec.model_dump_json(exclude={"name", "weights", "interpolation", "decoding"})
+        return _digest(spec, self.weights_sha256, repr(DELTA), str(Z0_VERSION), metadata.version("timm"))
 
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Encode resized images: uint8 of shape `(N, size, size, 3)` to `z0`, float32 of shape `(N, c)`."""
@@ -120,13 +140,17 @@ class Encoder:
         return z0
 
     def with_engine(self, engine: Engine) -> "Encoder":
-        """The same encoder run by another engine."""
+        """A copy of this encoder that another engine runs."""
         other = copy.copy(self)
         other._engine = engine
         return other
 
     def module(self) -> PixelsToZ0:
-        """The encoder as a module, newly loaded. Raises as the class does."""
+        """The encoder as a module, with newly loaded weights.
+
+        Raises:
+            WeightsError: if the weights are missing, do not fit the network or are not those of this encoder.
+        """
         network = _network(self.spec)
         if fingerprint(network) != self.weights_sha256:
             raise WeightsError(
@@ -141,18 +165,22 @@ class Encoder:
         return torch.randint(256, shape, dtype=torch.uint8, generator=generator)
 
     def graph(self) -> Graph:
-        """What an engine runs: `pixels` to `z0`."""
+        """The graph that an engine runs: `pixels` to `z0`."""
         return self._graph(None)
 
     def _graph(self, network: Any) -> Graph:
         def build() -> PixelsToZ0:
             return self._module(network) if network is not None else self.module()
 
-        return Graph(build, {"pixels": self.example()}, ("z0",), self.key)
+        return Graph(build, {"pixels": self.example()}, ("z0",), self._engine_key)
 
     def _module(self, network: nn.Module) -> PixelsToZ0:
         kind = PixelsToPenultimate if self.spec.output == "penultimate" else PixelsToZ0
         return kind(network, self.spec.mean, self.spec.std)
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _network(spec: EncoderSpec) -> Any:
@@ -164,8 +192,13 @@ def _channels(spec: EncoderSpec, network: Any) -> tuple[int, ...]:
 
 
 def feature_network(spec: EncoderSpec) -> Any:
-    """The chosen stages of the encoder's network, with its weights. Raises as `Encoder` does."""
-    import timm  # noqa: PLC0415 - takes seconds, and is not needed where the engine is in the cache
+    """The chosen stages of the encoder's network, with its weights.
+
+    Raises:
+        SettingsError: if a stage does not exist.
+        WeightsError: if the weights are missing, damaged or do not fit the network.
+    """
+    import timm  # noqa: PLC0415 - takes seconds to import, and is not needed if the engine is in the cache
 
     try:
         network: Any = timm.create_model(spec.network, pretrained=False, features_only=True, out_indices=spec.stages)
@@ -173,11 +206,13 @@ def feature_network(spec: EncoderSpec) -> Any:
         whole_network: Any = timm.create_model(spec.network, pretrained=False, features_only=True)
         count = len(whole_network.feature_info.channels())
         raise SettingsError(
-            f"'{spec.name}' has stages 0..{count - 1}, asked for {list(spec.stages)}; choose among these"
+            f"'{spec.name}' has stages 0..{count - 1}, got {list(spec.stages)}; choose among these"
         ) from error
     whole = load_classifier(spec).state_dict()
     wanted = {name: name.removeprefix("model.") for name in network.state_dict()}
     if not set(wanted.values()) <= whole.keys():
-        raise WeightsError(f"timm names the features of '{spec.network}' in another way; choose another encoder")
+        raise WeightsError(
+            f"timm's features of '{spec.network}' have other weights than its classifier; choose another encoder"
+        )
     load_exactly(network, {name: whole[theirs] for name, theirs in wanted.items()}, spec.network)
     return network.eval().requires_grad_(False)

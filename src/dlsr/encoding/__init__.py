@@ -1,1 +1,1 @@
-"""From images to features: one pipeline, and the store that keeps what was encoded."""
+"""From images to features: the pipeline that encodes, and the store that keeps features on disk."""

@@ -1,4 +1,4 @@
-"""A few training images kept with the model, to show beside new ones what it takes for ordinary."""
+"""Example ID images saved with a model, so that reports can show the most similar ones beside a new image."""
 
 import io
 import json
@@ -16,8 +16,9 @@ from dlsr.images.decode import decode
 from dlsr.images.sources import ImageDataset
 
 SIDE = 96
-"""Pixels of a thumbnail's longer side."""
+"""Longer side of a thumbnail in pixels."""
 QUALITY = 85
+"""JPEG quality of thumbnails."""
 
 
 @dataclass(frozen=True)
@@ -31,25 +32,26 @@ class Examples:
     """JPEG files."""
 
     def nearest(self, z0: NDArray[np.float32], count: int) -> NDArray[np.intp]:
-        """Indices of the examples nearest to each row by Euclidean distance: `(N, c)` to `(N, min(count, n))`."""
+        """Indices of the nearest examples by Euclidean distance for features `z0`: `(N, c)` to `(N, min(count, n))`."""
         squares = np.square(self.z0).sum(axis=1) - 2 * z0 @ self.z0.T
         return np.argsort(squares, axis=1, kind="stable")[:, :count]
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of it, for saving."""
+        """Everything as tensors, for saving."""
         return {
             "names": _bytes_tensor(json.dumps(self.names).encode()),
             "z0": torch.from_numpy(self.z0),
-            "sizes": torch.tensor([len(one) for one in self.thumbnails], dtype=torch.int64),
+            "sizes": torch.tensor([len(content) for content in self.thumbnails], dtype=torch.int64),
             "thumbnails": _bytes_tensor(b"".join(self.thumbnails)),
         }
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> "Examples":
-        """Examples from their `tensors()`.
+        """The inverse of `tensors`.
 
         Raises:
-            KeyError, ValueError: if they are not that.
+            KeyError: if a tensor is missing.
+            ValueError: if the tensors do not belong together.
         """
         content = tensors["thumbnails"].cpu().numpy().tobytes()
         ends = np.cumsum(tensors["sizes"].cpu().numpy())
@@ -60,23 +62,31 @@ class Examples:
 
 
 def choose_examples(images: ImageDataset, encoded: Encoded, count: int, seed: int) -> Examples:
-    """At most `count` of the readable images, at random.
+    """Choose at most `count` readable images at random.
 
     Raises:
         ImageError: if one has become unreadable since it was encoded.
     """
     readable = np.flatnonzero(encoded.readable)
-    rows = np.random.default_rng(seed).permutation(len(readable))[:count]
-    chosen = readable[rows]
+    positions = np.random.default_rng(seed).permutation(len(readable))[:count]
+    chosen = readable[positions]
     return Examples(
         names=tuple(Path(encoded.names[i]).name for i in chosen),
-        z0=encoded.z0[rows],
+        z0=encoded.z0[positions],
         thumbnails=tuple(thumbnail(images.items[i].read()) for i in chosen),
     )
 
 
 def thumbnail(raw: object, side: int = SIDE) -> bytes:
-    """An image as a small JPEG. Raises ImageError if it cannot be decoded."""
+    """An image as a small JPEG.
+
+    Args:
+        raw: see `dlsr.images.decode.decode`.
+        side: longer side in pixels.
+
+    Raises:
+        ImageError: if it cannot be decoded.
+    """
     image = decode(raw)
     image.thumbnail((side, side))
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""From images to features: read, look up or encode, keep. The one path that every front end takes."""
+"""The pipeline from images to features: read, look up in the store, encode, keep in the store."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
@@ -19,33 +19,34 @@ from dlsr.method.noise import DIGEST_BYTES, pixel_digest
 from dlsr.streaming import in_groups, map_ahead
 
 CHUNK = 512
+"""Images in a chunk."""
 
 Progress = Callable[[int], None]
-"""Told how many more images are done."""
+"""Callback that gets the number of images done since its last call."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Images in their order, with the features of those that could be read."""
+    """Images in order, with the features of the readable ones."""
 
     names: list[str]
     errors: list[str | None]
-    """Why an image could not be read; None if it could. One for each name."""
+    """For each name the reason why the image could not be read, or None if it could."""
     z0: NDArray[np.float32]
-    """Features of the readable images, shape `(R, c)`; memory-mapped if they are many."""
+    """Features of the R readable images, shape `(R, c)`; memory-mapped if they are large."""
     digests: NDArray[np.uint8]
-    """Their content digests, from which noise is derived, shape `(R, 16)`."""
+    """Digests of the readable images' pixels, from which noise is derived, shape `(R, 16)`."""
     keys: NDArray[np.uint8]
-    """SHA-256 of their files, by which the feature store knows them, shape `(R, 32)`."""
+    """SHA-256 of the readable images' files, their keys in the feature store, shape `(R, 32)`."""
 
     @property
     def readable(self) -> NDArray[np.bool_]:
-        """Which images have features, shape `(N,)`."""
+        """Whether each image could be read, shape `(N,)`."""
         return np.array([error is None for error in self.errors], dtype=np.bool_)
 
     @property
     def unreadable(self) -> dict[str, str]:
-        """Reasons by name."""
+        """Reasons why images could not be read, by name."""
         return {name: error for name, error in zip(self.names, self.errors, strict=True) if error is not None}
 
 
@@ -61,7 +62,11 @@ class _Prepared:
 
 
 def open_store(root: Path | None, encoder: Encoder, transform: Transform | None = None) -> FeatureStore | None:
-    """The store of this encoder and transform below `root`; None without a root."""
+    """The feature store below `root` for an encoder and transform; None if `root` is None.
+
+    Raises:
+        ArtifactError: if the store is damaged.
+    """
     if root is None:
         return None
     key = hashlib.sha256(f"{encoder.key}\n{transform.name if transform else ''}".encode()).hexdigest()
@@ -78,16 +83,19 @@ def encode_chunks(
     workers: int = 2,
     progress: Progress | None = None,
 ) -> Iterator[Encoded]:
-    """Encode images in order, a chunk at a time, so that memory does not grow with their number.
+    """Encode images in order, one chunk at a time, so that memory does not grow with their number.
 
     Args:
-        encoder: what to encode with.
-        items: what to encode, taken as needed.
-        store: where features are looked up and kept.
+        encoder: turns resized images into features.
+        items: images to encode, consumed lazily.
+        store: looks up and keeps features; None encodes every image.
         transform: applied to each decoded image.
-        batch_size: images in one call of the engine; None for what it is quickest with.
+        batch_size: images in one call of the engine; None for the fastest number.
         workers: threads that read and decode ahead of the encoder.
-        progress: told of each image done.
+        progress: callback, called with the number of images done since its last call.
+
+    Raises:
+        OutputError: if features cannot be written to the store.
     """
 
     def prepare(item: ImageItem) -> _Prepared:
@@ -101,13 +109,13 @@ def encode_chunks(
     with (
         closing(map_ahead(prepare, items, workers, ahead=max(CHUNK // 4, 2 * size * streams))) as prepared,
         closing(map_ahead(encode, _batches(prepared, size), streams, ahead=8 * streams)) as batches,
-        _flushed(store),
+        _flushing(store),
     ):
-        for chunk in in_groups(_kept(batches, store, progress), CHUNK):
-            known = [(*one.known, one.key) for one in chunk if one.known is not None]
+        for chunk in in_groups(_stored(batches, store, progress), CHUNK):
+            known = [(*image.known, image.key) for image in chunk if image.known is not None]
             yield Encoded(
-                names=[one.name for one in chunk],
-                errors=[one.error for one in chunk],
+                names=[image.name for image in chunk],
+                errors=[image.error for image in chunk],
                 z0=np.array([z0 for _, z0, _ in known], np.float32).reshape(-1, encoder.c),
                 digests=np.array([digest for digest, _, _ in known], np.uint8).reshape(-1, DIGEST_BYTES),
                 keys=np.frombuffer(b"".join(key for _, _, key in known), np.uint8).reshape(-1, KEY_BYTES),
@@ -115,12 +123,12 @@ def encode_chunks(
 
 
 @contextmanager
-def _flushed(store: FeatureStore | None) -> Iterator[None]:
-    """Flush the store at the end, come what may."""
+def _flushing(store: FeatureStore | None) -> Iterator[None]:
+    """Flush the store at the end of the block, also after an error."""
     try:
         yield
     except BaseException:
-        # What is done is kept; but the error under way says more than one of the store's would.
+        # Finished features are kept. An error of the store must not hide the error of the block.
         if store is not None:
             with suppress(OutputError):
                 store.flush()
@@ -138,17 +146,27 @@ def encode_all(
     workers: int = 2,
     progress: Progress | None = None,
 ) -> Encoded:
-    """As `encode_chunks`, all in one.
+    """Encode all images at once, see `encode_chunks`.
 
     Raises:
-        OutputError: if features that are more than fit in memory find no space on disk.
+        OutputError: if features cannot be written to the store, or are too large for memory and for the disk.
     """
     chunks = encode_chunks(encoder, images.items, store=store, transform=transform, workers=workers, progress=progress)
     return joined(chunks, len(images), encoder.c, store.folder if store else None)
 
 
 def joined(chunks: Iterable[Encoded], images: int, c: int, folder: Path | None) -> Encoded:
-    """Chunks in one; features that are more than fit in memory are in a file, see `dlsr.encoding.store.empty_table`."""
+    """Join chunks.
+
+    Args:
+        chunks: consecutive chunks of images.
+        images: number of images in all chunks together, or more.
+        c: dimension of the features.
+        folder: where features that are too large for memory go, see `dlsr.encoding.store.empty_table`.
+
+    Raises:
+        OutputError: if features are too large for memory and for the disk.
+    """
     z0 = empty_table(images, c, folder)
     names: list[str] = []
     errors: list[str | None] = []
@@ -165,15 +183,15 @@ def joined(chunks: Iterable[Encoded], images: int, c: int, folder: Path | None) 
 
 
 def readable_pixels(encoder: Encoder, images: ImageDataset, limit: int, workers: int = 2) -> NDArray[np.uint8]:
-    """The first images that can be read, resized for an encoder: uint8 of shape `(at most limit, size, size, 3)`.
+    """The first `limit` readable images, resized for an encoder: uint8 of shape `(n, size, size, 3)`, `n <= limit`.
 
     Raises:
-        NoImagesError: if none can.
+        NoImagesError: if no image can be read.
     """
     pixels: list[NDArray[np.uint8]] = []
-    for one in map_ahead(lambda item: _prepare(item, encoder, None, None), images.items, workers, ahead=CHUNK // 4):
-        if one.pixels is not None:
-            pixels.append(one.pixels)
+    for image in map_ahead(lambda item: _prepare(item, encoder, None, None), images.items, workers, ahead=CHUNK // 4):
+        if image.pixels is not None:
+            pixels.append(image.pixels)
         if len(pixels) == limit:
             break
     if not pixels:
@@ -196,19 +214,19 @@ def _prepare(item: ImageItem, encoder: Encoder, store: FeatureStore | None, tran
         if transform is not None:
             image = transform.apply(image)
         pixels = resize(image, encoder.spec.size, encoder.spec.interpolation)
-        # Here, in the threads that decode: the engine would wait for it otherwise.
+        # Hashed in the threads that decode, so that the engine need not wait.
         return _Prepared(item.name, key, pixels=pixels, digest=pixel_digest(pixels))
     except (ImageError, OSError) as error:
         return _Prepared(item.name, error=reason_of(error))
 
 
 def _batches(prepared: Iterable[_Prepared], size: int) -> Iterator[list[_Prepared]]:
-    """Images in order, in groups of which at most `size` are to be encoded."""
+    """Images in order, in groups of which at most `size` images need encoding."""
     batch: list[_Prepared] = []
     missing = 0
-    for one in prepared:
-        batch.append(one)
-        missing += one.pixels is not None
+    for image in prepared:
+        batch.append(image)
+        missing += image.pixels is not None
         if missing == size or len(batch) == CHUNK:
             yield batch
             batch, missing = [], 0
@@ -217,23 +235,23 @@ def _batches(prepared: Iterable[_Prepared], size: int) -> Iterator[list[_Prepare
 
 
 def _encode(batch: list[_Prepared], encoder: Encoder) -> None:
-    """Encode what is not known."""
-    missing = [one for one in batch if one.pixels is not None]
+    """Encode the images that are not in the store."""
+    missing = [image for image in batch if image.pixels is not None]
     if missing:
-        features = encoder.encode(np.stack([one.pixels for one in missing if one.pixels is not None]))
-        for one, z0 in zip(missing, features, strict=True):
-            assert one.digest is not None
-            one.known, one.pixels, one.is_new = (one.digest, z0), None, True
+        features = encoder.encode(np.stack([image.pixels for image in missing if image.pixels is not None]))
+        for image, z0 in zip(missing, features, strict=True):
+            assert image.digest is not None
+            image.known, image.pixels, image.is_new = (image.digest, z0), None, True
 
 
-def _kept(
+def _stored(
     batches: Iterable[list[_Prepared]], store: FeatureStore | None, progress: Progress | None
 ) -> Iterator[_Prepared]:
-    """Put what was encoded into the store."""
+    """Add newly encoded features to the store."""
     for batch in batches:
-        for one in batch:
-            if store is not None and one.is_new and one.known is not None:
-                store.add(one.key, *one.known)
+        for image in batch:
+            if store is not None and image.is_new and image.known is not None:
+                store.add(image.key, *image.known)
         if progress is not None:
             progress(len(batch))
         yield from batch

@@ -1,1 +1,1 @@
-"""Where images come from and how they are decoded."""
+"""Images: sources, decoding and transforms."""

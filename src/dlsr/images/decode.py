@@ -1,7 +1,7 @@
-"""Decoding to RGB. An unreadable image is an ImageError with the reason.
+"""Decoding to RGB. An image that cannot be decoded raises an ImageError with the reason.
 
-Rules: EXIF rotation is applied; an animation counts as its first frame; transparency is laid over white; greyscale,
-palette and CMYK become RGB; 16-bit values keep their upper 8 bits.
+EXIF rotation is applied. Of an animation, the first frame is used. Transparent images are composited over white.
+Greyscale, palette and CMYK are converted to RGB. 16-bit values are reduced to their upper 8 bits.
 """
 
 import io
@@ -16,31 +16,26 @@ from dlsr.errors import ImageError, ImageTooLargeError, one_line
 MAX_PIXELS = 89_478_485
 """Larger images are refused as decompression bombs (Pillow's own warning limit)."""
 
-
 FORMATS = frozenset({"AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP"})
-"""What is decoded, by Pillow's names: pictures of pixels, by decoders that call no other program."""
-
+"""Formats that are decoded, by Pillow's names: raster formats whose decoders run no other program."""
 
 Interpolation = Literal["bilinear", "bicubic"]
-
-
 Decoding = Literal["full", "draft"]
-
-
 DECODINGS: tuple[Decoding, ...] = get_args(Decoding)
 
 
 def decode(raw: object, draft: int | None = None) -> Image.Image:
-    """Decode to an RGB image, by the rules at the top of this module.
+    """Decode to an RGB image, see the module's docstring.
 
     Args:
         raw: encoded bytes, a PIL image, an array of shape `(H, W)` or `(H, W, 1 | 3 | 4)`, or a torch tensor of
-            shape `(1 | 3, H, W)`; arrays uint8 (or bool), tensors uint8 or float in `[0, 1]`.
-        draft: decode a JPEG no larger than needed for this many pixels a side: at 1/2, 1/4 or 1/8 of its size, which
-            is quicker and gives slightly other pixels. None decodes in full.
+            shape `(1 | 3, H, W)`. Arrays are uint8, tensors uint8 or float in `[0, 1]`.
+        draft: decode a JPEG at 1/2, 1/4 or 1/8 of its size, but at least at this width and height in pixels. This is
+            faster and gives slightly different pixels. None decodes at full size.
 
     Raises:
-        ImageError: with the reason, if that cannot be done.
+        ImageError: with the reason, if it cannot be decoded.
+        ImageTooLargeError: if it has more than `MAX_PIXELS`.
     """
     try:
         if isinstance(raw, bytes):
@@ -57,17 +52,17 @@ def decode(raw: object, draft: int | None = None) -> Image.Image:
         return _to_rgb(ImageOps.exif_transpose(image))
     except ImageError:
         raise
-    # Decoders of damaged files raise whatever they stumble on: ValueError, SyntaxError, struct.error, ...
+    # Decoders of damaged files raise errors of any kind: ValueError, SyntaxError, struct.error, ..
     except Exception as error:
         raise _undecodable(error) from error
 
 
 def pixels_of(raw: bytes) -> int:
-    """How many pixels an encoded image has, by its header, without decoding it.
+    """The number of pixels of an encoded image, read from its header without decoding it.
 
     Raises:
-        ImageError: with the reason, if that cannot be told.
-        ImageTooLargeError: if the header alone is enough to refuse it.
+        ImageError: with the reason, if the header cannot be read.
+        ImageTooLargeError: if the header says more than twice `MAX_PIXELS`.
     """
     try:
         image = _opened(raw)
@@ -131,5 +126,5 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def reason_of(error: ImageError | OSError) -> str:
-    """Why an image cannot be read, in one line."""
+    """The reason why an image cannot be read, in one line."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -1,4 +1,4 @@
-"""Where images come from: folders, tars, image files, arrays, datasets. Listing decodes nothing."""
+"""Sources of images: folders, tars, image files, arrays, datasets. Images are listed without being decoded."""
 
 import gzip
 import os
@@ -25,28 +25,30 @@ SUFFIXES = frozenset(
         ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
     }
 )  # fmt: skip
-"""A folder's or tar's files with these suffixes are its images."""
+"""Files with these suffixes are the images of a folder or tar."""
 
 
 class UnreadableImagesWarning(UserWarning):
-    """Some images could not be read; the message names them."""
+    """Some images could not be read. The message names them."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageItem:
-    """One image that is yet to be read: its name in reports and how to get it."""
+    """An image that has not been read yet."""
 
     name: str
+    """Its name in reports: a path, the name in a tar, or an index."""
     read: Callable[[], object] = field(repr=False)
     """Returns encoded bytes, a PIL image, an array or a tensor; may raise."""
 
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """Images in a fixed order, and the names of files that were passed over for not being images."""
+    """Images in a fixed order."""
 
     items: Sequence[ImageItem]
     ignored: Sequence[str] = ()
+    """Names of files that are not images, by their suffix."""
 
     def __len__(self) -> int:
         return len(self.items)
@@ -56,7 +58,7 @@ class ImageDataset:
         return ImageDataset([self.items[i] for i in indices])
 
     def sample(self, limit: int | None, seed: int = 0) -> "ImageDataset":
-        """At most `limit` images, drawn at random: files are often sorted by class, so the first ones mislead."""
+        """At most `limit` images, drawn at random, since the first images of a folder are often all of one class."""
         if limit is None or limit >= len(self):
             return self
         chosen = np.random.default_rng(seed).choice(len(self), limit, replace=False)
@@ -64,7 +66,7 @@ class ImageDataset:
 
 
 class TorchDataset(Protocol):
-    """A map-style torch dataset: items are images, or tuples that begin with one."""
+    """A map-style torch dataset whose items are images, or tuples whose first element is an image."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Any: ...
@@ -75,15 +77,15 @@ ImagesLike = str | os.PathLike[str] | Sequence[Any] | NDArray[np.uint8] | TorchD
 
 
 def open_images(images: ImagesLike) -> ImageDataset:
-    """List the images of any supported source, without decoding them.
+    """List the images of a source without decoding them.
 
     Args:
         images: a folder (searched with all its subfolders), a `.tar` or `.tar.gz`, an image file, a list of
             paths, PIL images or arrays, a uint8 array of shape `(N, H, W)` or `(N, H, W, 3)`, or a torch dataset.
 
     Raises:
-        NoImagesError: if there is none.
-        InputError: if the source does not exist or is of another kind.
+        NoImagesError: if there are none.
+        InputError: if the source does not exist, cannot be read or is of an unsupported type.
     """
     if isinstance(images, ImageDataset):
         found = images
@@ -104,8 +106,8 @@ def open_images(images: ImagesLike) -> ImageDataset:
         )
     if not found.items:
         ignored = f" ({len(found.ignored)} other files, such as {found.ignored[0]})" if found.ignored else ""
-        what = f"'{images}'" if isinstance(images, str | os.PathLike) else "what was given"
-        raise NoImagesError(f"no image in {what}{ignored}; images end in {', '.join(sorted(SUFFIXES))}")
+        source = f"'{images}'" if isinstance(images, str | os.PathLike) else f"the {type(images).__name__}"
+        raise NoImagesError(f"no image in {source}{ignored}; images end in {', '.join(sorted(SUFFIXES))}")
     return found
 
 
@@ -142,7 +144,7 @@ def _open_folder(folder: Path) -> ImageDataset:
 
 
 def _file_item(path: Path) -> ImageItem:
-    # There may be millions, and a string is smaller than a Path.
+    # There may be millions of files, and a string is smaller than a Path.
     name = str(path)
     return ImageItem(name, partial(_file_bytes, name))
 
@@ -152,7 +154,7 @@ def _file_bytes(name: str) -> bytes:
 
 
 def failing_item(name: str, reason: str) -> ImageItem:
-    """An image that cannot be read, and why."""
+    """An image that cannot be read. Its `read` raises an ImageError with this reason."""
 
     def fail() -> object:
         raise ImageError(reason)
@@ -178,12 +180,12 @@ def _open_tar(path: Path) -> ImageDataset:
 
 
 def _uncompressed(path: Path) -> IO[bytes]:
-    # Members are read at random from several threads, which a compressed stream cannot do.
+    # Several threads read members in any order, which a compressed stream does not allow.
     with path.open("rb") as file:
         compressed = file.read(2) == b"\x1f\x8b"
     if not compressed:
         return path.open("rb")
-    unpacked = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as its images
+    unpacked = tempfile.TemporaryFile()  # noqa: SIM115 - stays open as long as its images
     with gzip.open(path) as stream:
         shutil.copyfileobj(stream, unpacked)
     unpacked.seek(0)
@@ -209,7 +211,7 @@ def _dataset_item(dataset: TorchDataset, index: int) -> ImageItem:
     def read() -> object:
         try:
             sample = dataset[index]
-        # A dataset is the user's code and may raise anything; one bad image must not stop the rest.
+        # A dataset is user code and may raise any error, and one bad image must not stop the others.
         except Exception as error:
             raise ImageError(f"the dataset raised {type(error).__name__}: {error}") from error
         return sample[0] if isinstance(sample, tuple | list) else sample
@@ -218,7 +220,11 @@ def _dataset_item(dataset: TorchDataset, index: int) -> ImageItem:
 
 
 def warn_of_unreadable(unreadable: Mapping[str, str]) -> None:
-    """Warn the caller's caller of images that could not be read: reasons by name."""
+    """Warn about images that could not be read, in the name of the caller's caller.
+
+    Args:
+        unreadable: reasons by name.
+    """
     if unreadable:
         listed = "; ".join(f"{name}: {reason}" for name, reason in islice(unreadable.items(), 10))
         more = f"; and {len(unreadable) - 10} more" if len(unreadable) > 10 else ""

@@ -1,8 +1,9 @@
-"""What is done to a decoded image before the encoder: resizing, and the protocols of an evaluation."""
+"""Changes to a decoded image before it is encoded: resizing, and the protocols of an evaluation."""
 
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Literal, get_args
 
 import numpy as np
@@ -14,12 +15,23 @@ from dlsr.images.decode import Interpolation, decode, reason_of
 from dlsr.images.sources import ImageDataset, ImageItem
 from dlsr.streaming import map_ahead
 
+PIXELS_VERSION = 1
+"""Raise it with every change to decoding, resizing, protocols or content digests that changes their results.
+
+Cached features of earlier versions are then no longer used.
+"""
+
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 def resize(image: Image.Image, size: int, interpolation: Interpolation) -> NDArray[np.uint8]:
     """Resize to `size` x `size` pixels: uint8 array of shape `(size, size, 3)`."""
     return np.asarray(image.resize((size, size), _RESAMPLING[interpolation]), dtype=np.uint8)
+
+
+def pixels_version() -> str:
+    """Versions of the code that decodes and resizes: dlsr's own and Pillow's."""
+    return f"{PIXELS_VERSION} Pillow {metadata.version('pillow')}"
 
 
 def read_pixels(
@@ -30,17 +42,18 @@ def read_pixels(
     apply: Callable[[Image.Image], Image.Image] | None = None,
     workers: int = 2,
 ) -> tuple[NDArray[np.uint8], list[str | None]]:
-    """Decode and resize all images of a set.
+    """Decode and resize all images of a dataset.
 
     Args:
-        images: what to read.
-        size: pixels a side.
-        interpolation: of the resize.
+        images: images to read.
+        size: width and height in pixels.
+        interpolation: used for resizing.
         apply: a change made to each image before it is resized.
-        workers: threads.
+        workers: number of threads.
 
     Returns:
-        The readable ones, uint8 of shape `(R, size, size, 3)`; and for each image why it cannot be read, or None.
+        The R readable images, uint8 of shape `(R, size, size, 3)`; and for each of all N images None, or the reason why
+        it cannot be read.
     """
 
     def read(item: ImageItem) -> NDArray[np.uint8] | str:
@@ -50,14 +63,14 @@ def read_pixels(
         except (ImageError, OSError) as error:
             return reason_of(error)
 
-    read_ones = list(map_ahead(read, images.items, workers, ahead=256))
-    pixels = [one for one in read_ones if not isinstance(one, str)]
-    errors = [one if isinstance(one, str) else None for one in read_ones]
+    outcomes = list(map_ahead(read, images.items, workers, ahead=256))
+    pixels = [outcome for outcome in outcomes if not isinstance(outcome, str)]
+    errors = [outcome if isinstance(outcome, str) else None for outcome in outcomes]
     return np.stack(pixels) if pixels else np.empty((0, size, size, 3), np.uint8), errors
 
 
 def recompress(image: Image.Image, size: int, quality: int) -> Image.Image:
-    """Resize to `size` x `size`, then JPEG with 4:2:0 chroma: what the `matched` protocol does to every image."""
+    """Resize to `size` x `size` pixels and compress as JPEG with 4:2:0 chroma, as the `matched` protocol does."""
     buffer = io.BytesIO()
     image.resize((size, size), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
     return Image.open(buffer).convert("RGB")
@@ -65,31 +78,30 @@ def recompress(image: Image.Image, size: int, quality: int) -> Image.Image:
 
 @dataclass(frozen=True)
 class Transform:
-    """A change made to each decoded image before it is resized for the encoder, and the name that keys it."""
+    """A change made to each decoded image before it is resized for the encoder."""
 
     name: str
+    """Part of the feature store's key: another change needs another name."""
     apply: Callable[[Image.Image], Image.Image]
 
 
 Protocol = Literal["native", "matched"]
-
-
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
-
-
 MATCHED_SIZE = 32
-
-
 MATCHED_QUALITY = 75
 
 
 def protocol_transform(
     protocol: Protocol, size: int = MATCHED_SIZE, quality: int = MATCHED_QUALITY
 ) -> Transform | None:
-    """What a protocol does to each image before the encoder's own resize.
+    """The change that a protocol makes to each image before it is resized for the encoder; None for no change.
 
-    `native` does nothing, as the paper. `matched` takes away the shortcuts of resolution and compression: each
-    image, ID or OOD, is resized to `size` and JPEG-compressed at `quality`, 4:2:0.
+    `native` changes nothing, as in the paper. `matched` removes differences in resolution and compression, by which
+    alone ID and OOD images could be told apart: each image is resized to `size` x `size` pixels and compressed as JPEG
+    at `quality` with 4:2:0 chroma.
+
+    Raises:
+        SettingsError: for an unknown protocol.
     """
     if protocol == "native":
         return None

@@ -1,1 +1,1 @@
-"""What runs a pure module: PyTorch, compiled PyTorch, ONNX Runtime, OpenVINO."""
+"""Engines that run a pure module: PyTorch, compiled PyTorch, ONNX Runtime, OpenVINO."""

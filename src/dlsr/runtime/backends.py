@@ -1,4 +1,4 @@
-"""Choosing a backend by name, and making the engine: converted or compiled once, kept in the cache."""
+"""Choose a backend by name and make its engine. Conversions and compilations are kept in the cache."""
 
 import hashlib
 import json
@@ -21,10 +21,7 @@ from dlsr.runtime.openvino_engine import load_openvino, write_openvino
 from dlsr.runtime.torch_engine import torch_engine
 
 Backend = Literal["auto", "torch", "compile", "onnxruntime", "openvino"]
-
-
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
-
 
 _NEEDS: Mapping[str, tuple[str, ...]] = {
     "torch": (),
@@ -32,21 +29,18 @@ _NEEDS: Mapping[str, tuple[str, ...]] = {
     "onnxruntime": ("onnxruntime", "onnx", "onnxscript"),
     "openvino": ("openvino",),
 }
-
-
 _SUMS = "sha256.json"
 
-
 _FASTEST_ON_CPU: tuple[Backend, ...] = ("openvino", "onnxruntime", "torch")
-"""As measured, see docs/results.md. `compile` needs a C++ compiler and minutes, so it must be asked for."""
+"""Fastest first, as measured in docs/results.md. `compile` needs a C++ compiler and minutes, so `auto` omits it."""
 
 
 def choose_backend(backend: Backend, device: torch.device) -> Backend:
-    """The backend that `auto` stands for: on a CPU the fastest one installed, elsewhere PyTorch.
+    """Check a backend's name and resolve `auto`: the fastest installed backend on a CPU, PyTorch on other devices.
 
     Raises:
-        SettingsError: for an unknown name, or one that runs on the CPU alone with another device.
-        MissingExtraError: if one is asked for by name and not installed.
+        SettingsError: for an unknown name, or a backend that does not run on the device.
+        MissingExtraError: if a backend is requested by name and not installed.
     """
     if backend not in BACKENDS:
         raise SettingsError(f"unknown backend '{backend}'; choose one of {', '.join(BACKENDS)}")
@@ -62,7 +56,7 @@ def choose_backend(backend: Backend, device: torch.device) -> Backend:
 
 
 def available_backends(device: torch.device) -> list[Backend]:
-    """The backends that run here, the one that `auto` stands for first."""
+    """The backends that run on a device, that of `auto` first."""
     first = choose_backend("auto", device)
     found = [first]
     for backend in BACKENDS[1:]:
@@ -82,12 +76,12 @@ def make_engine(graph: Graph, backend: Backend, device: torch.device) -> Engine:
     """An engine that runs a graph.
 
     Args:
-        graph: what to run.
-        backend: as `choose_backend` gave it.
-        device: where.
+        graph: module to run; built only if its engine is not in the cache.
+        backend: as returned by `choose_backend`.
+        device: where to run.
 
     Raises:
-        OutputError: if the compiled engine cannot be kept.
+        OutputError: if the converted engine cannot be written to the cache.
     """
     if backend == "torch":
         return torch_engine(graph.build().eval(), graph.inputs, device)
@@ -97,7 +91,7 @@ def make_engine(graph: Graph, backend: Backend, device: torch.device) -> Engine:
         "openvino": ("model.xml", write_openvino, load_openvino),
     }[backend]
     folder = _engine_folder(graph, backend, device)
-    if not _is_whole(folder):
+    if not _is_intact(folder):
         with replacing_folder(folder) as temporary:
             write(graph, temporary / name, device)
             sums = file_sums(temporary)
@@ -107,15 +101,17 @@ def make_engine(graph: Graph, backend: Backend, device: torch.device) -> Engine:
 
 def _engine_folder(graph: Graph, backend: Backend, device: torch.device) -> Path:
     versions = [metadata.version(name) for name in ("torch", *_NEEDS[backend])]
-    # What is compiled ahead of time holds instructions of this very processor.
+    # Code compiled ahead of time uses the instructions of this processor.
     machine = [platform.machine(), torch.backends.cpu.get_cpu_capability(), str(device)] if backend == "compile" else []
-    what = [*versions, *machine, *graph.inputs, *graph.outputs, graph.key]
-    return cache_root() / "engines" / f"{backend}-{hashlib.sha256(repr(what).encode()).hexdigest()}"
+    parts = [*versions, *machine, *graph.inputs, *graph.outputs, graph.key]
+    return cache_root() / "engines" / f"{backend}-{hashlib.sha256(repr(parts).encode()).hexdigest()}"
 
 
-def _is_whole(folder: Path) -> bool:
+def _is_intact(folder: Path) -> bool:
     try:
         written = json.loads((folder / _SUMS).read_text())
-        return bool(written) and written == {n: one for n, one in file_sums(folder).items() if n != _SUMS}
+        return bool(written) and written == {
+            name: sha256 for name, sha256 in file_sums(folder).items() if name != _SUMS
+        }
     except (OSError, ValueError):
         return False

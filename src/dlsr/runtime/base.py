@@ -1,4 +1,4 @@
-"""What an engine is: it runs a pure module, a function of arrays, on this machine."""
+"""The interface of all engines: an `Engine` runs a `Graph`, a pure module with named inputs and outputs."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -14,40 +14,40 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Engine:
-    """Runs a graph. May be called from several threads at once."""
+    """Runs a graph. Safe to call from several threads at once."""
 
     run: Callable[..., tuple[Array, ...]]
-    """The graph's inputs as arrays, in order, to its outputs. All have N >= 1 images as first dimension."""
+    """Takes the graph's inputs as arrays, in order, and returns its outputs. The first dimension of all is `N >= 1`."""
     streams: int = 1
-    """How many calls at once are quickest."""
+    """The number of concurrent calls that gives the highest throughput."""
     batch: int = 32
-    """How many images a call are quickest."""
+    """The number of images in a call that gives the highest throughput."""
 
     def __call__(self, *arrays: Array) -> tuple[Array, ...]:
-        """As `run`."""
+        """Same as `run`."""
         return self.run(*arrays)
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A pure module, and what an engine must know to run it."""
+    """A pure module with the names and examples that an engine needs to trace it."""
 
     build: Callable[[], nn.Module]
-    """Makes the module; not called where the engine is in the cache."""
+    """Builds the module; not called if the converted engine is in the cache."""
     inputs: Mapping[str, Tensor]
-    """Examples by name, each of shape `(2, ..)`."""
+    """Example inputs by name, each of shape `(2, ..)`."""
     outputs: tuple[str, ...]
     key: str
-    """Digest of all that decides what the module computes."""
+    """Digest of everything that decides what the module computes: settings, weights, versions of its code."""
 
 
 def as_tuple(outputs: Any) -> tuple[Tensor, ...]:
-    """A module's outputs as a tuple, also where there is one."""
+    """A module's outputs as a tuple, also if there is only one."""
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
 def thread_limit() -> int | None:
-    """Threads that an engine may use, where the environment tells PyTorch so: several workers then share the cores."""
+    """The number of threads for an engine if `OMP_NUM_THREADS` limits it, as for workers sharing cores; else None."""
     return torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else None
 
 

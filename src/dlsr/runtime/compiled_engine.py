@@ -8,8 +8,6 @@ import torch
 
 from dlsr.runtime.base import Array, Engine, Graph, as_tuple, exported
 
-# PyTorch, compiled ahead of time
-
 
 def write_compiled(graph: Graph, path: Path, device: torch.device) -> None:
     """Compile a graph into `path`, a `.pt2` package for this machine."""
@@ -18,7 +16,7 @@ def write_compiled(graph: Graph, path: Path, device: torch.device) -> None:
 
 
 def load_compiled(path: Path, device: torch.device) -> Engine:
-    """What `write_compiled` wrote."""
+    """The engine for a file written by `write_compiled`."""
     inductor: Any = torch._inductor
     package = inductor.aoti_load_package(str(path))
 

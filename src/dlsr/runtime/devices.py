@@ -1,4 +1,4 @@
-"""The device that a user names."""
+"""Device names."""
 
 import torch
 
@@ -6,10 +6,10 @@ from dlsr.errors import SettingsError
 
 
 def torch_device(name: str) -> torch.device:
-    """The device of a name: `auto` (a GPU if there is one), `cpu`, `cuda`, ..
+    """The device for a name: `auto` (a GPU if there is one), `cpu`, `cuda`, ..
 
     Raises:
-        SettingsError: if it cannot be used.
+        SettingsError: if the device does not exist or cannot be used.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -7,11 +7,9 @@ import torch
 
 from dlsr.runtime.base import Array, Engine, Graph, exported, thread_limit
 
-# ONNX Runtime
-
 
 def write_onnx(graph: Graph, path: Path, device: torch.device) -> None:
-    """Write a graph as ONNX to `path`."""
+    """Convert a graph to ONNX and write it to `path`."""
     program: Any = torch.onnx.export(
         exported(graph, device),
         input_names=list(graph.inputs),
@@ -23,7 +21,7 @@ def write_onnx(graph: Graph, path: Path, device: torch.device) -> None:
 
 
 def load_onnx(path: Path, device: torch.device) -> Engine:
-    """What `write_onnx` wrote."""
+    """The engine for a file written by `write_onnx`."""
     import onnxruntime  # noqa: PLC0415 - an optional extra that is slow to import
 
     options = onnxruntime.SessionOptions()
@@ -31,7 +29,7 @@ def load_onnx(path: Path, device: torch.device) -> Engine:
     if threads is not None:
         options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    names = [one.name for one in session.get_inputs()]
+    names = [argument.name for argument in session.get_inputs()]
 
     def run(*arrays: Array) -> tuple[Array, ...]:
         return tuple(session.run(None, dict(zip(names, arrays, strict=True))))

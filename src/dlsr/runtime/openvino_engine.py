@@ -1,5 +1,6 @@
 """OpenVINO."""
 
+import errno
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,18 +9,21 @@ from typing import Any
 import numpy as np
 import torch
 
+from dlsr.errors import one_line
 from dlsr.runtime.base import Array, Engine, Graph, exported, thread_limit
-
-# OpenVINO
 
 
 def write_openvino(graph: Graph, path: Path, device: torch.device) -> None:
-    """Write a graph as OpenVINO's `path`, an `.xml` beside its `.bin`, in full float32."""
+    """Convert a graph and write it to `path`, an `.xml` with a `.bin` beside it, in float32.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
     save_openvino(converted_to_openvino(graph, device), path)
 
 
 def converted_to_openvino(graph: Graph, device: torch.device) -> Any:
-    """A graph as an `openvino.Model` whose inputs and outputs bear the graph's names."""
+    """A graph as an `openvino.Model` whose inputs and outputs have the graph's names."""
     import openvino  # noqa: PLC0415 - an optional extra that is slow to import
 
     model: Any = openvino.convert_model(exported(graph, device))
@@ -30,17 +34,21 @@ def converted_to_openvino(graph: Graph, device: torch.device) -> Any:
 
 
 def save_openvino(model: Any, path: Path) -> None:
-    """Save a model in full float32. Raises OSError if it cannot be written."""
+    """Save an `openvino.Model` in float32.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
     import openvino  # noqa: PLC0415
 
     try:
         openvino.save_model(model, path, compress_to_fp16=False)
     except RuntimeError as error:
-        raise OSError(" ".join(str(error).split())) from error
+        raise OSError(errno.EIO, one_line(error), str(path)) from error
 
 
 def load_openvino(path: Path, device: torch.device) -> Engine:
-    """What `write_openvino` wrote."""
+    """The engine for a file written by `write_openvino`."""
     import openvino  # noqa: PLC0415
 
     return openvino_engine(openvino.Core().read_model(path))
@@ -54,7 +62,7 @@ def openvino_engine(model: Any) -> Engine:
     threads = thread_limit()
     if threads is not None:
         options["INFERENCE_NUM_THREADS"] = threads
-        # Each process would pin its few threads to the first cores, all the same ones.
+        # With pinning, every worker process would pin its threads to the same first cores.
         options["ENABLE_CPU_PINNING"] = False
     compiled: Any = openvino.Core().compile_model(model, "CPU", options)
     requests = threading.local()
@@ -67,8 +75,8 @@ def openvino_engine(model: Any) -> Engine:
         return tuple(np.array(outputs[i]) for i in range(len(compiled.outputs)))
 
     def run(*arrays: Array) -> tuple[Array, ...]:
-        # OpenVINO's Python binding sets itself up in its first call, and lets go of the GIL meanwhile: a second first
-        # call at the same time takes the GIL, waits for the first to end, and neither ever does.
+        # OpenVINO's Python binding initialises itself in the first call and releases the GIL meanwhile. A concurrent
+        # first call then takes the GIL and waits for that initialisation: a deadlock.
         if not called.is_set():
             with first_call:
                 if not called.is_set():
@@ -77,5 +85,5 @@ def openvino_engine(model: Any) -> Engine:
                     return outputs
         return infer(arrays)
 
-    # Streams of one core each: threads that share an image batch wait for one another whenever one of them decodes.
+    # One core a stream: threads that share a batch wait for each other whenever one of them is busy decoding.
     return Engine(run, streams=compiled.get_property("NUM_STREAMS"), batch=4)
