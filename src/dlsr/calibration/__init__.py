@@ -1,1 +1,1 @@
-"""From scores to decisions: conformal p-values, thresholds, drift and metrics. NumPy in, NumPy out."""
+"""From scores to decisions: conformal p-values, thresholds, drift and metrics. NumPy arrays in and out."""

@@ -1,7 +1,10 @@
 """From scores to decisions: conformal p-values and thresholds from held-out ID scores.
 
-A p-value is the share of ID images at least as far out, with the finite-sample correction that makes
-`P(p <= rate) <= rate` hold exactly for exchangeable ID images (Vovk et al. 2005; Bates et al. 2023, Eq. 3).
+A p-value is the share of ID images with an equal or higher score, with a finite-sample correction: for exchangeable ID
+images `P(p <= rate) <= rate` holds for any number of calibration images (Vovk et al. 2005; Bates et al. 2023, Eq. 3).
+The probability is over the new image and the random choice of the calibration images. For one given calibration dataset
+of `n` images the share of ID images called OOD varies: for continuous scores it follows a Beta distribution with a mean
+of at most `rate` and a standard deviation of about `sqrt(rate / n)` (Angelopoulos & Bates 2021, section 3.2).
 """
 
 import math
@@ -20,7 +23,7 @@ def p_values(scores: NDArray[np.floating], calibration: NDArray[np.floating]) ->
         calibration: scores of held-out ID images, shape `(n,)`.
 
     Returns:
-        Shape `(N,)`, in `(0, 1]`; small = OOD.
+        p-values of shape `(N,)`, in `(0, 1]`; small = OOD.
     """
     ordered = np.sort(calibration)
     at_least = len(ordered) - np.searchsorted(ordered, scores, side="left")
@@ -28,11 +31,12 @@ def p_values(scores: NDArray[np.floating], calibration: NDArray[np.floating]) ->
 
 
 def threshold(calibration: NDArray[np.floating], rate: float) -> float:
-    """The score above which an image is called OOD: `score > threshold` exactly where `p_value <= rate`.
+    """The score above which an image is called OOD: `score > threshold` if and only if `p_value <= rate`.
 
     Args:
         calibration: scores of held-out ID images, shape `(n,)`.
-        rate: wanted false-alarm rate, in (0, 1): at most this share of ID images is called OOD.
+        rate: false-alarm rate, in (0, 1): the share of ID images called OOD is at most this on average over random
+            choices of the calibration images; for a given choice it can be larger.
 
     Raises:
         SettingsError: for a rate outside (0, 1).
@@ -40,11 +44,15 @@ def threshold(calibration: NDArray[np.floating], rate: float) -> float:
     """
     n = len(calibration)
     check_calibration_size(n, rate)
-    return float(np.sort(calibration)[n - allowed_alarms(n, rate)])
+    return float(np.sort(calibration)[n - _rank(n, rate)])
 
 
 def check_calibration_size(n: int, rate: float) -> None:
-    """Raise unless `n` calibration images allow a false-alarm rate.
+    """Check that there are enough calibration images for a false-alarm rate.
+
+    Args:
+        n: number of calibration images.
+        rate: false-alarm rate, in (0, 1).
 
     Raises:
         SettingsError: for a rate outside (0, 1).
@@ -52,7 +60,7 @@ def check_calibration_size(n: int, rate: float) -> None:
     """
     if not 0 < rate < 1:
         raise SettingsError(f"the false-alarm rate must lie between 0 and 1, got {rate}")
-    if allowed_alarms(n, rate) < 1:
+    if _rank(n, rate) < 1:
         needed = math.ceil(1 / rate - 1 - 1e-9)
         raise TooFewImagesError(
             f"a false-alarm rate of {rate:g} needs at least {needed} calibration images, got {n}; "
@@ -60,12 +68,12 @@ def check_calibration_size(n: int, rate: float) -> None:
         )
 
 
-def allowed_alarms(n: int, rate: float) -> int:
-    """The most of `n` calibration images that a threshold may call OOD at a false-alarm rate."""
-    # The small slack keeps rate * (n + 1) from falling below a whole number by rounding alone.
-    return math.floor(rate * (n + 1) + 1e-9)
-
-
 def layer_scale(layers: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and standard deviation (never zero) of each layer's calibration scores: shape `(n, M)` to `(M,)` twice."""
+    """Mean and standard deviation (never 0) of each layer's calibration scores: shape `(n, M)` to `(M,)` each."""
     return layers.mean(axis=0, dtype=np.float64), layers.std(axis=0, dtype=np.float64) + 1e-12
+
+
+def _rank(n: int, rate: float) -> int:
+    """Rank of the threshold among `n` calibration scores, 1 for the largest; 0 if no score is high enough."""
+    # The small constant keeps rate * (n + 1) from falling below a whole number by rounding.
+    return math.floor(rate * (n + 1) + 1e-9)

@@ -1,7 +1,8 @@
-"""Are these images, as a set or as a stream, still in distribution? Tests on conformal scores; pure maths.
+"""Drift: statistical tests of whether a dataset or a stream of images is still in distribution.
 
-Under the null hypothesis new scores and those of the calibration images are exchangeable. Both tests below are valid
-although all p-values share one calibration set, which tests that take p-values for independent are not.
+The null hypothesis is that new scores and the scores of the calibration images are exchangeable. All conformal p-values
+share the same calibration images and are therefore dependent. The tests below allow for that; tests that assume
+independent p-values are not valid here.
 """
 
 import bisect
@@ -15,46 +16,48 @@ from numpy.typing import NDArray
 from dlsr.errors import InputError, SettingsError
 
 SMALLEST_WINDOW = 20
-"""Fewer images than this say too little together."""
+"""Smallest number of images in a test."""
 JUMP = 0.01
-"""Share of the capital that changes its bet at each step: the simple jumper of Vovk et al. 2021."""
+"""Share of the capital that is redistributed over the bets at each step (the simple jumper of Vovk et al. 2021)."""
 WITHIN = 0.3
-"""The change is where the capital last was within this, to base 10, of its lowest: within a factor of two."""
+"""The change is located where log10 of the capital was last within this of its minimum: within a factor of two."""
 BETS = np.array([-1.0, 0.0, 1.0])
+"""Slopes of the betting functions `1 + slope * (p - 0.5)`."""
 
 Scores = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
 class WindowTest:
-    """One window of images against the calibration images."""
+    """Result of a test of consecutive images against the calibration images."""
 
     start: int
-    """Index of its first image."""
+    """Index of the first image."""
     images: int
+    """Number of images."""
     p_value: float
-    """Of the two-sample Kolmogorov-Smirnov test: how often ID images alone differ so much."""
+    """p-value of the two-sample Kolmogorov-Smirnov test: small = drift."""
     mean_p_value: float
-    """Mean conformal p-value: 0.5 for ID images, less if they lie further out, more if they lie further in."""
+    """Mean conformal p-value: about 0.5 for ID images, less if scores are higher than usual, more if they are lower."""
 
 
 def window_test(scores: Scores, calibration: Scores, start: int = 0) -> WindowTest:
-    """Compare the scores of a set of images with those of the calibration images.
+    """Compare the scores of images with those of the calibration images.
 
-    A two-sample test on scores is one on conformal p-values, for these are ranks among the calibration scores.
+    The test uses ranks only, so a test of scores is also a test of conformal p-values.
 
     Args:
         scores: shape `(n,)`, at least `SMALLEST_WINDOW`.
         calibration: scores of held-out ID images, shape `(m,)`.
-        start: index of the first image, for the record.
+        start: index of the first image, copied to the result.
 
     Raises:
-        InputError: if there are too few scores.
+        InputError: if there are fewer scores than `SMALLEST_WINDOW`.
     """
-    from scipy.stats import ks_2samp  # noqa: PLC0415 - slow to import, and not needed for scoring
+    from scipy.stats import ks_2samp  # noqa: PLC0415 - slow to import, and scoring does not need it
 
     if len(scores) < SMALLEST_WINDOW:
-        raise InputError(f"{len(scores)} images are too few to tell drift; give {SMALLEST_WINDOW} or more")
+        raise InputError(f"{len(scores)} images are too few to detect drift; give {SMALLEST_WINDOW} or more")
     ordered = np.sort(calibration)
     above = len(ordered) - np.searchsorted(ordered, scores, side="right")
     ties = np.searchsorted(ordered, scores, side="right") - np.searchsorted(ordered, scores, side="left")
@@ -63,11 +66,16 @@ def window_test(scores: Scores, calibration: Scores, start: int = 0) -> WindowTe
 
 
 def windows(scores: Scores, calibration: Scores, size: int) -> list[WindowTest]:
-    """Test consecutive windows of `size` images; a last one that is too short joins the one before.
+    """Test consecutive windows of `size` images. A last window that would be too short is joined to the one before.
+
+    Args:
+        scores: shape `(n,)`.
+        calibration: scores of held-out ID images, shape `(m,)`.
+        size: images in a window, at least `SMALLEST_WINDOW`.
 
     Raises:
         SettingsError: if the size is too small.
-        InputError: if the scores are too few.
+        InputError: if there are fewer scores than `SMALLEST_WINDOW`.
     """
     if size < SMALLEST_WINDOW:
         raise SettingsError(f"a window needs at least {SMALLEST_WINDOW} images, got {size}")
@@ -77,16 +85,16 @@ def windows(scores: Scores, calibration: Scores, size: int) -> list[WindowTest]:
 
 
 class Martingale:
-    """A sequential test: capital that bets on p-values being uneven, and grows without bound if they are.
+    """A sequential test: a test martingale, the capital of bets against uniform p-values.
 
-    Each new score gets a conformal p-value among the calibration scores and all scores before it, ties broken at
-    random: for exchangeable scores these are independent and uniform (Vovk et al. 2005). The capital is a simple
-    jumper's, so by Ville's inequality it ever reaches `1 / alpha` with probability `alpha` at most, however long the
-    stream.
+    Each new score gets a conformal p-value among the calibration scores and all earlier scores, with ties broken at
+    random. For exchangeable scores these p-values are independent and uniform (Vovk et al. 2005). The bets are those of
+    the simple jumper (Vovk et al. 2021). By Ville's inequality the probability that the capital ever reaches
+    `1 / alpha` on a stream of ID images is at most `alpha`, for any length of the stream.
 
     Args:
         calibration: scores of held-out ID images, shape `(m,)`.
-        seed: of the ties.
+        seed: seed of the random order of ties.
     """
 
     def __init__(self, calibration: Scores, seed: int = 0) -> None:
@@ -96,11 +104,11 @@ class Martingale:
 
     @property
     def log10(self) -> float:
-        """Logarithm of the capital, to base 10."""
+        """Logarithm of the capital to base 10."""
         return float(np.logaddexp.reduce(self._log_capital)) / math.log(10)
 
     def update(self, score: float) -> float:
-        """Take the next score; returns its p-value in (0, 1)."""
+        """Bet on the next score, and return its p-value in (0, 1)."""
         left, right = bisect.bisect_left(self._seen, score), bisect.bisect_right(self._seen, score)
         ties = right - left + 1
         p_value = (len(self._seen) - right + float(self._ties.random()) * ties) / (len(self._seen) + 1)
@@ -113,36 +121,36 @@ class Martingale:
 
 @dataclass(frozen=True)
 class StreamTest:
-    """A stream of images against the calibration images."""
+    """Result of a sequential test of a stream of images."""
 
     log10_capital: float
-    """Highest that the test martingale reached, to base 10."""
+    """Logarithm to base 10 of the highest capital, or of the capital at the alarm."""
     alarm: int | None
-    """Index of the image at which it reached `1 / alpha`; None if it did not."""
+    """Index of the image at which the capital reached `1 / alpha`; None if it did not."""
     changed: int | None
-    """Index of the first image of the change, as far as can be told: where the capital began to grow."""
+    """Estimated index of the first image after the change, where the capital began to grow; None without an alarm."""
 
 
 def stream_test(scores: Scores, calibration: Scores, alpha: float, seed: int = 0) -> StreamTest:
-    """Watch scores in their order, see `Martingale`.
+    """Test scores in the order of time, see `Martingale`.
 
     Args:
         scores: shape `(n,)`.
         calibration: scores of held-out ID images, shape `(m,)`.
-        alpha: chance of an alarm on a stream of ID images, in (0, 1).
-        seed: of the ties.
+        alpha: largest probability of an alarm on a stream of ID images, in (0, 1).
+        seed: seed of the random order of ties.
     """
     path = [0.0]
     for log10 in capital(scores, calibration, seed):
         path.append(log10)
         if log10 >= -math.log10(alpha):
             low = min(path) + WITHIN
-            return StreamTest(log10, len(path) - 2, max(i for i, one in enumerate(path) if one <= low))
+            return StreamTest(log10, len(path) - 2, max(i for i, value in enumerate(path) if value <= low))
     return StreamTest(max(path), None, None)
 
 
 def capital(scores: Scores, calibration: Scores, seed: int = 0) -> Iterator[float]:
-    """The test martingale after each score, to base 10."""
+    """Logarithm to base 10 of the capital after each score, see `Martingale`."""
     martingale = Martingale(calibration, seed)
     for score in scores:
         martingale.update(float(score))
@@ -151,17 +159,18 @@ def capital(scores: Scores, calibration: Scores, seed: int = 0) -> Iterator[floa
 
 @dataclass(frozen=True)
 class DriftReport:
-    """What `drift` found."""
+    """Result of `drift`."""
 
     images: int
+    """Number of images."""
     alpha: float
-    """Chance of calling a collection of ID images drifted."""
+    """Largest probability of reporting drift for ID images."""
     windows: Sequence[WindowTest]
     stream: StreamTest | None
-    """None if the order of the images says nothing."""
+    """Result of the sequential test; None if it was not made."""
     drifted: bool
     first_changed: int | None
-    """Index of the first image of the change, as far as can be told."""
+    """Estimated index of the first image after the change; None if there is none or the order of images is unknown."""
 
 
 def drift(
@@ -173,26 +182,26 @@ def drift(
     stream: bool = False,
     seed: int = 0,
 ) -> DriftReport:
-    """Are these images still in distribution, as a set?
+    """Test whether images as a whole are still in distribution.
 
     Args:
-        scores: of the images, shape `(n,)`, in their order; larger = more OOD.
+        scores: scores of the images in their order, shape `(n,)`; larger = more OOD.
         calibration: scores of held-out ID images, shape `(m,)`.
-        alpha: chance of calling a collection of ID images drifted, in (0, 1); shared by all tests that are made.
-        window: images that are tested together; None for all.
-        stream: whether the order of the images is that of time, so that the sequential test applies too.
-        seed: of the ties.
+        alpha: largest probability of reporting drift for ID images, in (0, 1), over all tests together.
+        window: images in a window; None tests all images together.
+        stream: whether the images are in the order of time, so that the sequential test is made as well.
+        seed: seed of the random order of ties.
 
     Raises:
-        SettingsError: for an alpha or window that cannot be.
-        InputError: if there are too few images.
+        SettingsError: for an alpha outside (0, 1), or a window that is too small.
+        InputError: if there are fewer images than `SMALLEST_WINDOW`.
     """
     if not 0 < alpha < 1:
         raise SettingsError(f"alpha must lie between 0 and 1, got {alpha}")
     share = alpha / 2 if stream else alpha
     tested = [window_test(scores, calibration)] if window is None else windows(scores, calibration, window)
-    # Bonferroni over the windows.
-    drifted = next((one.start for one in tested if one.p_value <= share / len(tested)), None)
+    # Bonferroni correction over the windows.
+    drifted = next((result.start for result in tested if result.p_value <= share / len(tested)), None)
     watched = stream_test(scores, calibration, share, seed) if stream else None
     changed = watched.changed if watched and watched.changed is not None else drifted
     return DriftReport(

@@ -1,4 +1,4 @@
-"""How well scores separate ID from OOD. Larger score = more OOD, everywhere."""
+"""Metrics of how well scores separate ID from OOD images. Larger score = more OOD."""
 
 from dataclasses import asdict, dataclass
 
@@ -12,15 +12,15 @@ Scores = NDArray[np.floating]
 
 @dataclass(frozen=True)
 class Metrics:
-    """Separation of one OOD set from ID, each in `[0, 1]`. Field names say which class is the positive one."""
+    """Separation of an OOD dataset from ID images, each metric in `[0, 1]`. Field names say which class is positive."""
 
     auroc: float
     aupr_ood: float
     aupr_id: float
     fpr95_id_positive: float
-    """OOD images accepted when 95 % of ID images are accepted (the paper's FPR95)."""
+    """Share of OOD images accepted if 95 % of ID images are accepted (the paper's FPR95)."""
     fpr95_ood_positive: float
-    """ID images refused when 95 % of OOD images are refused (the FPR95 of OpenOOD and pytorch-ood)."""
+    """Share of ID images rejected if 95 % of OOD images are rejected (the FPR95 of OpenOOD and pytorch-ood)."""
 
     def as_dict(self) -> dict[str, float]:
         """The metrics by name."""
@@ -28,12 +28,16 @@ class Metrics:
 
 
 def evaluate_scores(id_scores: Scores, ood_scores: Scores) -> Metrics:
-    """All metrics for scores of ID images, shape `(N,)`, and of OOD images, shape `(K,)`.
+    """All metrics.
+
+    Args:
+        id_scores: scores of ID images, shape `(N,)`, larger = more OOD.
+        ood_scores: scores of OOD images, shape `(K,)`.
 
     Raises:
-        InputError: if either is empty or not finite.
+        InputError: if an array is empty or has values that are not finite.
     """
-    from sklearn.metrics import average_precision_score, roc_auc_score  # noqa: PLC0415 - half a second, not for scoring
+    from sklearn.metrics import average_precision_score, roc_auc_score  # noqa: PLC0415 - takes half a second to import, and scoring does not need it
 
     for name, scores in (("ID", id_scores), ("OOD", ood_scores)):
         if len(scores) == 0 or not np.isfinite(scores).all():
@@ -50,8 +54,14 @@ def evaluate_scores(id_scores: Scores, ood_scores: Scores) -> Metrics:
 
 
 def fpr_at_tpr(positive: Scores, negative: Scores, tpr: float = 0.95) -> float:
-    """Share of negatives at or above the highest threshold that keeps at least `tpr` of the positives."""
+    """Share of negatives at or above the highest threshold that accepts at least `tpr` of the positives.
+
+    Args:
+        positive: scores of the positive class, shape `(P,)`; larger = more positive.
+        negative: scores of the negative class, shape `(N,)`.
+        tpr: true positive rate, in (0, 1].
+    """
     ordered = np.sort(positive)[::-1]
-    # The slack keeps 0.95 * 20 = 19.000000000000004 from asking for a twentieth positive.
+    # The small constant keeps 0.95 * 20 = 19.000000000000004 from requiring a twentieth positive.
     keep = int(np.ceil(tpr * len(ordered) - 1e-9))
     return float(np.mean(negative >= ordered[keep - 1]))

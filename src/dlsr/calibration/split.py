@@ -1,4 +1,4 @@
-"""Which images train, which validate and which calibrate."""
+"""The split of ID images into training, validation and calibration."""
 
 import math
 from dataclasses import dataclass
@@ -12,28 +12,31 @@ SMALLEST_TRAINING_SET = 20
 VALIDATION_SHARE = 0.05
 CALIBRATION_SHARE = 0.10
 MOST_HELD_OUT = 50_000
-"""Validation takes at most this many images; so does calibration, unless the false-alarm rate needs more."""
+"""Largest number of validation images, and of calibration images unless the false-alarm rate needs more."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Indices of the images that train, that decide when to stop and how to scale, and that calibrate; disjoint."""
+    """Disjoint indices of images."""
 
     training: NDArray[np.intp]
     validation: NDArray[np.intp]
+    """Images that decide when training stops, and to which scores are scaled."""
     calibration: NDArray[np.intp]
 
 
 def split(n: int, rate: float, seed: int) -> Split:
-    """Split `n` images at random; calibration gets a tenth (50,000 at most), or what the rate needs, if more.
+    """Split `n` images at random.
+
+    Calibration gets a tenth of the images, at most 50,000, or more if the rate needs more.
 
     Args:
         n: number of images.
         rate: false-alarm rate, in (0, 1).
-        seed: of the order.
+        seed: seed of the random order.
 
     Raises:
-        TooFewImagesError: if that leaves too few to train on.
+        TooFewImagesError: if fewer than 20 images are left for training.
     """
     calibration = max(min(math.ceil(CALIBRATION_SHARE * n), MOST_HELD_OUT), math.ceil(1 / rate - 1 - 1e-9))
     validation = max(min(math.ceil(VALIDATION_SHARE * n), MOST_HELD_OUT), 5)
@@ -41,7 +44,7 @@ def split(n: int, rate: float, seed: int) -> Split:
     if training < SMALLEST_TRAINING_SET:
         smallest = SMALLEST_TRAINING_SET + validation + math.ceil(1 / rate - 1 - 1e-9)
         raise TooFewImagesError(
-            f"{n} readable images are too few to fit with a false-alarm rate of {rate:g}: give at least {smallest}, "
+            f"{n} readable images are too few to fit with a false-alarm rate of {rate:g}; give at least {smallest}, "
             "or allow a higher rate"
         )
     order = np.random.default_rng(seed).permutation(n)

@@ -1,1 +1,1 @@
-"""The method of the paper, section 3: tensors in, tensors out."""
+"""The method of the paper, section 3. Tensors in, tensors out."""

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 class OneGroupNorm(nn.GroupNorm):
-    """GroupNorm with one group. On vectors that is a LayerNorm, which is faster and runs in every engine."""
+    """GroupNorm with one group. For vectors this equals LayerNorm, which is faster and supported by every engine."""
 
     def __init__(self, width: int) -> None:
         super().__init__(1, width)
@@ -19,11 +19,11 @@ class OneGroupNorm(nn.GroupNorm):
 
 
 class ResBlock(nn.Module):
-    """GroupNorm-SiLU-Linear twice, the time embedding added in between, around a skip connection (Fig. 2).
+    """GroupNorm-SiLU-Linear twice with a skip connection; the time embedding is added in between (Fig. 2).
 
     Args:
-        width: of the block.
-        time_width: of the time embedding; None for a block without time.
+        width: width of the block.
+        time_width: width of the time embedding; None for a block without time.
     """
 
     def __init__(self, width: int, time_width: int | None) -> None:
@@ -35,7 +35,7 @@ class ResBlock(nn.Module):
         self.linear_out = nn.Linear(width, width)
 
     def forward(self, h: Tensor, time_shift: Tensor | float = 0.0) -> Tensor:
-        """`h`: shape `(N, width)`; `time_shift`: what `time_shift()` gave, shape `(N, width)` or `(width,)`."""
+        """`h`: shape `(N, width)`; `time_shift`: result of `time_shift()`, shape `(N, width)` or `(width,)`."""
         branch = self.linear_in(F.silu(self.norm_in(h))) + time_shift
         out: Tensor = h + self.linear_out(F.silu(self.norm_out(branch)))
         return out
@@ -52,9 +52,9 @@ class LFDN(nn.Module):
 
     Args:
         c: dimension of the features.
-        width: width of the blocks, even; the paper's is `2 * c` (section 4.2).
-        blocks: number of residual blocks; the paper's is 16.
-        outputs: numbers predicted for each row; None for `c`.
+        width: width of the blocks, an even number; `2 * c` in the paper (section 4.2).
+        blocks: number of residual blocks; 16 in the paper.
+        outputs: dimension of the output; None for `c`.
     """
 
     def __init__(self, c: int, width: int, blocks: int, outputs: int | None = None) -> None:
@@ -68,9 +68,9 @@ class LFDN(nn.Module):
 
     def forward(self, zt: Tensor, t: Tensor) -> Tensor:
         """`zt`: shape `(N, c)`; `t`: shape `(N,)`. Returns the predicted `z0`, shape `(N, c)`."""
-        # A batch holds each time several times over: what depends on the time alone is computed once for each.
-        times, which = torch.unique(t, return_inverse=True)
-        return self._predict(zt, [F.embedding(which, shifts) for shifts in self._time_shifts(times)])
+        # Samples in a batch share times, and the time embedding is computed once for each distinct time.
+        times, indices = torch.unique(t, return_inverse=True)
+        return self._predict(zt, [F.embedding(indices, shifts) for shifts in self._time_shifts(times)])
 
     def at_time(self, zt: Tensor, t: int) -> Tensor:
         """As `forward` for samples that are all at one time: a `dlsr.method.diffusion.Denoiser`."""
@@ -92,7 +92,16 @@ class LFDN(nn.Module):
 
 
 def sinusoidal_embedding(t: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
-    """Sines and cosines of `t` (Vaswani et al. 2017): shape `t.shape + (width,)`; `width` must be even."""
+    """Sines and cosines of `t` (Vaswani et al. 2017, section 3.5).
+
+    Args:
+        t: times of any shape.
+        width: dimension of the embedding, an even number.
+        max_period: longest period of the sines, divided by `2 * pi`.
+
+    Returns:
+        Embedding of shape `t.shape + (width,)`.
+    """
     half = width // 2
     frequencies = torch.exp(-math.log(max_period) * torch.arange(half, device=t.device) / half)
     angle = t.float()[..., None] * frequencies

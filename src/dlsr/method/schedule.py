@@ -1,8 +1,7 @@
-"""The noise schedule: how much of `z0` is left at each time (paper, Eq. 1).
+"""Noise schedules: the share of the variance of `z0` that is left at each time (paper, Eq. 1).
 
-One index throughout: `alpha_bar[t]` belongs to time `t`, for `t = 0, 1, .., T`, and `alpha_bar[0] = 1`
-(nothing added yet). The network is asked with the same `t`. diffusers counts from 0, so its timestep
-`i` is our `t = i + 1`.
+`alpha_bar[t]` belongs to time `t` for `t = 0, 1, .., T`, with `alpha_bar[0] = 1` (no noise). The network gets the same
+`t`. diffusers counts from 0, so its timestep `i` is `t = i + 1` here.
 """
 
 import math
@@ -14,9 +13,9 @@ from dlsr.errors import SettingsError
 
 
 def scaled_linear_alpha_bar(T: int = 100, beta_start: float = 0.0015, beta_end: float = 0.0195) -> Tensor:
-    """Schedule linear in sqrt(beta), the one of the published code (the paper gives no values).
+    """Schedule that is linear in `sqrt(beta)`, as in the published code (the paper gives no values).
 
-    With the defaults it never reaches noise: `alpha_bar[100] = 0.41`.
+    With the defaults it does not end in pure noise: `alpha_bar[100] = 0.41`.
 
     Args:
         T: number of noise levels, at least 1.
@@ -24,7 +23,7 @@ def scaled_linear_alpha_bar(T: int = 100, beta_start: float = 0.0015, beta_end: 
         beta_end: variance added at `t = T`, in [beta_start, 1).
 
     Returns:
-        float32 tensor of shape `(T + 1,)`, falling from 1.
+        float32 tensor of shape `(T + 1,)`, decreasing from 1.
 
     Raises:
         SettingsError: for values outside these ranges.
@@ -37,16 +36,16 @@ def scaled_linear_alpha_bar(T: int = 100, beta_start: float = 0.0015, beta_end: 
 
 
 def cosine_alpha_bar(T: int = 100, end: float = 1e-4) -> Tensor:
-    """Schedule that falls like a squared cosine (Nichol & Dhariwal 2021, Eq. 17) down to `end` at `t = T`.
+    """Squared cosine schedule (Nichol & Dhariwal 2021, Eq. 17), scaled to `end` at `t = T`.
 
-    Unlike the default of the paper's code it ends in nearly pure noise.
+    Unlike the default of the published code it ends in nearly pure noise.
 
     Args:
         T: number of noise levels, at least 1.
-        end: what is left of the signal's variance at `t = T`, in (0, 1).
+        end: value at `t = T`, in (0, 1).
 
     Returns:
-        float32 tensor of shape `(T + 1,)`, falling from 1 to `end`.
+        float32 tensor of shape `(T + 1,)`, decreasing from 1 to `end`.
 
     Raises:
         SettingsError: for values outside these ranges.
