@@ -146,7 +146,7 @@ def test_missing_files_and_wrong_contents_are_refused(tmp_path):
     with pytest.raises(WeightsError, match="no weights file"):
         load_classifier(encoder_spec(SMALL, weights=str(tmp_path / "none.pth")))
     torch.save({"a": 1}, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match="no table of weights"):
+    with pytest.raises(WeightsError, match="no state dict"):
         load_classifier(encoder_spec(SMALL, weights=str(tmp_path / "w.pth")))
 
 
