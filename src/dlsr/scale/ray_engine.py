@@ -195,7 +195,7 @@ def process_parts(
     """
     if not parts:
         return
-    _connect(ray, address, workers)
+    connect(ray, address, workers)
     rows = ray.data.from_items([{"part": part.to_json()} for part in parts], override_num_blocks=len(parts))
     done = rows.map_batches(
         actor,
@@ -209,7 +209,17 @@ def process_parts(
         yield PartDone(**{name: int(value) for name, value in row.items()})
 
 
-def _connect(ray: Any, address: str | None, workers: int) -> None:
+def connect(ray: Any, address: str | None, workers: int) -> None:
+    """Connect to a Ray cluster, unless this process is connected already.
+
+    Args:
+        ray: the module.
+        address: address of the cluster; None starts one on this machine.
+        workers: actors that a new cluster has CPUs for.
+
+    Raises:
+        SettingsError: if the cluster cannot be reached.
+    """
     if ray.is_initialized():
         return
     # dlsr reports progress and errors itself; Ray's messages are in its log files.
