@@ -1,6 +1,9 @@
+import inspect
 import shutil
 import sys
+from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 
@@ -10,18 +13,14 @@ from dlsr.hub import from_pretrained, push_to_hub, save_pretrained
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A hub in a folder, with the functions of huggingface_hub that are used, and their signatures."""
-    import inspect
-
-    import huggingface_hub
-
+    """A Hub in a folder: replaces the functions of huggingface_hub that are used, and keeps their signatures."""
     root = tmp_path / "hub"
     real = {name: inspect.signature(getattr(huggingface_hub, name)) for name in
             ("snapshot_download", "create_repo", "upload_folder")}  # fmt: skip
 
     def checked(name, function):
         def call(*args, **kwargs):
-            bound = real[name].bind(*args, **kwargs)  # as the real one would
+            bound = real[name].bind(*args, **kwargs)
             return function(**bound.arguments)
 
         monkeypatch.setattr(huggingface_hub, name, call)
@@ -35,8 +34,6 @@ def hub(monkeypatch, tmp_path):
         for pattern in delete_patterns:
             for old in (root / repo_id).glob(pattern):
                 old.unlink()
-        from pathlib import Path
-
         for pattern in allow_patterns:
             for path in Path(folder_path).glob(pattern):
                 shutil.copy(path, root / repo_id)
@@ -57,7 +54,7 @@ def hub(monkeypatch, tmp_path):
     return root
 
 
-def test_a_local_directory_needs_no_network(model, odd_folder, tmp_path, monkeypatch):
+def test_a_local_directory_is_loaded_without_huggingface_hub(model, odd_folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     detector = Detector.load(model, backend="torch")
     save_pretrained(detector, tmp_path / "saved")
@@ -70,7 +67,7 @@ def test_a_local_directory_needs_no_network(model, odd_folder, tmp_path, monkeyp
         from_pretrained("someone/model")
 
 
-def test_pushed_and_pulled_is_the_same(hub, model, odd_folder, tmp_path):
+def test_a_detector_from_the_hub_gives_the_same_scores(hub, model, odd_folder, tmp_path):
     detector = Detector.load(model, backend="torch")
     assert push_to_hub(detector, "someone/model", folder=tmp_path / "out") == "https://hub/someone/model/commit/1"
     assert {path.suffix for path in (hub / "someone" / "model").iterdir()} == {".json", ".safetensors", ".md"}
@@ -84,9 +81,7 @@ def test_pushed_and_pulled_is_the_same(hub, model, odd_folder, tmp_path):
     assert from_pretrained("someone/model").false_alarm_rate == 0.2
 
 
-def test_what_fails_is_one_line(hub, model, tmp_path, monkeypatch):
-    import huggingface_hub
-
+def test_an_error_of_the_hub_is_one_line(hub, model, tmp_path, monkeypatch):
     with pytest.raises(ArtifactError, match="cannot get 'someone/else' from the hub: no such model"):
         from_pretrained("someone/else")
     monkeypatch.setattr(huggingface_hub, "create_repo", lambda *args, **kwargs: None)

@@ -8,7 +8,7 @@ from dlsr.reports.html import SHOWN, write_html_report
 
 
 class Page(HTMLParser):
-    """Checks that tags are closed, and gathers what is shown."""
+    """Checks that tags are closed, and collects images and text."""
 
     VOID = frozenset({"img", "meta", "br", "link", "input"})
 
@@ -44,34 +44,34 @@ def mixed(image_folder, odd_folder, tmp_path):
     return folder
 
 
-def test_the_report_holds_everything_itself(model, mixed, tmp_path):
-    detector = Detector.load(model)
-    told = []
-    summary = write_html_report(tmp_path / "report.html", detector, mixed, title="a & b", progress=told.append)
+def test_the_report_is_one_file_with_all_results(model, mixed, tmp_path):
+    detector = Detector.load(model, backend="torch")
+    progress = []
+    summary = write_html_report(tmp_path / "report.html", detector, mixed, title="a & b", progress=progress.append)
     text = (tmp_path / "report.html").read_text()
     page = Page(text)
     assert not re.search(r"""(src|href)=["'](?!data:|#)|url\((?!#)|@import|<script""", text)
     results = list(detector.results(mixed))
     judged = [result for result in results if result.score is not None]
     assert len(judged) == 40
-    assert sum(told) == len(results) == 41
+    assert sum(progress) == len(results) == 41
     assert summary.ood == sum(result.is_ood for result in judged)
     assert f"{summary.ood} of 40 images" in page.text
     assert "a & b" in page.text
-    assert "<b>&amp.png" in page.text  # escaped, so that it is shown as it is
+    assert "<b>&amp.png" in page.text  # escaped in the source
     assert "not an image, or of an unknown format" in page.text
     by_score = sorted(judged, key=lambda result: -result.score)
     shown = [image["alt"] for image in page.images]
     assert shown == [r.path for r in by_score[:SHOWN]] + [r.path for r in by_score[::-1][:SHOWN]]
     assert all(image["src"].startswith("data:image/jpeg;base64,") for image in page.images)
-    outside = [result for result in judged if result.is_ood]
-    mean = sum(result.layers["stage 0"] for result in outside) / len(outside)
+    ood = [result for result in judged if result.is_ood]
+    mean = sum(result.layers["stage 0"] for result in ood) / len(ood)
     assert summary.layer_means(True)["stage 0"] == pytest.approx(mean)
     assert f"{mean:+.2f}" in page.text
 
 
-def test_nothing_readable_is_an_error(model, tmp_path):
+def test_a_report_needs_a_readable_image(model, tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     with pytest.raises(NoImagesError, match="empty file"):
-        write_html_report(tmp_path / "report.html", Detector.load(model), tmp_path, title="")
+        write_html_report(tmp_path / "report.html", Detector.load(model, backend="torch"), tmp_path, title="")
     assert not (tmp_path / "report.html").exists()

@@ -35,7 +35,7 @@ def score_histogram(id_scores: Scores, others: Mapping[str, Scores], threshold: 
     figure, axes = _figure()
     everything = np.concatenate([id_scores, *others.values()])
     # Without clipping, a few far outliers would squeeze all other scores into one bar.
-    low, high = np.quantile(everything, [0.001, 0.999])
+    low, high = np.quantile(everything, 0.001, method="higher"), np.quantile(everything, 0.999, method="lower")
     bins = np.linspace(low, high, 61).tolist()
     for name, scores in {"ID": id_scores, **others}.items():
         style = {"alpha": 0.6, "color": "0.45"} if name == "ID" else {"histtype": "step", "linewidth": 1.8}
