@@ -1,5 +1,6 @@
 """Plots: score histograms, ROC curves and speed."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,10 @@ from sklearn.metrics import roc_curve
 from dlsr.files import replacing
 
 Scores = NDArray[np.float64]
+CLIPPED = 0.001
+"""Share of the scores at each end of a histogram that is counted in its first and last bar."""
+FEW = 100
+"""Below this number of scores, none is clipped."""
 _SIZE = (8.0, 4.5)
 
 
@@ -33,9 +38,10 @@ def save_histogram(path: Path, id_scores: Scores, ood_scores: Mapping[str, Score
 def score_histogram(id_scores: Scores, others: Mapping[str, Scores], threshold: float) -> Figure:
     """Histograms of ID scores and of other datasets' scores, with the threshold; arguments as for `save_histogram`."""
     figure, axes = _figure()
-    everything = np.concatenate([id_scores, *others.values()])
+    ordered = np.sort(np.concatenate([id_scores, *others.values()]))
     # Without clipping, a few far outliers would squeeze all other scores into one bar.
-    low, high = np.quantile(everything, 0.001, method="higher"), np.quantile(everything, 0.999, method="lower")
+    clipped = math.ceil(CLIPPED * len(ordered)) if len(ordered) >= FEW else 0
+    low, high = ordered[clipped], ordered[-1 - clipped]
     bins = np.linspace(low, high, 61).tolist()
     for name, scores in {"ID": id_scores, **others}.items():
         style = {"alpha": 0.6, "color": "0.45"} if name == "ID" else {"histtype": "step", "linewidth": 1.8}
