@@ -29,7 +29,7 @@ def test_an_outlier_does_not_stretch_the_histogram(scores):
 @pytest.mark.parametrize("inside", [[0.0], [0.0, 1.0], [0.0, 1.0, 2.0]])
 def test_the_histogram_of_few_scores_has_them_all(inside):
     (axes,) = score_histogram(np.array(inside), {"flowers": np.array([5.0])}, 1.6).axes
-    assert (axes.dataLim.xmin, axes.dataLim.xmax) == (0, 5)
+    assert (axes.dataLim.xmin, axes.dataLim.xmax) == pytest.approx((0, 5))
 
 
 def test_the_roc_curve_is_written_as_a_picture(scores, tmp_path):
