@@ -4,7 +4,7 @@ import hashlib
 import json
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
@@ -68,7 +68,7 @@ def plan(source: str, images_per_part: int) -> list[Part]:
     if images_per_part < 1:
         raise SettingsError(f"a part needs at least one image, got {images_per_part}")
     try:
-        parts = list(_parts(source, images_per_part))
+        parts = [replace(part, index=i) for i, part in enumerate(_parts(source, images_per_part))]
     except (OSError, tarfile.TarError, ValueError) as error:
         raise InputError(f"cannot read '{source}': {one_line(error)}; check the path") from error
     if not parts:
@@ -77,60 +77,56 @@ def plan(source: str, images_per_part: int) -> list[Part]:
 
 
 def _parts(source: str, size: int) -> Iterator[Part]:
+    """The parts, without their index."""
     if source.startswith(DATASET_PREFIX):
-        rows = len(_open_dataset(source))
-        for i, start in enumerate(range(0, rows, size)):
-            yield Part(i, "dataset", source, start=start, stop=min(start + size, rows))
+        for start, stop in _ranges(len(_open_dataset(source)), size):
+            yield Part(0, "dataset", source, start=start, stop=stop)
         return
     fs, root = filesystem(source)
-    found = sorted(fs.find(root)) if fs.isdir(root) else [root]
     if not fs.exists(root):
         raise FileNotFoundError(f"'{source}' does not exist")
+    found = sorted(fs.find(root)) if fs.isdir(root) else [root]
     tars = [path for path in found if path.lower().endswith(TAR_SUFFIXES)]
-    tables = [path for path in found if path.endswith(".parquet")]
-    images = [path for path in found if PurePosixPath(path).suffix.lower() in SUFFIXES]
-    index = 0
     for tar in tars:
-        members = None
+        url, members = fs.unstrip_protocol(tar), None
         if len(tars) <= FEW_SHARDS and tar.endswith(".tar"):
-            members = _members(fs, tar, must=len(found) == 1)
+            members = _members(fs, tar, required=len(found) == 1)
         if members is None:
-            yield Part(index, "tar", fs.unstrip_protocol(tar))
-            index += 1
+            yield Part(0, "tar", url)
             continue
         for chunk in in_groups(members, size):
             names = tuple(name for name, _, _ in chunk)
-            places = tuple((offset, length) for _, offset, length in chunk)
-            yield Part(index, "members", fs.unstrip_protocol(tar), names, places)
-            index += 1
-    for table in tables:
-        rows = _row_count(fs, table, must=len(found) == 1)
-        for start in range(0, rows, size):
-            yield Part(index, "parquet", fs.unstrip_protocol(table), start=start, stop=min(start + size, rows))
-            index += 1
+            yield Part(0, "members", url, names, tuple((offset, length) for _, offset, length in chunk))
+    for table in (path for path in found if path.endswith(".parquet")):
+        for start, stop in _ranges(_row_count(fs, table, required=len(found) == 1), size):
+            yield Part(0, "parquet", fs.unstrip_protocol(table), start=start, stop=stop)
+    images = [path for path in found if PurePosixPath(path).suffix.lower() in SUFFIXES]
     for paths in in_groups(images, size):
-        yield Part(index, "files", fs.unstrip_protocol(root), tuple(paths))
-        index += 1
+        yield Part(0, "files", fs.unstrip_protocol(root), tuple(paths))
 
 
-def _members(fs: Any, tar: str, must: bool) -> list[tuple[str, int, int]] | None:
+def _ranges(rows: int, size: int) -> Iterator[tuple[int, int]]:
+    return ((start, min(start + size, rows)) for start in range(0, rows, size))
+
+
+def _members(fs: Any, tar: str, required: bool) -> list[tuple[str, int, int]] | None:
     """Name, offset and size of a tar's images; None if it is damaged, which the worker will report."""
     try:
         with fs.open(tar, "rb") as file, tarfile.open(fileobj=file) as opened:
             return [(member.name, member.offset_data, member.size) for member in opened if _is_image(member)]
     except (OSError, tarfile.TarError):
-        if must:
+        if required:
             raise
         return None
 
 
-def _row_count(fs: Any, table: str, must: bool) -> int:
+def _row_count(fs: Any, table: str, required: bool) -> int:
     """Number of rows; 1 if the file is damaged, so that it becomes a part and the worker reports it."""
     try:
         with fs.open(table, "rb") as file:
             return int(_parquet(file).metadata.num_rows)
     except (OSError, ValueError):  # Arrow's own errors are ValueErrors
-        if must:
+        if required:
             raise
         return 1
 

@@ -150,10 +150,6 @@ class RunFolder:
         table = self._read_table(path)
         return dict(zip(table["path"].to_pylist(), table["error"].to_pylist(), strict=True))
 
-    def remove(self) -> None:
-        """Delete the folder."""
-        self._fs.rm(self._root, recursive=True)
-
     def _read_table(self, path: str) -> Any:
         from pyarrow import parquet  # noqa: PLC0415 - an optional extra
 
