@@ -8,16 +8,8 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from dlsr import SCORES, Detector
-
-SMALL = {"width": 32, "blocks": 2, "epochs": 2, "lr": 1e-3}
-"""A network that trains in a moment."""
-
-
-def small(score, **changes):
-    """Arguments of a detector with this score, small where the score has a network."""
-    known = SCORES[score].Settings.model_fields
-    return {"score": score} | {name: value for name, value in (SMALL | changes).items() if name in known}
+from dlsr import Detector
+from shared import SMALL, patches
 
 
 def pytest_configure(config):
@@ -61,14 +53,6 @@ def photographs():
     return [Image.fromarray(image) for image in load_sample_images().images]
 
 
-def patches(photograph, count, side=32, seed=0):
-    random = np.random.default_rng(seed)
-    pixels = np.asarray(photograph)
-    tops = random.integers(pixels.shape[0] - side, size=count)
-    lefts = random.integers(pixels.shape[1] - side, size=count)
-    return np.stack([pixels[top : top + side, left : left + side] for top, left in zip(tops, lefts, strict=True)])
-
-
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory, photographs) -> Path:
     """120 real patches of the temple as PNG files, in two subfolders."""
@@ -97,9 +81,6 @@ def features():
     inside = random.standard_normal((600, 6)) @ mixing + 0.1 * random.standard_normal((600, 24))
     outside = random.permuted(inside[:200], axis=1)
     return inside.astype(np.float32), outside.astype(np.float32)
-
-
-CHANNELS = (4, 8, 12)
 
 
 @pytest.fixture(scope="session")
@@ -146,20 +127,3 @@ def run(monkeypatch, capsys):
         return Finished(caught.value.code or 0, *capsys.readouterr())
 
     return call
-
-
-def children_of(pid):
-    """Processes below a process, with their names."""
-    found = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            name, rest = entry.read_text().split("(", 1)[1].rsplit(")", 1)
-        except OSError:  # it has ended
-            continue
-        found[int(entry.parent.name)] = int(rest.split()[1]), name
-    below, grown = {pid}, True
-    while grown:
-        more = {child for child, (parent, _) in found.items() if parent in below} - below
-        below |= more
-        grown = bool(more)
-    return {child: found[child][1] for child in below - {pid} if child in found}

@@ -7,7 +7,6 @@ from sklearn.base import clone
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-from conftest import CHANNELS, SMALL, small
 from dlsr import (
     PRESETS,
     SCORES,
@@ -28,6 +27,7 @@ from dlsr import (
 )
 from dlsr.method.noise import row_digests
 from dlsr.scorers import ScorerSettings, resolve
+from shared import CHANNELS, SMALL, small
 
 
 def settings_for(score):
@@ -82,6 +82,17 @@ def test_draws_and_seed(features, fitted, score):
     assert not np.allclose(base.score_features(rows), other.score_features(rows))
     np.testing.assert_allclose(other.with_settings(seed=0).score_features(rows), base.score_features(rows))
     assert np.corrcoef(base.score_features(rows), other.score_features(rows))[0, 1] > 0.5
+
+
+def test_another_score_of_the_network_is_saved_as_such(fitted, features, tmp_path):
+    regret = fitted["mse"].with_settings(score="lr", seed=2)
+    regret.save(tmp_path / "m")
+    loaded = Detector.load(tmp_path / "m")
+    assert (loaded.score, loaded.seed, loaded.settings_.score) == ("lr", 2, "lr")
+    np.testing.assert_array_equal(loaded.score_features(features[1]), regret.score_features(features[1]))
+    for score in ("residual", "best"):
+        with pytest.raises(SettingsError, match="does not use the network of 'mse'"):
+            fitted["mse"].with_settings(score=score)
 
 
 def test_equal_fits_are_equal(features):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from conftest import patches, small
 from dlsr import Detector
+from shared import patches, small
 
 FITS = 40
 

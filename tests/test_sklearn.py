@@ -15,9 +15,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator, parametrize_with_checks
 
-from conftest import small
 from dlsr import SCORES, Detector, p_values
 from dlsr.sklearn import FeatureOutlierDetector, TooFewSamplesWarning
+from shared import small
 
 
 def adapter_for(score, changes=(), **parameters):

@@ -76,6 +76,12 @@ class DetectorConfig(Frozen):
     settings: dict[str, Any] = {}
     """Settings of the score, by name."""
 
+    @field_validator("settings")
+    @classmethod
+    def _sequences_are_tuples(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        """JSON turns tuples into lists."""
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+
     @field_validator("false_alarm_rate")
     @classmethod
     def _is_a_rate(cls, rate: float) -> float:

@@ -210,9 +210,9 @@ class Detector(Configured):
             transform: applied to each image first, for benchmarks.
             progress: callback with the number of images that were scored since the last call.
         """
-        chunks = self.extractor_.encode_chunks(images, transform=transform, progress=progress)
-        parts = [self._fitted().detect(chunk, self.false_alarm_rate) for chunk in chunks]
-        return Results.joined(parts).warned()
+        results = Results.joined(list(self._detected(images, transform=transform, progress=progress)))
+        warn_of_unreadable(results.unreadable)
+        return results
 
     def results(
         self,
@@ -230,11 +230,14 @@ class Detector(Configured):
             batch_size: images in one call of the engine, which does not change scores; None for the fastest.
             progress: as for `detect`.
         """
+        for part in self._detected(images, transform=transform, batch_size=batch_size, progress=progress):
+            yield from part
+
+    def _detected(self, images: ImagesLike, **options: Any) -> Iterator[Results]:
         model, rate = self._fitted(), self.false_alarm_rate
-        for chunk in self.extractor_.encode_chunks(
-            images, transform=transform, batch_size=batch_size, progress=progress
-        ):
-            yield from model.detect(chunk, rate)
+        check_calibration_size(len(model.calibration.scores), rate)
+        for chunk in self.extractor_.encode_chunks(images, **options):
+            yield model.detect(chunk, rate)
 
     def score_samples(self, images: ImagesLike, *, transform: Transform | None = None) -> Array:
         """Scores of images, shape `(N,)`, larger = more OOD; NaN, and a warning, for unreadable ones."""

@@ -127,7 +127,7 @@ class FittedModel:
             learned = scorer.state_dict()
             scorer = new_scorer(settings, self.channels).to(_device_of(scorer))
             scorer.load_state_dict(learned, assign=True)
-        return replace(self, settings=settings, scorer=scorer)
+        return replace(self, config=self.config.model_copy(update=changes), settings=settings, scorer=scorer)
 
 
 def fit_model(
@@ -279,8 +279,8 @@ class Learned:
 
 
 def _device_of(scorer: Scorer) -> torch.device:
-    device: torch.device = next(iter(scorer.state_dict().values())).device
-    return device
+    # A score that learned nothing is anywhere.
+    return next((tensor.device for tensor in (*scorer.parameters(), *scorer.buffers())), torch.device("cpu"))
 
 
 def _scores(scorer: Scorer, z0: NDArray[np.float32], digests: Digests, seed: int) -> tuple[Array, Array]:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from dlsr.errors import MissingExtraError
 from dlsr.files import replacing
-from dlsr.images.sources import warn_of_unreadable
 
 Array = NDArray[np.float64]
 
@@ -122,11 +121,6 @@ class Results(Sequence[Result]):
     def ood(self) -> int:
         """Number of images called OOD."""
         return int((self.verdicts == 1).sum())
-
-    def warned(self) -> "Results":
-        """These results, after an `UnreadableImagesWarning` if some images could not be read."""
-        warn_of_unreadable(self.unreadable)
-        return self
 
     def to_pandas(self) -> Any:
         """A `pandas.DataFrame` with `COLUMNS` and a column for each layer's deviation.

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import small
 from dlsr import Detector, ExportError, MissingExtraError, NotFittedError, OutputError, SettingsError, TooFewImagesError
 from dlsr.export import export, export_int8
 from dlsr.export.graph import TOLERANCE
+from shared import small
 
 
 def fitted(image_folder, small_encoder, score="residual", **arguments):

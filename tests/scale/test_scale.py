@@ -19,13 +19,13 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from conftest import children_of
 from dlsr import ArtifactError, Detector, InputError, NoImagesError, SettingsError, UnreadableImagesWarning
 from dlsr.errors import ImageError
 from dlsr.scale.parts import FEW_SHARDS, Part, items_of, plan
 from dlsr.scale.ray_engine import ENCODED, connect, encode_with_ray, score_with_ray
 from dlsr.scale.run import CAREFUL_AFTER, RunFolder
 from dlsr.scale.tasks import encode_part, encoded_images, score_part
+from shared import children_of
 
 FITTED = {
     "encoder": "test_resnet", "weights": "random", "backend": "torch", "width": 32, "epochs": 3,

@@ -11,12 +11,12 @@ import httpx
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from conftest import SMALL
 from dlsr import Detector
 from dlsr.serve.server import serve
 from dlsr.serve.service import Service
 from dlsr.serve.settings import ServeSettings
 from serving import encoded, load, serving
+from shared import SMALL
 
 CHROMIUM = shutil.which("chromium")
 CHROMIUM_OPTIONS = [

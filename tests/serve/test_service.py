@@ -23,13 +23,13 @@ from schemathesis.specs.openapi.checks import (
 )
 from starlette.testclient import TestClient
 
-from conftest import SMALL
 from dlsr import Detector, NotFittedError
 from dlsr.serve.app import create_app
 from dlsr.serve.bodies import read_images
 from dlsr.serve.problems import RefusedError
 from dlsr.serve.service import Service
 from dlsr.serve.settings import ServeSettings
+from shared import SMALL
 
 TOKEN = "a long secret"
 

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import small
 from dlsr import Detector, OutputError
 from dlsr.encoding import store
 from dlsr.encoding.store import empty_table
@@ -10,6 +9,7 @@ from dlsr.scorers.gaussian import Gaussian
 from dlsr.training import data as rows
 from dlsr.training.checkpoint import training_key
 from dlsr.training.data import Samples, SamplesOnDisk, samples_of
+from shared import small
 
 CPU = torch.device("cpu")
 
@@ -123,6 +123,6 @@ def test_many_features_of_images_are_in_a_file(image_folder, tmp_path, monkeypat
 
 
 def test_no_space_for_features_is_one_line(tmp_path):
-    with pytest.raises(OutputError, match=r"cannot keep 4000\.0 GB of features in '.*'.*give --store another place"):
+    with pytest.raises(OutputError, match=r"cannot keep 4000\.0 GB of features in '.*'.*give another --store"):
         empty_table(10**9, 1000, tmp_path)
     assert not list(tmp_path.iterdir())

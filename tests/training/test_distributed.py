@@ -10,10 +10,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from conftest import children_of
 from dlsr import Detector, SettingsError
 from dlsr.training.distributed import ALONE, Ranks, joined
 from dlsr.training.loop import Draws
+from shared import children_of
 
 TOGETHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 # Its launcher for several GPUs; without any, the processes take gloo.
