@@ -1,7 +1,6 @@
-"""anomalib's Fre and Dfm on the same features: what users would reach for today.
+"""anomalib's Fre and Dfm on the features of this project's encoders.
 
-Their own encoders and pooling are left out, so that methods are compared and not encoders: the parts are
-anomalib's, the features ours.
+Only their scores are used, not their own encoders and pooling: what is compared are the methods, not the encoders.
 """
 
 from dataclasses import dataclass
@@ -12,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dlsr.baselines.base import Watch
 from dlsr.baselines.encoded import EncodedBaseline
 from dlsr.config import TrainingSettings
 from dlsr.errors import MissingExtraError
-from dlsr.training.loop import Draws
+from dlsr.training.loop import Draws, Trainer
 
 REFERENCES = 20_000
+"""At most this many training samples fit the principal components."""
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
@@ -26,10 +25,10 @@ class AnomalibFre(EncodedBaseline):
     """Reconstruction error of a tied linear autoencoder (Ndiour et al. 2023).
 
     Args:
-        latent: dimension of the code; anomalib's default.
-        epochs: of training; likewise.
-        batch_size: likewise.
-        lr: likewise.
+        latent: dimension of the code. All defaults are anomalib's.
+        epochs: epochs of training.
+        batch_size: samples in a training step.
+        lr: learning rate.
     """
 
     name = "anomalib+fre"
@@ -43,14 +42,14 @@ class AnomalibFre(EncodedBaseline):
         network: nn.Module = _part("image.fre.torch_model", "TiedAE")(self._loaded_encoder().c, self.latent)
         return network
 
-    def _learn(self, features: Tensor, labels: Tensor | None, watch: Watch) -> None:
-        def loss(rows: Tensor, draws: Draws) -> Tensor:
-            return F.mse_loss(self.network_(rows), rows)
+    def _learn(self, features: Tensor, labels: Tensor | None, trainer: Trainer) -> None:
+        def loss(samples: Tensor, draws: Draws) -> Tensor:
+            return F.mse_loss(self.network_(samples), samples)
 
         settings = TrainingSettings(
             epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, weight_decay=0, ema_decay=0.999
         )
-        self._train(features, loss, settings, watch)
+        self._train(features, loss, settings, trainer)
 
     @torch.no_grad()
     def _scores(self, features: Tensor) -> Tensor:
@@ -60,7 +59,7 @@ class AnomalibFre(EncodedBaseline):
 
 @dataclass(kw_only=True, repr=False, eq=False)
 class AnomalibDfm(EncodedBaseline):
-    """What principal components leave out (Ahuja et al. 2019), anomalib's default score of its Dfm.
+    """Reconstruction error of principal components (Ahuja et al. 2019), the default score of anomalib's Dfm.
 
     Args:
         variance: share of the variance that the components keep; anomalib's default.
@@ -74,14 +73,13 @@ class AnomalibDfm(EncodedBaseline):
         network: nn.Module = _part("components", "PCA")(n_components=self.variance)
         return network
 
-    def _learn(self, features: Tensor, labels: Tensor | None, watch: Watch) -> None:
-        chosen = torch.randperm(len(features))[:REFERENCES].to(features.device)
-        self._pca().fit(features[chosen])
+    def _learn(self, features: Tensor, labels: Tensor | None, trainer: Trainer) -> None:
+        self._pca().fit(self._random_subset(features, REFERENCES))
         self.log_ = []
 
     @torch.no_grad()
     def _scores(self, features: Tensor) -> Tensor:
-        # anomalib's transform takes the mean off in place, and its inverse does not put it back.
+        # anomalib's transform subtracts the mean in place, and its inverse does not add it again.
         pca = self._pca()
         error: Tensor = (
             (features - pca.mean - pca.inverse_transform(pca.transform(features.clone()))).square().sum(dim=1)

@@ -1,5 +1,6 @@
 """What all baselines share: reading images, training, scoring in batches, saving and loading."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dlsr.artifact import BaselineManifest, installed_versions, read_artifact, write_model
+from dlsr.artifact import BaselineManifest, installed_versions, read_artifact, write_artifact
 from dlsr.config import TrainingSettings
 from dlsr.errors import ArtifactError, InputError, NotFittedError, TooFewImagesError
 from dlsr.estimator import Estimator
@@ -20,46 +21,39 @@ from dlsr.images.sources import ImageDataset, ImagesLike, open_images, warn_of_u
 from dlsr.images.transforms import Transform, read_pixels
 from dlsr.method.noise import noise_for, pixel_digest
 from dlsr.runtime.devices import torch_device
-from dlsr.scorers.fitting import OnEpoch, train_to_end
-from dlsr.training.checkpoint import Checkpoint, training_key
-from dlsr.training.data import Rows
-from dlsr.training.loop import EpochLog, Loss
+from dlsr.training.checkpoint import training_key
+from dlsr.training.data import Samples
+from dlsr.training.loop import Loss, OnEpoch, Trainer
+from dlsr.training.state import EpochLog
 
 Array = NDArray[np.float64]
 Inputs = NDArray[Any]
+"""The input of a detector: pixels, or features of an encoder."""
 
 SMALLEST_TRAINING_SET = 20
 
 
-@dataclass(frozen=True)
-class Watch:
-    """Who is told of a training, and where its state is kept."""
-
-    checkpoint: Path | None
-    on_epoch: OnEpoch | None
-
-
 @dataclass(kw_only=True, repr=False, eq=False)
 class Baseline(Estimator):
-    """A detector that looks at small images, or at features of an encoder. Larger score = more OOD.
+    """A detector that takes small images, or features of an encoder. Larger score = more OOD.
 
-    Subclasses say how the network is built, what its loss is, and how it scores. All that is learned lies in the
-    state dict of `network_`, so that saving and loading are the same for all.
+    Subclasses define the network, its training and the score. Everything learned is in the state dict of `network_`,
+    so saving and loading need no code of their own.
 
     Args:
         seed: of everything random.
         device: `auto`, `cpu`, `cuda`, ..
-        workers: threads that decode.
+        workers: threads that read and decode images.
     """
 
     name: ClassVar[str]
-    """In the registry."""
+    """Name in the registry."""
     needs_labels: ClassVar[bool] = False
     family: ClassVar[str | None] = None
-    """Detectors of one family train the same network, so that a checkpoint of one serves all."""
+    """Detectors of one family train the same network, so that they can share a checkpoint."""
     size: ClassVar[int] = 32
-    """Images are resized to this many pixels a side."""
-    rows_at_once: ClassVar[int] = 64
+    """Images are resized to squares of this many pixels a side."""
+    scoring_batch: ClassVar[int] = 64
     """Images scored at once."""
 
     seed: int = 0
@@ -71,15 +65,21 @@ class Baseline(Estimator):
 
     @abstractmethod
     def _build(self, classes: int) -> nn.Module:
-        """The untrained network, a function of the parameters, the number of classes and torch's random state."""
+        """The untrained network: a function of the parameters, the number of classes and torch's random state."""
 
     @abstractmethod
-    def _learn(self, pixels: Tensor, labels: Tensor | None, watch: Watch) -> None:
-        """Train `network_` on what `_tensor` gives: uint8 of shape `(N, 3, size, size)`; labels of shape `(N,)`."""
+    def _learn(self, pixels: Tensor, labels: Tensor | None, trainer: Trainer) -> None:
+        """Train `network_`.
+
+        Args:
+            pixels: output of `_tensor`: uint8, shape `(N, 3, size, size)`, or features, shape `(N, c)`.
+            labels: classes, shape `(N,)`; None if there are none.
+            trainer: runs the training, resuming from its checkpoint.
+        """
 
     @abstractmethod
     def _scores(self, pixels: Tensor) -> Tensor:
-        """Scores of a few images: uint8 of shape `(n, 3, size, size)` to `(n,)`."""
+        """Scores of a batch: output of `_tensor`, shape `(n, ..)`, to `(n,)`."""
 
     def fit(
         self,
@@ -93,59 +93,64 @@ class Baseline(Estimator):
         """Learn from in-distribution images.
 
         Args:
-            images: see `dlsr.open_images`. Unreadable ones are warned of, and left out.
+            images: see `dlsr.open_images`. Unreadable images are left out, with a warning.
             labels: class of each image, from 0; only for detectors that need labels.
-            transform: made to each image first.
-            checkpoint: file for the state of training; if it holds that of the same fit, it is taken up.
-            on_epoch: told of each epoch of training.
+            transform: applied to each image first.
+            checkpoint: file for the state of training; an interrupted fit of the same data resumes from it.
+            on_epoch: callback after each epoch.
 
         Raises:
-            InputError: if labels are needed and missing, or not one for each image; if images are too few.
+            InputError: if labels are needed and missing, or their number is not that of the images.
+            TooFewImagesError: if fewer than 20 images can be read.
         """
         found = open_images(images)
         if self.needs_labels and labels is None:
             raise InputError(f"'{self.name}' needs a label for each image; give labels, or folders named after classes")
         if labels is not None and len(labels) != len(found):
             raise InputError(f"{len(labels)} labels for {len(found)} images; give one for each")
-        rows, errors = self._read(found, transform)
-        warn_of_unreadable({item.name: e for item, e in zip(found.items, errors, strict=True) if e is not None})
-        readable = np.array([error is None for error in errors])
-        if len(rows) < SMALLEST_TRAINING_SET:
-            raise TooFewImagesError(f"{len(rows)} readable images are too few; give {SMALLEST_TRAINING_SET} or more")
+        inputs, readable = self._read_readable(found, transform)
+        if len(inputs) < SMALLEST_TRAINING_SET:
+            raise TooFewImagesError(f"{len(inputs)} readable images are too few; give {SMALLEST_TRAINING_SET} or more")
+        trainer = Trainer(self.seed, Path(checkpoint) if checkpoint else None, on_epoch)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             classes = None if labels is None else torch.from_numpy(np.asarray(labels)[readable]).long()
             self.classes_ = 0 if classes is None else int(classes.max()) + 1
             self.network_ = self._build(self.classes_).to(self._device())
-            self._learn(self._tensor(rows), classes, Watch(Path(checkpoint) if checkpoint else None, on_epoch))
+            self._learn(self._tensor(inputs), classes, trainer)
         self.network_.eval()
         return self
 
     def score_samples(self, images: ImagesLike, *, transform: Transform | None = None) -> Array:
-        """Scores of images, shape `(N,)`, larger = more OOD; NaN, and a warning, for unreadable ones."""
+        """Scores of images, shape `(N,)`, larger = more OOD; NaN, and a warning, for unreadable images.
+
+        Raises:
+            NotFittedError: before a fit.
+        """
         if not hasattr(self, "network_"):
             raise NotFittedError("this detector is not fitted; call fit, or load it")
         found = open_images(images)
-        rows, errors = self._read(found, transform)
-        warn_of_unreadable({item.name: e for item, e in zip(found.items, errors, strict=True) if e is not None})
+        inputs, readable = self._read_readable(found, transform)
         scores = np.full(len(found), np.nan)
-        scores[[error is None for error in errors]] = self._score_rows(rows)
+        for start in range(0, len(inputs), self.scoring_batch):
+            batch = slice(start, start + self.scoring_batch)
+            scores[readable[batch]] = self._scores(self._tensor(inputs[batch])).detach().cpu().double().numpy()
         return scores
 
+    def _read_readable(self, images: ImageDataset, transform: Transform | None) -> tuple[Inputs, NDArray[np.intp]]:
+        """Inputs of the readable images, and the indices of these; warns of the others."""
+        inputs, errors = self._read(images, transform)
+        warn_of_unreadable({item.name: e for item, e in zip(images.items, errors, strict=True) if e is not None})
+        return inputs, np.flatnonzero([error is None for error in errors])
+
     def _read(self, images: ImageDataset, transform: Transform | None) -> tuple[Inputs, list[str | None]]:
-        """What the detector sees of the readable images; and for each image why it cannot be read, or None."""
+        """Inputs of the readable images; and for each image why it cannot be read, or None."""
         apply = transform.apply if transform else None
         return read_pixels(images, self.size, "bicubic", apply=apply, workers=self.workers)
 
-    def _tensor(self, rows: Inputs) -> Tensor:
-        """Rows as `_learn` and `_scores` take them."""
-        return torch.from_numpy(rows).permute(0, 3, 1, 2).contiguous().to(self._device())
-
-    def _score_rows(self, rows: Inputs) -> Array:
-        parts = []
-        for start in range(0, len(rows), self.rows_at_once):
-            parts.append(self._scores(self._tensor(rows[start : start + self.rows_at_once])).detach().cpu())
-        return torch.cat(parts).double().numpy() if parts else np.empty(0)
+    def _tensor(self, inputs: Inputs) -> Tensor:
+        """Inputs as `_learn` and `_scores` take them, on the device."""
+        return torch.from_numpy(inputs).permute(0, 3, 1, 2).contiguous().to(self._device())
 
     def save(self, folder: str | PathLike[str]) -> None:
         """Write a model directory (safetensors and JSON).
@@ -160,7 +165,7 @@ class Baseline(Estimator):
             classes=self.classes_,
             log=self.log_,
         )
-        write_model(Path(folder), manifest, self.network_.state_dict())
+        write_artifact(Path(folder), manifest, self.network_.state_dict())
 
     @classmethod
     def load(cls, folder: str | PathLike[str]) -> Self:
@@ -185,38 +190,52 @@ class Baseline(Estimator):
 
     def _train(
         self,
-        rows: Tensor,
+        samples: Tensor,
         loss: Loss,
         settings: TrainingSettings,
-        watch: Watch,
+        trainer: Trainer,
         *,
         network: nn.Module | None = None,
         also: Sequence[Tensor] = (),
     ) -> None:
-        """Train `network`, by default `network_`, on nineteen twentieths of the rows; keep what does best on the rest.
+        """Train a network, holding out a twentieth of the samples; keep the weights with the lowest loss on these.
 
-        A checkpoint is taken up only if the untrained network, the rows and what `also` goes into the loss are the
-        same.
+        Args:
+            samples: shape `(N, ..)`.
+            loss: of a batch of samples.
+            settings: batch size, learning rate, epochs, ..
+            trainer: runs the training.
+            network: to train; None for `network_`.
+            also: other inputs of the loss. A checkpoint is resumed only if these, the samples and the untrained network
+                are the same.
         """
         network = network or self.network_
         generator = torch.Generator().manual_seed(self.seed)
-        order = torch.randperm(len(rows), generator=generator)
-        held_out = max(len(rows) // 20, 1)
-        validation, training = rows[order[:held_out]], rows[order[held_out:]]
+        order = torch.randperm(len(samples), generator=generator)
+        held_out = max(len(samples) // 20, 1)
+        validation, training = samples[order[:held_out]], samples[order[held_out:]]
         inputs = (training, validation, *network.state_dict().values(), *also)
-        key = training_key(settings, *([rows] for rows in inputs))
-        saved = Checkpoint(watch.checkpoint, key) if watch.checkpoint else None
-        state = train_to_end(
-            network, Rows(training), validation, loss, settings, self.seed, checkpoint=saved, on_epoch=watch.on_epoch
-        )
+
+        def key() -> str:
+            return training_key(settings.model_dump_json(), *([part] for part in inputs))
+
+        state = trainer.train(network, Samples(training), validation, loss, settings, key)
         network.load_state_dict(state.best)
         self.log_ = state.log
 
-    def _noise(self, pixels: Tensor, draws: int) -> Tensor:
-        """Standard normal noise that belongs to each image: `(n, 3, H, W)` to `(n, draws, 3, H, W)`."""
-        digests = np.stack([pixel_digest(one) for one in pixels.permute(0, 2, 3, 1).cpu().numpy()])
-        noise = noise_for(digests, self.seed, draws, pixels[0].numel())
-        return noise.reshape(len(pixels), draws, *pixels.shape[1:]).to(pixels.device)
+    def _random_subset(self, samples: Tensor, most: int) -> Tensor:
+        """At most `most` of the samples.
+
+        They are drawn from the random state that `fit` seeds. Training leaves it as it was, so a resumed fit draws the
+        same samples.
+        """
+        return samples[torch.randperm(len(samples))[:most].to(samples.device)]
+
+    def _noise(self, pixels: Tensor, draws: int, *shape: int) -> Tensor:
+        """Standard normal noise, a function of each image and the seed: `(n, 3, H, W)` to `(n, draws, *shape)`."""
+        digests = np.stack([pixel_digest(image) for image in pixels.permute(0, 2, 3, 1).cpu().numpy()])
+        noise = noise_for(digests, self.seed, draws, math.prod(shape))
+        return noise.reshape(len(pixels), draws, *shape).to(pixels.device)
 
     def _device(self) -> torch.device:
         return torch_device(self.device)

@@ -1,4 +1,4 @@
-"""Detectors that read a classifier: MSP, Energy, DICE and ASH-S (scores by pytorch-ood).
+"""Detectors on the logits of a classifier: MSP, Energy, DICE and ASH-S (scores by pytorch-ood).
 
 The classifier is a linear head on the pretrained encoder's penultimate features, trained on ID labels.
 """
@@ -10,28 +10,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dlsr.baselines.base import Watch
 from dlsr.baselines.encoded import EncodedBaseline
 from dlsr.baselines.pytorch_ood import pytorch_ood_detector
 from dlsr.config import TrainingSettings
-from dlsr.training.loop import Draws
+from dlsr.training.loop import Draws, Trainer
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
 class ClassifierBaseline(EncodedBaseline):
-    """Base: an encoder with a head trained on ID labels (linear probe).
+    """Base: an encoder with a linear head trained on ID labels (linear probe).
 
     Args:
-        epochs: of training the head.
-        batch_size: likewise.
-        lr: likewise, falling like a cosine.
+        epochs: epochs of training the head.
+        batch_size: samples in a training step.
+        lr: learning rate, falling to zero like a cosine.
     """
 
     needs_labels = True
     family = "linear head"
     output = "penultimate"
     share: ClassVar[float] = 0.0
-    """What DICE calls p and ASH its percentile."""
+    """The sparsity p of DICE, and the percentile of ASH."""
 
     epochs: int = 30
     batch_size: int = 256
@@ -43,18 +42,18 @@ class ClassifierBaseline(EncodedBaseline):
         head.register_buffer("mean_feature", torch.zeros(c))
         return head
 
-    def _learn(self, features: Tensor, labels: Tensor | None, watch: Watch) -> None:
+    def _learn(self, features: Tensor, labels: Tensor | None, trainer: Trainer) -> None:
         assert labels is not None
         classes = labels.to(features.device)
 
-        def loss(rows: Tensor, draws: Draws) -> Tensor:
-            return F.cross_entropy(self.network_(features[rows]), classes[rows])
+        def loss(indices: Tensor, draws: Draws) -> Tensor:
+            return F.cross_entropy(self.network_(features[indices]), classes[indices])
 
         settings = TrainingSettings(
             epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, lr_decay="cosine", ema_decay=0.999
         )
-        rows = torch.arange(len(features), device=features.device)
-        self._train(rows, loss, settings, watch, also=(features, classes))
+        indices = torch.arange(len(features), device=features.device)
+        self._train(indices, loss, settings, trainer, also=(features, classes))
         self.network_.get_buffer("mean_feature").copy_(features.mean(dim=0))
 
     def _scores(self, features: Tensor) -> Tensor:
@@ -86,7 +85,7 @@ class Energy(ClassifierBaseline):
 
 
 class DICE(ClassifierBaseline):
-    """Energy of the logits of the head with only its most contributing weights (Sun & Li 2022)."""
+    """Energy of the logits, from only the weights that contribute most (Sun & Li 2022)."""
 
     name = "dice"
     share = 0.9
@@ -94,7 +93,7 @@ class DICE(ClassifierBaseline):
     def _score(self, features: Tensor) -> Tensor:
         head: Any = self.network_
         dice = pytorch_ood_detector("DICE")(None, head.weight, head.bias, self.share)
-        # The mean feature stands for the training features: the mean is all that DICE takes from them.
+        # DICE uses only the mean of the training features, so the mean is all that is kept.
         dice.fit_features(head.mean_feature[None].cpu(), torch.zeros(1).long())
         scores: Tensor = dice.predict_features(features.cpu())
         return scores

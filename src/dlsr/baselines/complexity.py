@@ -1,7 +1,7 @@
 """The input-complexity score (Serrà et al. 2020, "Input complexity and OOD detection with likelihood-based models").
 
-A likelihood model finds simple images likely whatever they show. What a lossless compressor needs is taken off:
-`S = -log2 p(x) - L(x)`, both in bits per dimension here.
+A likelihood model gives simple images a high likelihood whatever they show, so the size of the losslessly compressed
+image is subtracted: `S = -log2 p(x) - L(x)`, both in bits per dimension.
 """
 
 import io
@@ -14,9 +14,9 @@ from torch import Tensor
 
 
 def complexity(pixels: NDArray[np.uint8]) -> float:
-    """Bits per dimension of the better of two lossless compressors (PNG, JPEG 2000): uint8, shape `(H, W, 3)`.
+    """Bits per dimension of an image in the smaller of PNG and lossless JPEG 2000: uint8, shape `(H, W, 3)`.
 
-    The paper takes the best of PNG, JPEG 2000 and FLIF; Pillow has no FLIF.
+    The paper uses the smallest of PNG, JPEG 2000 and FLIF; Pillow has no FLIF.
     """
     image = Image.fromarray(pixels)
     sizes = []
@@ -29,4 +29,4 @@ def complexity(pixels: NDArray[np.uint8]) -> float:
 
 def complexity_of(pixels: Tensor) -> Tensor:
     """`complexity` of each image: uint8 of shape `(n, 3, H, W)` to `(n,)`, on the CPU."""
-    return torch.tensor([complexity(one) for one in pixels.permute(0, 2, 3, 1).cpu().numpy()])
+    return torch.tensor([complexity(image) for image in pixels.permute(0, 2, 3, 1).cpu().numpy()])

@@ -5,26 +5,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dlsr.baselines.base import Watch
 from dlsr.baselines.diffusion import PixelDiffusion, T, scaled
 from dlsr.baselines.perception import Perception
 from dlsr.method.diffusion import skipping_steps
+from dlsr.training.loop import Trainer
 
 HELD_OUT = 256
-"""At most so many training images standardise the errors."""
+"""At most this many training images standardise the errors."""
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
 class DDPM(PixelDiffusion):
-    """Reconstruct from several noise levels; the mean of the standardised errors is the score.
+    """Mean standardised error of reconstructions from several noise levels.
 
-    The errors are the mean squared error and a perceptual distance, each standardised for each noise level on ID
-    images, as in the paper. Its perceptual distance, LPIPS, needs weights from a hub; ours is that of the
-    detector's own encoder, see `dlsr.baselines.perception`.
+    The errors are the mean squared error and a perceptual distance. Each is standardised for each noise level on ID
+    images, as in the paper. The perceptual distance is that of `dlsr.baselines.perception` instead of LPIPS.
 
     Args:
-        starts: noise levels reconstructed from, evenly spaced.
-        steps: DDIM steps of a reconstruction at most.
+        starts: noise levels to reconstruct from, evenly spaced.
+        steps: most DDIM steps of a reconstruction.
     """
 
     name = "ddpm"
@@ -38,11 +37,11 @@ class DDPM(PixelDiffusion):
             network.register_buffer(name, torch.zeros(2 * self.starts))
         return network
 
-    def _learn(self, pixels: Tensor, labels: Tensor | None, watch: Watch) -> None:
-        super()._learn(pixels, labels, watch)
+    def _learn(self, pixels: Tensor, labels: Tensor | None, trainer: Trainer) -> None:
+        super()._learn(pixels, labels, trainer)
         self.network_.eval()
-        chosen = pixels[torch.randperm(len(pixels))[:HELD_OUT].to(pixels.device)]
-        errors = torch.cat([self._errors(rows) for rows in torch.split(chosen, 32)])
+        chosen = self._random_subset(pixels, HELD_OUT)
+        errors = torch.cat([self._errors(batch) for batch in torch.split(chosen, self.scoring_batch)])
         self.network_.get_buffer("error_mean").copy_(errors.mean(dim=0))
         self.network_.get_buffer("error_std").copy_(errors.std(dim=0) + 1e-6)
 
@@ -54,7 +53,7 @@ class DDPM(PixelDiffusion):
     def _errors(self, pixels: Tensor) -> Tensor:
         """Both errors at each noise level: shape `(n, 2 * starts)`."""
         x0, perception = scaled(pixels), Perception.shared(str(pixels.device))
-        noise = self._noise(pixels, self.starts)
+        noise = self._noise(pixels, self.starts, *pixels.shape[1:])
         errors = []
         for i, start in enumerate(skipping_steps(T, self.starts)):
             restored = self._restored(x0, skipping_steps(start, max(1, self.steps * start // T)), noise[:, i])

@@ -1,4 +1,4 @@
-"""A diffusion model of pixels, and the three detectors that use one: DDPM, LMD and DiffGuard."""
+"""A diffusion model of pixels, the base of DDPM, LMD and DiffGuard."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,14 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dlsr.baselines.base import Baseline, Watch
+from dlsr.baselines.base import Baseline
 from dlsr.config import TrainingSettings
 from dlsr.errors import MissingExtraError
 from dlsr.method.diffusion import distort, restore
 from dlsr.method.schedule import cosine_alpha_bar
-from dlsr.training.loop import Draws
+from dlsr.training.loop import Draws, Trainer
 
 T = 1000
+"""Noise levels."""
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
@@ -24,13 +25,13 @@ class PixelDiffusion(Baseline):
 
     Args:
         width: channels of the U-Net's first stage.
-        epochs: of training; the paper's are 350 (appendix B.2).
-        batch_size: likewise.
-        lr: likewise.
+        epochs: epochs of training; the paper's are 350 (appendix B.2).
+        batch_size: images in a training step.
+        lr: learning rate.
     """
 
     family = "u-net"
-    rows_at_once = 32
+    scoring_batch = 32
 
     width: int = 128
     epochs: int = 350
@@ -57,11 +58,11 @@ class PixelDiffusion(Baseline):
         )
         return nn.ModuleDict({"unet": network})
 
-    def _learn(self, pixels: Tensor, labels: Tensor | None, watch: Watch) -> None:
+    def _learn(self, pixels: Tensor, labels: Tensor | None, trainer: Trainer) -> None:
         alpha_bar = cosine_alpha_bar(T).to(pixels.device)
 
-        def loss(rows: Tensor, draws: Draws) -> Tensor:
-            x0 = scaled(rows)
+        def loss(samples: Tensor, draws: Draws) -> Tensor:
+            x0 = scaled(samples)
             t = draws.integers(1, T + 1)
             noise = draws.normal(*x0.shape[1:])
             xt = distort(x0.flatten(1), t, alpha_bar, noise.flatten(1)).reshape(x0.shape)
@@ -70,21 +71,21 @@ class PixelDiffusion(Baseline):
         settings = TrainingSettings(
             epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, weight_decay=0, ema_decay=0.999
         )
-        self._train(pixels, loss, settings, watch, network=self.network_["unet"])
+        self._train(pixels, loss, settings, trainer, network=self.network_["unet"])
 
     def _noise_in(self, xt: Tensor, t: Tensor) -> Tensor:
-        """The network's guess of the noise: `(n, 3, H, W)` and times `(n,)` to `(n, 3, H, W)`."""
+        """The predicted noise: `(n, 3, H, W)` and times `(n,)` to `(n, 3, H, W)`."""
         noise: Tensor = self.network_["unet"](xt, t).sample
         return noise
 
     def _x0_of(self, xt: Tensor, t: int, alpha_bar: Tensor) -> Tensor:
-        """The image that the network sees in `xt`, in `[-1, 1]`."""
+        """The clean image in `[-1, 1]` that follows from the noise predicted for `xt`."""
         times = torch.full((len(xt),), t, device=xt.device)
         x0 = (xt - (1 - alpha_bar[t]).sqrt() * self._noise_in(xt, times)) / alpha_bar[t].sqrt()
         return x0.clamp(-1, 1)
 
     def _restored(self, x0: Tensor, times: Sequence[int], noise: Tensor) -> Tensor:
-        """Distort to the first of the falling times and restore through all by DDIM, without more noise."""
+        """Distort to the first of the falling times and restore along all of them by DDIM with eta = 0."""
         alpha_bar = cosine_alpha_bar(T).to(x0.device)
         shape = x0.shape
 

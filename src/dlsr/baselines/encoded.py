@@ -1,4 +1,4 @@
-"""Base of the baselines that work on an encoder's features, which all of them and `dlsr.Detector` share."""
+"""Base of the baselines that take an encoder's features, from the same feature store as `dlsr.Detector`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +16,17 @@ from dlsr.images.transforms import Transform
 
 @dataclass(kw_only=True, repr=False, eq=False)
 class EncodedBaseline(Baseline):
-    """A detector whose rows are features, shape `(N, c)`, from the feature store where they are known.
+    """A detector that takes features, shape `(N, c)`, from the feature store if it has them.
 
     Args:
-        encoder: a preset of `dlsr.ENCODERS`, or a network of timm.
-        weights: as for `dlsr.Detector`.
+        encoder: a preset of `dlsr.ENCODERS`, or a timm network.
+        weights: the encoder's weights, as for `dlsr.Detector`.
         store: folder of the feature store; None keeps no features on disk.
     """
 
     output: ClassVar[Literal["stages", "penultimate"]] = "stages"
-    """`z0`, or what the network's own classifier sees."""
-    rows_at_once = 1024
+    """`stages`: `z0`. `penultimate`: the input of the network's own classifier."""
+    scoring_batch = 1024
 
     encoder: str = "efficientnet_lite0"
     weights: str | None = None
@@ -44,5 +44,5 @@ class EncodedBaseline(Baseline):
             self._encoder = Encoder(spec, self._device())
         return self._encoder
 
-    def _tensor(self, rows: Inputs) -> Tensor:
-        return torch.from_numpy(rows).to(self._device())
+    def _tensor(self, inputs: Inputs) -> Tensor:
+        return torch.from_numpy(inputs).to(self._device())

@@ -6,24 +6,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dlsr.baselines.base import Baseline, Watch
+from dlsr.baselines.base import Baseline
 from dlsr.baselines.complexity import complexity_of
 from dlsr.config import TrainingSettings
 from dlsr.errors import MissingExtraError
-from dlsr.training.loop import Draws
+from dlsr.training.loop import Draws, Trainer
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
 class Glow(Baseline):
-    """A normalising flow on pixels.
+    """Negative log-likelihood of a normalising flow on pixels, minus the image's complexity.
 
     Args:
-        levels: scales; the image is halved at each.
+        levels: scales; each halves the image.
         steps: flow steps at each level.
         hidden: channels inside the coupling layers.
-        epochs: of training; the paper's are 150 (appendix B.2).
-        batch_size: likewise.
-        lr: the paper's is 5e-4.
+        epochs: epochs of training; the paper's are 150 (appendix B.2).
+        batch_size: images in a training step.
+        lr: learning rate; the paper's is 5e-4.
     """
 
     name = "glow"
@@ -45,7 +45,7 @@ class Glow(Baseline):
             channels = 3 * 2 ** (self.levels + 1 - level)
             blocks = [normflows.flows.GlowBlock(channels, self.hidden) for _ in range(self.steps)]
             flows.append([*blocks, normflows.flows.Squeeze()])
-            # Half of the channels leave at each level but the innermost, which comes first.
+            # normflows counts levels from the innermost; every other level splits off half of its channels.
             latent, halvings = (channels, self.levels) if level == 0 else (channels // 2, self.levels - level)
             if level > 0:
                 merges.append(normflows.flows.Merge())
@@ -60,18 +60,18 @@ class Glow(Baseline):
         log_prob: Tensor = network.log_prob(x, None)  # type: ignore[operator]  # a method of MultiscaleFlow
         return 8 - log_prob / (x[0].numel() * math.log(2))
 
-    def _learn(self, pixels: Tensor, labels: Tensor | None, watch: Watch) -> None:
+    def _learn(self, pixels: Tensor, labels: Tensor | None, trainer: Trainer) -> None:
         with torch.no_grad():
-            self._bits((pixels[: self.batch_size].float() + 0.5) / 256)  # ActNorm takes its scale from a first batch
+            self._bits((pixels[: self.batch_size].float() + 0.5) / 256)  # ActNorm initialises from a first batch
 
-        def loss(rows: Tensor, draws: Draws) -> Tensor:
-            uniform = draws.uniform(*rows.shape[1:])
-            return self._bits((rows.float() + uniform) / 256).mean()
+        def loss(samples: Tensor, draws: Draws) -> Tensor:
+            uniform = draws.uniform(*samples.shape[1:])
+            return self._bits((samples.float() + uniform) / 256).mean()
 
         settings = TrainingSettings(
             epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, precision="float32", ema_decay=0.999
         )
-        self._train(pixels, loss, settings, watch)
+        self._train(pixels, loss, settings, trainer)
 
     @torch.no_grad()
     def _scores(self, pixels: Tensor) -> Tensor:

@@ -13,10 +13,10 @@ from dlsr.method.schedule import cosine_alpha_bar
 
 @dataclass(kw_only=True, repr=False, eq=False)
 class LMD(PixelDiffusion):
-    """Lift off the manifold by masking, map back by inpainting; the distance to the image is the score.
+    """Distance of an image to its inpaintings: masking lifts it off the manifold of ID images, inpainting maps it back.
 
-    The mask is a checkerboard of 8 x 8 fields, its two halves in turn; the score is the median over attempts of a
-    perceptual distance (LPIPS in the paper, here see `dlsr.baselines.perception`).
+    The mask is a checkerboard of 8 x 8 fields whose two halves take turns. The score is the median over attempts of a
+    perceptual distance: LPIPS in the paper, that of `dlsr.baselines.perception` here.
 
     Args:
         attempts: inpaintings of each image.
@@ -24,6 +24,7 @@ class LMD(PixelDiffusion):
     """
 
     name = "lmd"
+    scoring_batch = 16  # the noise of an image takes 25 MB at full size
 
     attempts: int = 10
     steps: int = 100
@@ -31,32 +32,41 @@ class LMD(PixelDiffusion):
     @torch.no_grad()
     def _scores(self, pixels: Tensor) -> Tensor:
         x0, perception = scaled(pixels), Perception.shared(str(pixels.device))
-        noise = self._noise(pixels, self.attempts * (self.steps + 1))
-        distances = []
-        for i in range(self.attempts):
-            draws = noise[:, i * (self.steps + 1) : (i + 1) * (self.steps + 1)]
-            distances.append(perception.distance(x0, self._inpainted(x0, checkerboard(self.size, i % 2), draws)))
-        return torch.stack(distances).median(dim=0).values
+        noise = self._noise(pixels, self.attempts * 2 * self.steps, *pixels.shape[1:])
+        inpainted = (
+            self._inpainted(x0, checkerboard(self.size, i % 2), draws)
+            for i, draws in enumerate(torch.split(noise, 2 * self.steps, dim=1))
+        )
+        return torch.stack([perception.distance(x0, image) for image in inpainted]).median(dim=0).values
 
     def _inpainted(self, x0: Tensor, kept: Tensor, noise: Tensor) -> Tensor:
-        """Sample what is not kept: at each step the kept part is that of the distorted image itself."""
+        """Sample the pixels that are not kept, as RePaint does without resampling (Lugmayr et al. 2022, Algorithm 1).
+
+        At each time the kept pixels are those of the distorted image, and the others are sampled from the network's
+        estimate of the clean image. Both use noise of their own, as the start does.
+
+        Args:
+            x0: images in `[-1, 1]`, shape `(n, 3, H, W)`.
+            kept: which pixels are kept: bool, shape `(H, W)`.
+            noise: standard normal, shape `(n, 2 * steps, 3, H, W)`.
+        """
         alpha_bar = cosine_alpha_bar(T).to(x0.device)
         kept = kept.to(x0.device)
-        xt = noise[:, 0]
+        draws = iter(noise.unbind(dim=1))
+
+        def distorted(image: Tensor, t: int) -> Tensor:
+            return distort(image.flatten(1), t, alpha_bar, next(draws).flatten(1)).reshape(x0.shape)
+
+        xt = next(draws)
         times = skipping_steps(T, self.steps)
-        for i, (t, t_next) in enumerate(zip(times, [*times[1:], 0], strict=True)):
-            known = distort(x0.flatten(1), t, alpha_bar, noise[:, i + 1].flatten(1)).reshape(x0.shape)
-            xt = torch.where(kept, known, xt)
-            guess = self._x0_of(xt, t, alpha_bar)
-            if t_next == 0:
-                xt = guess
-            else:
-                # A fresh draw for the next time: ancestral sampling through the guess.
-                xt = distort(guess.flatten(1), t_next, alpha_bar, noise[:, i].flatten(1)).reshape(x0.shape)
+        for t, t_next in zip(times, [*times[1:], 0], strict=True):
+            xt = torch.where(kept, distorted(x0, t), xt)
+            estimate = self._x0_of(xt, t, alpha_bar)
+            xt = distorted(estimate, t_next) if t_next else estimate
         return torch.where(kept, x0, xt)
 
 
 def checkerboard(size: int, parity: int) -> Tensor:
-    """Which pixels are kept: bool of shape `(size, size)`, fields of an eighth of the side."""
+    """Which pixels are kept: bool, shape `(size, size)`, in fields of an eighth of the side."""
     field = torch.arange(size) * 8 // size
     return (field[:, None] + field[None, :]) % 2 == parity

@@ -1,15 +1,15 @@
-"""A small residual network for pixel baselines."""
+"""A small residual network for the baselines on pixels."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
 class SmallResNet(nn.Module):
-    """A residual network for 32-pixel images, with group norm, which has no running statistics to save.
+    """A residual network for 32-pixel images. It uses group norm, which has no running statistics.
 
     Args:
         width: channels of the first stage; doubled at each of two halvings.
-        outputs: numbers given for each image.
+        outputs: outputs for each image.
         blocks: residual blocks in each of three stages.
     """
 

@@ -1,7 +1,7 @@
-"""A perceptual distance of images, by the detector's own pretrained encoder.
+"""A perceptual distance of images from the activations of a pretrained encoder.
 
-The papers use LPIPS (Zhang et al. 2018), whose weights come from a hub. Like LPIPS this compares unit-length
-activations place by place at several depths of a network trained on ImageNet.
+The papers use LPIPS (Zhang et al. 2018), whose weights have to be downloaded. As LPIPS does, this compares unit-length
+activations at each position and at several depths of a network trained on ImageNet.
 """
 
 from functools import lru_cache
@@ -27,12 +27,12 @@ class Perception(nn.Module):
     @staticmethod
     @lru_cache(maxsize=1)
     def shared(device: str) -> "Perception":
-        """The one of this process."""
+        """The instance that all detectors of this process share."""
         return Perception().to(device)
 
     @torch.no_grad()
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
-        """Distances of images in `[-1, 1]`: `(n, 3, H, W)` twice to `(n,)`; 0 for equal ones."""
+        """Distances of images in `[-1, 1]`: `(n, 3, H, W)` twice to `(n,)`; 0 for equal images."""
         maps_a, maps_b = self._maps(a), self._maps(b)
         return torch.stack(
             [(x - y).square().sum(dim=1).mean(dim=(1, 2)) for x, y in zip(maps_a, maps_b, strict=True)]
@@ -41,4 +41,4 @@ class Perception(nn.Module):
     def _maps(self, images: Tensor) -> list[Tensor]:
         larger = F.interpolate(images, size=(self.SIZE, self.SIZE), mode="bilinear")
         pixels = (127.5 * (larger + 1)).permute(0, 2, 3, 1)
-        return [F.normalize(one, dim=1) for one in self.encoder.network(self.encoder.normalised(pixels))]
+        return [F.normalize(maps, dim=1) for maps in self.encoder.network(self.encoder.normalised(pixels))]

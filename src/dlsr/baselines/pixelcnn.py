@@ -1,7 +1,7 @@
 """PixelCNN++ (Salimans et al. 2017) with the input-complexity score (Serrà et al. 2020).
 
-Two streams run through the network: `u` sees the rows above a pixel, `ul` also what is left of it. Convolutions are
-shifted rather than masked. Each pixel gets a mixture of discretised logistics, green conditioned on red, blue on both.
+The network has two streams: `u` sees the rows above a pixel, `ul` also the pixels to its left. Convolutions are shifted
+rather than masked. Each pixel has a mixture of discretised logistics, green conditioned on red, blue on both.
 """
 
 import math
@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from dlsr.baselines.base import Baseline, Watch
+from dlsr.baselines.base import Baseline
 from dlsr.baselines.complexity import complexity_of
 from dlsr.config import TrainingSettings
+from dlsr.training.loop import Trainer
 
 
 class ShiftedConv(nn.Module):
-    """A convolution, and by `stride = 2` a halving, that looks up (`right = True`) or up and left only."""
+    """A convolution that sees pixels above (`right = True`), or only above and left; `stride = 2` halves the image."""
 
     def __init__(self, before: int, after: int, kernel: tuple[int, int], right: bool, stride: int = 1) -> None:
         super().__init__()
@@ -34,7 +35,7 @@ class ShiftedConv(nn.Module):
 
 
 class ShiftedUp(nn.Module):
-    """A transposed convolution that doubles the side and looks where `ShiftedConv` does."""
+    """A transposed convolution that doubles the image and sees the pixels that `ShiftedConv` sees."""
 
     def __init__(self, channels: int, right: bool) -> None:
         super().__init__()
@@ -48,22 +49,22 @@ class ShiftedUp(nn.Module):
 
 
 def shift_down(x: Tensor) -> Tensor:
-    """Each row becomes the one above it."""
+    """Move the image down by a row; the first row is zero."""
     return F.pad(x, (0, 0, 1, 0))[:, :, :-1]
 
 
 def shift_right(x: Tensor) -> Tensor:
-    """Each column becomes the one left of it."""
+    """Move the image right by a column; the first column is zero."""
     return F.pad(x, (1, 0, 0, 0))[:, :, :, :-1]
 
 
 def concat_elu(x: Tensor) -> Tensor:
-    """ELU of both signs, in twice the channels."""
+    """ELU of `x` and of `-x`: twice the channels."""
     return F.elu(torch.cat([x, -x], dim=1))
 
 
 class GatedBlock(nn.Module):
-    """A gated residual block, which may look at another stream or a skip connection of `extra` channels."""
+    """A gated residual block, optionally with `extra` channels of another stream or a skip connection as input."""
 
     def __init__(self, channels: int, right: bool, extra: int, dropout: float) -> None:
         super().__init__()
@@ -84,13 +85,13 @@ class GatedBlock(nn.Module):
 
 
 class PixelCNNNetwork(nn.Module):
-    """Logits of the mixtures: images in `[-1, 1]`, shape `(n, 3, H, W)`, to `(n, 10 * mixtures, H, W)`.
+    """Parameters of the mixtures: images in `[-1, 1]`, shape `(n, 3, H, W)`, to `(n, 10 * mixtures, H, W)`.
 
     Args:
-        channels: of both streams.
-        blocks: in each stream at each of three resolutions, down and up again.
+        channels: channels of each stream.
+        blocks: blocks of each stream at each of three resolutions, on the way down and on the way up.
         mixtures: logistics for each pixel.
-        dropout: inside the blocks.
+        dropout: rate of dropout inside the blocks.
     """
 
     LEVELS = 3
@@ -98,7 +99,7 @@ class PixelCNNNetwork(nn.Module):
     def __init__(self, channels: int, blocks: int, mixtures: int, dropout: float) -> None:
         super().__init__()
         self.blocks = blocks
-        # The fourth channel is one everywhere, so that the border can be told from black.
+        # A fourth channel of ones, so that padding differs from black pixels.
         self.first_u = ShiftedConv(4, channels, (2, 3), True)
         self.first_above = ShiftedConv(4, channels, (1, 3), True)
         self.first_left = ShiftedConv(4, channels, (2, 1), False)
@@ -159,7 +160,7 @@ def negative_log_likelihood(logits: Tensor, x: Tensor) -> Tensor:
     centred, precision = values - means, torch.exp(-log_scales)
     above, below = precision * (centred + 1 / 255), precision * (centred - 1 / 255)
     inside = (torch.sigmoid(above) - torch.sigmoid(below)).clamp(min=1e-12).log()
-    # Where the bin's share of the logistic vanishes its density at the middle stands in for it.
+    # Where the probability of the bin underflows, the density at its middle replaces it.
     middle = precision * centred
     density = middle - log_scales - 2 * F.softplus(middle) - math.log(127.5)
     inside = torch.where(torch.sigmoid(above) - torch.sigmoid(below) > 1e-5, inside, density)
@@ -171,16 +172,16 @@ def negative_log_likelihood(logits: Tensor, x: Tensor) -> Tensor:
 
 @dataclass(kw_only=True, repr=False, eq=False)
 class PixelCNN(Baseline):
-    """Likelihood of an autoregressive model, less the image's complexity.
+    """Negative log-likelihood of an autoregressive model, minus the image's complexity.
 
     Args:
-        channels: of the network's streams.
+        channels: channels of each of the network's streams.
         blocks: residual blocks at each resolution.
         mixtures: logistics for each pixel.
-        dropout: inside the blocks.
-        epochs: of training; the paper's are 150 (appendix B.2).
-        batch_size: likewise.
-        lr: the paper's is 5e-4.
+        dropout: rate of dropout inside the blocks.
+        epochs: epochs of training; the paper's are 150 (appendix B.2).
+        batch_size: images in a training step.
+        lr: learning rate; the paper's is 5e-4.
     """
 
     name = "pixelcnn++"
@@ -201,9 +202,9 @@ class PixelCNN(Baseline):
         x = pixels.float() / 127.5 - 1
         return negative_log_likelihood(self.network_(x).float(), x) / (x[0].numel() * math.log(2))
 
-    def _learn(self, pixels: Tensor, labels: Tensor | None, watch: Watch) -> None:
+    def _learn(self, pixels: Tensor, labels: Tensor | None, trainer: Trainer) -> None:
         settings = TrainingSettings(epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, ema_decay=0.999)
-        self._train(pixels, lambda rows, _: self._bits(rows).mean(), settings, watch)
+        self._train(pixels, lambda samples, _: self._bits(samples).mean(), settings, trainer)
 
     @torch.no_grad()
     def _scores(self, pixels: Tensor) -> Tensor:

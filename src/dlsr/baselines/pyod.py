@@ -1,4 +1,4 @@
-"""PyOD's detectors on the same features: what users would reach for today."""
+"""PyOD's detectors on the features of this project's encoders."""
 
 from dataclasses import dataclass
 from importlib import import_module
@@ -7,21 +7,21 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dlsr.baselines.base import Watch
 from dlsr.baselines.encoded import EncodedBaseline
 from dlsr.errors import MissingExtraError
+from dlsr.training.loop import Trainer
 
 REFERENCES = 20_000
+"""A detector is fitted to at most this many training samples."""
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
 class PyODBaseline(EncodedBaseline):
-    """Base: a detector of PyOD with its default settings, fitted to at most 20,000 training images.
+    """Base: a detector of PyOD with its default settings.
 
-    Of PyOD's many, those whose score of an image does not depend on the images around it (ECOD's and COPOD's do), and
-    which stand features of a singular covariance, as `z0` has (PCA's does not).
-    PyOD saves by pickle; what is saved here are the features that it was fitted to, and loading fits it again.
-
+    Included are detectors whose score of an image does not depend on the other images in the call (ECOD's and COPOD's
+    do), and that allow a singular covariance, as that of `z0` is (PCA does not).
+    PyOD saves with pickle. Here the features that it was fitted to are saved instead, and loading fits it again.
     """
 
     module: ClassVar[str]
@@ -31,8 +31,8 @@ class PyODBaseline(EncodedBaseline):
     def _build(self, classes: int) -> nn.Module:
         return nn.Module()
 
-    def _learn(self, features: Tensor, labels: Tensor | None, watch: Watch) -> None:
-        self._fit_to(features[torch.randperm(len(features))[:REFERENCES].to(features.device)])
+    def _learn(self, features: Tensor, labels: Tensor | None, trainer: Trainer) -> None:
+        self._fit_to(self._random_subset(features, REFERENCES))
         self.log_ = []
 
     def _restore(self, tensors: dict[str, Tensor], classes: int) -> None:

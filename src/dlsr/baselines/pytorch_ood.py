@@ -1,4 +1,4 @@
-"""Where scores come from that pytorch-ood keeps."""
+"""Access to the detectors of pytorch-ood, an optional extra."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ def pytorch_ood_detector(name: str) -> Any:
     """A detector class of pytorch-ood.
 
     Raises:
-        MissingExtraError: without it.
+        MissingExtraError: if pytorch-ood is not installed.
     """
     try:
         from pytorch_ood import detector  # noqa: PLC0415 - an optional extra

@@ -1,4 +1,8 @@
-"""All detectors by name: ours, those on the same features, and the baselines."""
+"""All detectors of `dlsr bench` by name.
+
+This table is the one place besides a detector's own file where it has to be entered. It is not spread over these files
+since they import PyTorch, and `dlsr bench --list` should answer at once.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,22 +16,22 @@ Kind = Literal["generative on pixels", "generative on features", "classifier-bas
 
 @dataclass(frozen=True)
 class DetectorInfo:
-    """What there is to know of a detector before it is run. Its class's defaults are the full-size settings."""
+    """A detector, described without importing it. The defaults of its class are the full-size settings."""
 
     name: str
     kind: Kind
     paper: str
     make: Callable[..., Any]
-    """Its class, or what makes one; takes settings by name."""
+    """Makes the detector; takes its settings by name."""
     needs_labels: bool = False
     needs_gpu: bool = False
-    """At full size."""
+    """Whether fitting at full size needs a GPU."""
     cost: str = ""
-    """Of fitting at full size, roughly."""
+    """Rough cost of fitting at full size."""
     reduced: Mapping[str, Any] = field(default_factory=dict)
-    """Settings at which a laptop fits it in minutes."""
+    """Settings with which a laptop fits it in minutes."""
     reduced_images: int | None = None
-    """At most so many training images then; None for all."""
+    """Most training images with these settings; None for all."""
 
 
 def _lazily(module: str, name: str) -> Callable[..., Any]:
@@ -151,17 +155,17 @@ DETECTORS: Mapping[str, DetectorInfo] = {
 
 
 def make_detector(name: str, *, reduced: bool = False, **settings: Any) -> Any:
-    """A detector of the registry, not fitted: a `dlsr.Detector` or a `dlsr.baselines.Baseline`.
+    """A detector of the registry, not fitted: a `dlsr.Detector` or a `dlsr.baselines.base.Baseline`.
 
     Args:
-        name: of `DETECTORS`.
-        reduced: at the size that a laptop fits in minutes, rather than the full size.
-        settings: that override either.
+        name: a name of `DETECTORS`.
+        reduced: use the settings with which a laptop fits it in minutes, instead of those at full size.
+        **settings: settings that override these.
 
     Raises:
         SettingsError: for an unknown name, with what is allowed.
     """
     if name not in DETECTORS:
-        raise SettingsError(f"unknown detector '{name}'; choose among {', '.join(DETECTORS)}")
+        raise SettingsError(f"unknown detector '{name}'; choose one of {', '.join(DETECTORS)}")
     info = DETECTORS[name]
     return info.make(**({**info.reduced, **settings} if reduced else settings))

@@ -1,6 +1,6 @@
 """SimCLR (Chen et al. 2020) trained on the ID images; Mahalanobis or nearest-neighbour distance of its features.
 
-The training loop is our own and short, for lightly brings PyTorch Lightning; the scores are pytorch-ood's.
+Training uses `dlsr.training.loop`, not lightly, which would bring PyTorch Lightning. The scores are pytorch-ood's.
 """
 
 from dataclasses import dataclass, field
@@ -10,18 +10,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dlsr.baselines.base import Baseline, Watch
+from dlsr.baselines.base import Baseline
 from dlsr.baselines.diffusion import scaled
 from dlsr.baselines.networks import SmallResNet
 from dlsr.baselines.pytorch_ood import pytorch_ood_detector
 from dlsr.config import TrainingSettings
-from dlsr.training.loop import Draws
+from dlsr.training.loop import Draws, Trainer
 
 REFERENCES = 20_000
+"""Distances are measured to at most this many training images."""
 
 
 def nt_xent(z: Tensor, temperature: float) -> Tensor:
-    """The normalised-temperature cross entropy of two views, one after the other: shape `(2 * n, d)` to `()`."""
+    """Normalised-temperature cross entropy: `n` first views, then `n` second views, shape `(2 * n, d)`, to `()`."""
     z = F.normalize(z, dim=1)
     similar = z @ z.T / temperature
     similar.fill_diagonal_(-torch.inf)
@@ -31,10 +32,10 @@ def nt_xent(z: Tensor, temperature: float) -> Tensor:
 
 
 def augmented(pixels: Tensor, draws: Draws) -> Tensor:
-    """SimCLR's augmentations for small images, each image its own: uint8 `(n, 3, H, W)` to `[-1, 1]`.
+    """SimCLR's augmentations for small images, drawn for each image: uint8 `(n, 3, H, W)` to `[-1, 1]`.
 
-    Random resized crop, mirror, colour jitter (brightness, contrast, saturation) and greyscale; no blur, as for
-    CIFAR-10 in the paper (appendix B.9).
+    Random resized crop, horizontal flip, colour jitter (brightness, contrast, saturation) and greyscale; no blur, as
+    in the paper for CIFAR-10 (appendix B.9).
     """
     n, size = len(pixels), pixels.shape[-1]
 
@@ -43,9 +44,9 @@ def augmented(pixels: Tensor, draws: Draws) -> Tensor:
 
     side = uniform(0.2, 1.0).sqrt()
     shift_x, shift_y = ((1 - side) * uniform(-1, 1) for _ in range(2))
-    mirror = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
+    flip = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
     zero = torch.zeros_like(side)
-    rows = [torch.stack([side * mirror, zero, shift_x], dim=1), torch.stack([zero, side, shift_y], dim=1)]
+    rows = [torch.stack([side * flip, zero, shift_x], dim=1), torch.stack([zero, side, shift_y], dim=1)]
     grid = F.affine_grid(torch.stack(rows, dim=1), [n, 3, size, size], align_corners=False)
     images = F.grid_sample(pixels.float() / 255, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
     jittered = images * uniform(0.6, 1.4)[:, None, None, None]
@@ -65,16 +66,16 @@ class SimCLR(Baseline):
 
     Args:
         width: channels of the network's first stage.
-        projection: dimension of the space of the loss.
-        temperature: of the loss.
-        epochs: of training.
-        batch_size: images, of which each gives two views.
-        lr: learning rate, falling like a cosine.
-        neighbours: `k`; for KNN alone.
+        projection: dimension of the vectors that the loss compares.
+        temperature: temperature of the loss.
+        epochs: epochs of training.
+        batch_size: images in a training step; each gives two views.
+        lr: learning rate, falling to zero like a cosine.
+        neighbours: `k`; only for KNN.
     """
 
     family = "simclr"
-    rows_at_once = 256
+    scoring_batch = 256
 
     width: int = 64
     projection: int = 128
@@ -89,18 +90,18 @@ class SimCLR(Baseline):
     def _build(self, classes: int) -> SmallResNet:
         return SmallResNet(self.width, self.projection)
 
-    def _learn(self, pixels: Tensor, labels: Tensor | None, watch: Watch) -> None:
-        def loss(rows: Tensor, draws: Draws) -> Tensor:
-            views = torch.cat([augmented(rows, draws) for _ in range(2)])
+    def _learn(self, pixels: Tensor, labels: Tensor | None, trainer: Trainer) -> None:
+        def loss(samples: Tensor, draws: Draws) -> Tensor:
+            views = torch.cat([augmented(samples, draws) for _ in range(2)])
             return nt_xent(self.network_(views).float(), self.temperature)
 
         settings = TrainingSettings(
             epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, lr_decay="cosine", ema_decay=0.999
         )
-        self._train(pixels, loss, settings, watch, also=(torch.tensor(self.temperature),))
+        self._train(pixels, loss, settings, trainer, also=(torch.tensor(self.temperature),))
         self.network_.eval()
-        chosen = pixels[torch.randperm(len(pixels))[:REFERENCES].to(pixels.device)]
-        self._set_references(torch.cat([self._embed(rows) for rows in torch.split(chosen, 256)]))
+        chosen = self._random_subset(pixels, REFERENCES)
+        self._set_references(torch.cat([self._embed(batch) for batch in torch.split(chosen, self.scoring_batch)]))
 
     def _set_references(self, features: Tensor) -> None:
         self.network_.register_buffer("references", features)
@@ -125,7 +126,7 @@ class SimCLR(Baseline):
 
 
 class SimCLRMahalanobis(SimCLR):
-    """Mahalanobis distance to one Gaussian, for there are no labels (Xiao et al. 2021)."""
+    """Mahalanobis distance to a single Gaussian, since there are no labels (Xiao et al. 2021)."""
 
     name = "simclr+mahalanobis"
 
@@ -134,7 +135,7 @@ class SimCLRMahalanobis(SimCLR):
 
 
 class SimCLRKNN(SimCLR):
-    """Distance to the k-th nearest training image, of unit-length features (Sun et al. 2022)."""
+    """Distance of unit-length features to the k-th nearest training image (Sun et al. 2022)."""
 
     name = "simclr+knn"
 

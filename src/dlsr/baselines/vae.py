@@ -1,7 +1,7 @@
 """VAE on pixels with likelihood regret (Xiao et al. 2020, "Likelihood regret: an OOD detection score for VAEs").
 
-How much likelier an image becomes if the encoder is trained on it alone, starting from the encoder that was
-trained on all: little for what the encoder knows, much for what it does not.
+The regret is the gain in likelihood when the trained encoder is trained further on a single image: small for images
+like those it was trained on, large for others.
 """
 
 import math
@@ -12,18 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dlsr.baselines.base import Baseline, Watch
+from dlsr.baselines.base import Baseline
 from dlsr.config import TrainingSettings
-from dlsr.training.loop import Draws
+from dlsr.training.loop import Draws, Trainer
 
 LEVELS = 256
 
 
 class ConvVAE(nn.Module):
-    """Convolutional VAE whose decoder gives each value a distribution over its 256 levels (as in the paper).
+    """Convolutional VAE whose decoder predicts a distribution over 256 levels for each value, as in the paper.
 
     Args:
-        width: channels of the first convolution; doubled at each halving of the image.
+        width: channels of the first convolution; they double whenever the image is halved.
         latent: dimension of the code.
         size: pixels a side, a multiple of 8.
     """
@@ -46,7 +46,7 @@ class ConvVAE(nn.Module):
         )  # fmt: skip
 
     def negative_elbo(self, pixels: Tensor, noise: Tensor) -> Tensor:
-        """Nats an image, with one sample of the code: uint8 `(n, 3, H, W)`, noise `(n, latent)`, to `(n,)`."""
+        """In nats, with a single sample of the code: uint8 `(n, 3, H, W)`, noise `(n, latent)`, to `(n,)`."""
         mean, log_variance = self.encoder(pixels.float() / 255).chunk(2, dim=1)
         logits = self.decoder(mean + (log_variance / 2).exp() * noise)
         logits = logits.reshape(len(pixels), LEVELS, *pixels.shape[1:])
@@ -63,15 +63,15 @@ class VAE(Baseline):
     Args:
         width: channels of the first convolution.
         latent: dimension of the code.
-        epochs: of training; the paper's are 200 (appendix B.2).
-        batch_size: likewise.
-        lr: likewise.
-        regret_steps: steps of Adam on each image alone.
-        regret_lr: their learning rate.
+        epochs: epochs of training; the paper's are 200 (appendix B.2).
+        batch_size: images in a training step.
+        lr: learning rate.
+        regret_steps: Adam steps on each single image.
+        regret_lr: learning rate of these steps.
     """
 
     name = "vae"
-    rows_at_once = 25
+    scoring_batch = 25
 
     width: int = 64
     latent: int = 200
@@ -86,23 +86,24 @@ class VAE(Baseline):
     def _build(self, classes: int) -> ConvVAE:
         return ConvVAE(self.width, self.latent, self.size)
 
-    def _learn(self, pixels: Tensor, labels: Tensor | None, watch: Watch) -> None:
-        def loss(rows: Tensor, draws: Draws) -> Tensor:
-            noise = draws.normal(self.latent)
-            return self.network_.negative_elbo(rows, noise).mean()
+    def _learn(self, pixels: Tensor, labels: Tensor | None, trainer: Trainer) -> None:
+        def loss(samples: Tensor, draws: Draws) -> Tensor:
+            return self.network_.negative_elbo(samples, draws.normal(self.latent)).mean()
 
         settings = TrainingSettings(
             epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, precision="float32", ema_decay=0.999
         )
-        self._train(pixels, loss, settings, watch)
+        self._train(pixels, loss, settings, trainer)
 
     def _scores(self, pixels: Tensor) -> Tensor:
-        noise = self._noise(pixels, self.regret_steps + 1).flatten(2)[:, :, : self.latent]
-        before, after = self._regret(pixels, noise)
+        before, after = self._regret(pixels, self._noise(pixels, 1, self.latent)[:, 0])
         return before - after
 
     def _regret(self, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Negative ELBO before and after the encoder is trained on each image alone, each of shape `(n,)`."""
+        """Negative ELBO before and after the encoder is trained on each single image, each of shape `(n,)`.
+
+        All steps use the same noise, shape `(n, latent)`.
+        """
         shared = {k: v.detach() for k, v in self.network_.named_parameters() if k.startswith("decoder.")}
         start = {k: v.detach() for k, v in self.network_.named_parameters() if k.startswith("encoder.")}
         own = {k: v.expand(len(pixels), *v.shape).clone() for k, v in start.items()}
@@ -119,7 +120,7 @@ class VAE(Baseline):
         second = {k: torch.zeros_like(v) for k, v in own.items()}
         values = []
         for step in range(1, self.regret_steps + 1):
-            gradients, value = gradient(own, pixels, noise[:, 0])
+            gradients, value = gradient(own, pixels, noise)
             values.append(value)
             for k, g in gradients.items():
                 first[k].lerp_(g, 0.1)
@@ -127,7 +128,7 @@ class VAE(Baseline):
                 size = self.regret_lr * math.sqrt(1 - 0.999**step) / (1 - 0.9**step)
                 own[k] -= size * first[k] / (second[k].sqrt() + 1e-8)
         with torch.no_grad():
-            values.append(torch.func.vmap(loss)(own, pixels, noise[:, 0]))
+            values.append(torch.func.vmap(loss)(own, pixels, noise))
         return values[0], torch.stack(values).min(dim=0).values
 
 
