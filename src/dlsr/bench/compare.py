@@ -1,4 +1,4 @@
-"""Any detectors of the registry on the same images in the same run: fitted, scored, timed, resumed if interrupted."""
+"""Compare detectors on the same images in the same run: fit, score, time; an interrupted comparison resumes."""
 
 import hashlib
 import json
@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from dlsr.artifact import installed_versions
 from dlsr.baselines import DETECTORS, make_detector
@@ -21,98 +22,102 @@ from dlsr.calibration.metrics import Metrics, evaluate_scores
 from dlsr.detector import Detector
 from dlsr.errors import ArtifactError, DlsrError, ImageError
 from dlsr.evaluation import mean_and_std
-from dlsr.files import replacing
+from dlsr.files import write_tensors
 from dlsr.images.sources import ImageDataset
 from dlsr.images.transforms import Protocol, Transform, protocol_transform
-from dlsr.scorers.fitting import OnEpoch
-from dlsr.training.loop import EpochLog
+from dlsr.scorers import SCORES
+from dlsr.training.loop import OnEpoch
+from dlsr.training.state import EpochLog
 
 Array = NDArray[np.float64]
-TIMED_IMAGES = 256
-SECONDS_OF_SILENCE = 20
-"""Epochs are told of no more often than this."""
+OnMessage = Callable[[str], None]
+"""Callback with a line on the progress."""
 
-ONE_NETWORK = ("mse", "lr", "mfsim")
-"""Scores of one and the same trained network, which is fitted once for all."""
+TIMED_IMAGES = 256
+SECONDS_BETWEEN_MESSAGES = 20
+"""There is at most one message on a training in this time."""
 
 
 @dataclass(frozen=True)
-class Sets:
-    """What detectors are fitted to and measured on."""
+class Task:
+    """A task of OOD detection: the images to fit to and those to measure on."""
 
     train: ImageDataset
+    """ID images to fit to."""
     labels: NDArray[np.int64] | None
-    """Class of each training image; None if there are none."""
+    """Class of each training image; None if unknown."""
     test: ImageDataset
-    """ID images that nothing is fitted to."""
+    """Other ID images."""
     ood: Mapping[str, ImageDataset]
+    """OOD datasets by name."""
     remarks: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """What has to be said of a set, by its name; of the ID set by `ID`."""
+    """Remarks on the datasets, by name; `train` and `ID` are the ID datasets."""
 
 
 @dataclass(frozen=True)
 class CompareSettings:
-    """How to compare."""
+    """Settings of a comparison."""
 
     detectors: tuple[str, ...]
     protocol: Protocol = "native"
     seeds: int = 1
     limit: int | None = None
-    """At most so many images of each test set, at random."""
+    """Most images of each test dataset, chosen at random."""
     train_limit: int | None = None
+    """Most training images, chosen at random."""
     reduced: bool = False
-    """At the registry's reduced settings rather than full size."""
+    """Use the registry's reduced settings instead of those at full size."""
     encoder: str = "efficientnet_lite0"
     weights: str | None = None
     parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Settings of single detectors, by name."""
+    """Settings of single detectors, by their name."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One detector with one seed."""
+    """The scores of one detector fitted with one seed."""
 
     detector: str
     seed: int
     parameters: dict[str, Any]
     training_images: int
     fit_seconds: float
-    """Without what was taken up from another detector of its family, or from an interrupted run."""
+    """Without training that was resumed, of an interrupted run or of another detector of the same family."""
     images_per_second: float
-    """End to end, from files, nothing known before."""
+    """End to end from files, without a feature store."""
     scores: dict[str, Array]
-    """By set; the ID set's name is `ID`. NaN for unreadable images."""
+    """By dataset; `ID` is the ID test dataset. NaN for unreadable images."""
 
     def metrics(self) -> dict[str, Metrics]:
-        """By OOD set."""
-        finite = {name: one[np.isfinite(one)] for name, one in self.scores.items()}
+        """Metrics by OOD dataset."""
+        finite = {name: scores[np.isfinite(scores)] for name, scores in self.scores.items()}
         inside = finite.pop("ID")
         return {name: evaluate_scores(inside, outside) for name, outside in finite.items()}
 
 
 def compare(
-    sets: Sets,
+    task: Task,
     settings: CompareSettings,
     folder: Path,
     *,
     store: Path | None = None,
-    said: Callable[[str], None] = lambda _: None,
+    on_message: OnMessage = lambda _: None,
 ) -> dict[str, Any]:
-    """Fit and measure every detector; what an earlier, interrupted run of the same has done is taken up.
+    """Fit and measure every detector. Finished runs in `folder` are not repeated, interrupted training resumes.
 
     Args:
-        sets: the images.
-        settings: what to run.
-        folder: where finished runs are kept.
-        store: of features; shared by all detectors that use an encoder.
-        said: told of each detector.
+        task: the images.
+        settings: detectors and their settings.
+        folder: for finished runs.
+        store: folder of the feature store, which all detectors with an encoder share.
+        on_message: callback with a line on the progress of each detector.
 
     Returns:
-        A report ready for JSON: `rows` as `row_of` gives them, and for detectors that cannot run `why`.
+        A report for JSON: `rows` as from `row_of`; a detector that cannot run has a reason, `why`, instead.
     """
-    training = _some(_Training(sets.train, sets.labels), settings.train_limit)
-    images = scored_images(sets, settings)
-    data = {"train": digest_of(training.images)} | {name: digest_of(one) for name, one in images.items()}
+    training = _subset(_Training(task.train, task.labels), settings.train_limit)
+    images = scored_images(task, settings)
+    data = {"train": digest_of(training.images)} | {name: digest_of(dataset) for name, dataset in images.items()}
     fitted: dict[str, Any] = {}
     states: set[Path] = set()
     rows: list[dict[str, Any]] = []
@@ -125,36 +130,36 @@ def compare(
                 files.append(path.name)
                 run = read_run(path)
                 if run is None:
-                    said(f"{name}, seed {seed}: fitting")
+                    on_message(f"{name}, seed {seed}: fitting")
                     state = folder / f"{getattr(detector, 'family', None) or name}-{seed}.checkpoint"
                     states |= {state, state.with_suffix(".classifier")}
-                    run = _run(name, seed, detector, training, images, settings, state, fitted, said)
+                    run = _run(name, seed, detector, training, images, settings, state, fitted, on_message)
                     write_run(path, run)
                 runs.append(run)
             rows.append({**row_of(runs), "run_files": files})
         except DlsrError as error:
-            said(f"{name} cannot run: {error}")
+            on_message(f"{name} cannot run: {error}")
             rows.append({"detector": name, "why": str(error)})
-    # Not before, for detectors of one family take up each other's training.
+    # Only now, since detectors of one family resume each other's training.
     for state in states:
         state.unlink(missing_ok=True)
     return {
         "settings": asdict(settings),
-        "images": {"train": len(training.images), **{name: len(one) for name, one in images.items()}},
+        "images": {"train": len(training.images), **{name: len(dataset) for name, dataset in images.items()}},
         "sha256": data,
-        "remarks": {name: list(remarks) for name, remarks in sets.remarks.items()},
+        "remarks": {name: list(remarks) for name, remarks in task.remarks.items()},
         "rows": rows,
         "versions": installed_versions(),
     }
 
 
 def row_of(runs: Sequence[Run]) -> dict[str, Any]:
-    """Means and standard deviations over seeds, and the average over sets."""
+    """Means and standard deviations over seeds for each OOD dataset, and the average over datasets."""
     metrics = [run.metrics() for run in runs]
-    by_set = {}
+    by_dataset = {}
     for name in metrics[0]:
-        mean, std = mean_and_std([one[name] for one in metrics])
-        by_set[name] = {"mean": mean, "std": std}
+        mean, std = mean_and_std([by_name[name] for by_name in metrics])
+        by_dataset[name] = {"mean": mean, "std": std}
     info = DETECTORS[runs[0].detector]
     return {
         "detector": runs[0].detector,
@@ -164,8 +169,8 @@ def row_of(runs: Sequence[Run]) -> dict[str, Any]:
         "seeds": len(runs),
         "fit_seconds": float(np.mean([run.fit_seconds for run in runs])),
         "images_per_second": float(np.mean([run.images_per_second for run in runs])),
-        "sets": by_set,
-        "average_auroc": float(np.mean([one["mean"]["auroc"] for one in by_set.values()])),
+        "sets": by_dataset,
+        "average_auroc": float(np.mean([numbers["mean"]["auroc"] for numbers in by_dataset.values()])),
     }
 
 
@@ -178,30 +183,30 @@ def _run(
     settings: CompareSettings,
     checkpoint: Path,
     fitted: dict[str, Any],
-    said: Callable[[str], None],
+    on_message: OnMessage,
 ) -> Run:
     transform = protocol_transform(settings.protocol)
-    spoken = time.monotonic()
+    last_message = time.monotonic()
 
-    def told(epoch: EpochLog, most: int) -> None:
-        nonlocal spoken
-        if time.monotonic() - spoken < SECONDS_OF_SILENCE:
+    def on_epoch(epoch: EpochLog, most: int) -> None:
+        nonlocal last_message
+        if time.monotonic() - last_message < SECONDS_BETWEEN_MESSAGES:
             return
-        spoken = time.monotonic()
-        said(f"{name}, seed {seed}: epoch {epoch.epoch} of at most {most}, loss {epoch.validation_loss:.4g}")
+        last_message = time.monotonic()
+        on_message(f"{name}, seed {seed}: epoch {epoch.epoch} of at most {most}, loss {epoch.validation_loss:.4g}")
 
     if not isinstance(detector, Detector) and settings.reduced:
-        training = _some(training, DETECTORS[name].reduced_images)
+        training = _subset(training, DETECTORS[name].reduced_images)
     train = training.images
     if isinstance(detector, Detector):
-        detector, seconds = _fitted_detector(detector, train, transform, checkpoint, fitted, told)
+        detector, seconds = _fitted_detector(detector, train, transform, checkpoint, fitted, on_epoch)
     else:
         start = time.perf_counter()
         labels = training.labels if DETECTORS[name].needs_labels else None
-        detector.fit(train, labels, transform=transform, checkpoint=checkpoint, on_epoch=told)
+        detector.fit(train, labels, transform=transform, checkpoint=checkpoint, on_epoch=on_epoch)
         seconds = time.perf_counter() - start
-    said(f"{name}, seed {seed}: fitted in {seconds:.0f} s, scoring")
-    scores = {one: detector.score_samples(some, transform=transform) for one, some in images.items()}
+    on_message(f"{name}, seed {seed}: fitted in {seconds:.0f} s, scoring")
+    scores = {name: detector.score_samples(dataset, transform=transform) for name, dataset in images.items()}
     rate = _rate(detector, images["ID"], transform)
     return Run(name, seed, _parameters(detector), len(train), seconds, rate, scores)
 
@@ -214,22 +219,22 @@ def _fitted_detector(
     fitted: dict[str, Any],
     on_epoch: OnEpoch,
 ) -> tuple[Detector, float]:
-    """The detector fitted, unless only its score differs from one that is; and the seconds that fitting took."""
-    score = detector.score
-    key = repr({**detector.get_params(), "score": "one network" if score in ONE_NETWORK else score})
+    """The fitted detector, and the seconds that fitting took. Scores that share a network are fitted once."""
+    score = str(detector.score)
+    network = SCORES[score].network
+    key = repr({**detector.get_params(), "score": network or score})
     if key not in fitted:
-        detector.prepare_encoder()
-        # Encoded first, so that the first detector's fit does not count the encoder, which all share.
-        detector.encode(train, transform=transform)
+        # Encode first: all detectors share the features, so the time of the first fit should not include encoding.
+        detector.prepare_extractor().encode(train, transform=transform)
         start = time.perf_counter()
         detector.fit(train, transform=transform, checkpoint=checkpoint, on_epoch=on_epoch)
         fitted[key] = detector, time.perf_counter() - start
     done, seconds = fitted[key]
-    return (done.with_settings(score=score) if score in ONE_NETWORK else done), seconds
+    return (done.with_settings(score=score) if network else done), seconds
 
 
 def _rate(detector: Any, images: ImageDataset, transform: Any) -> float:
-    """Images per second from files, with an empty feature store."""
+    """Images per second from files, without a feature store."""
     few = images.subset(range(min(TIMED_IMAGES, len(images))))
     before = detector.get_params().get("store")
     if before is not None:
@@ -252,7 +257,7 @@ def _made(name: str, settings: CompareSettings, seed: int, store: Path | None) -
 
 
 def _parameters(detector: Any) -> dict[str, Any]:
-    """All that its scores depend on."""
+    """The parameters that its scores depend on."""
     return {k: v for k, v in detector.get_params().items() if k not in ("store", "workers", "device")}
 
 
@@ -261,9 +266,9 @@ def _key(detector: Any, settings: CompareSettings, data: Mapping[str, str], name
     return key_of(name, _parameters(detector), few, settings.protocol, dict(data))
 
 
-def key_of(*what: Any) -> str:
-    """A short digest of what a kept result depends on, this version of dlsr included."""
-    text = json.dumps([*what, metadata.version("dlsr")], sort_keys=True, default=str)
+def key_of(*inputs: Any) -> str:
+    """A short digest of the inputs of a stored result and of the version of dlsr."""
+    text = json.dumps([*inputs, metadata.version("dlsr")], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -273,8 +278,8 @@ class _Training:
     labels: NDArray[np.int64] | None
 
 
-def _some(training: _Training, limit: int | None) -> _Training:
-    """At most `limit` training images at random, with their labels."""
+def _subset(training: _Training, limit: int | None) -> _Training:
+    """At most `limit` training images, chosen at random, with their labels."""
     if limit is None or limit >= len(training.images):
         return training
     chosen = np.sort(np.random.default_rng(0).choice(len(training.images), limit, replace=False))
@@ -282,16 +287,16 @@ def _some(training: _Training, limit: int | None) -> _Training:
     return _Training(training.images.subset(int(i) for i in chosen), labels)
 
 
-def scored_images(sets: Sets, settings: CompareSettings) -> dict[str, ImageDataset]:
-    """The images that are scored, by set; the ID set's name is `ID`."""
-    return {name: one.sample(settings.limit) for name, one in {"ID": sets.test, **sets.ood}.items()}
+def scored_images(task: Task, settings: CompareSettings) -> dict[str, ImageDataset]:
+    """The images to score, by dataset; `ID` is the ID test dataset."""
+    return {name: dataset.sample(settings.limit) for name, dataset in {"ID": task.test, **task.ood}.items()}
 
 
 def read_scores(folder: Path, file: str) -> dict[str, Array]:
-    """The scores of a finished run, by set.
+    """The scores of a finished run, by dataset.
 
     Raises:
-        ArtifactError: if it is not there or damaged.
+        ArtifactError: if its file is missing or damaged.
     """
     run = read_run(folder / file)
     if run is None:
@@ -299,24 +304,27 @@ def read_scores(folder: Path, file: str) -> dict[str, Array]:
     return run.scores
 
 
-def write_failures(folder: Path, sets: Sets, settings: CompareSettings, report: Mapping[str, Any], path: Path) -> None:
-    """Write the contact sheet of the best detector's worst failures, see `dlsr.bench.failures`.
+def write_failures(folder: Path, task: Task, settings: CompareSettings, report: Mapping[str, Any], path: Path) -> None:
+    """Write a contact sheet of the best detector's worst failures, see `dlsr.bench.failures`.
 
     Args:
         folder: with the finished runs.
-        sets: as `compare` was given.
-        settings: likewise.
-        report: as it returned.
-        path: PNG to write; none is written if no detector could run.
+        task: as given to `compare`.
+        settings: as given to `compare`.
+        report: as returned by `compare`.
+        path: PNG to write; nothing is written if no detector could run.
+
+    Raises:
+        OutputError: if it cannot be written.
     """
     done = [row for row in report["rows"] if "why" not in row]
     if done:
         best = max(done, key=lambda row: float(row["average_auroc"]))
-        save_failures(path, scored_images(sets, settings), read_scores(folder, best["run_files"][0]), best["detector"])
+        save_failures(path, scored_images(task, settings), read_scores(folder, best["run_files"][0]), best["detector"])
 
 
 def digest_of(images: ImageDataset) -> str:
-    """SHA-256 over the bytes of all images in their order; what cannot be read counts as nothing."""
+    """SHA-256 over the bytes of all images in order; unreadable images count as empty."""
     digest = hashlib.sha256()
     for item in images.items:
         try:
@@ -328,18 +336,18 @@ def digest_of(images: ImageDataset) -> str:
 
 
 def write_run(path: Path, run: Run) -> None:
-    """Keep a finished run.
+    """Write a finished run.
 
     Raises:
         OutputError: if it cannot be written.
     """
     about = {k: v for k, v in asdict(run).items() if k != "scores"}
-    with replacing(path) as temporary:
-        save_file(dict(run.scores), temporary, metadata={"run": json.dumps(about, default=str)})
+    scores = {name: torch.from_numpy(values) for name, values in run.scores.items()}
+    write_tensors(path, scores, {"run": json.dumps(about, default=str)})
 
 
 def read_run(path: Path) -> Run | None:
-    """A finished run; None if there is none that can be read."""
+    """A finished run; None if its file is missing or damaged."""
     try:
         header = path.read_bytes()
         length = int.from_bytes(header[:8], "little")

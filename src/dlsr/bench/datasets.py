@@ -1,4 +1,4 @@
-"""The paper's benchmark sets by name: as a folder or tar below a data root, from torchvision or Hugging Face's hub."""
+"""The paper's benchmark datasets by name: from a folder or tar, torchvision or the Hugging Face hub."""
 
 import hashlib
 import tarfile
@@ -18,41 +18,41 @@ Part = Literal["train", "test"]
 
 @dataclass(frozen=True)
 class Hub:
-    """A set of the Hugging Face hub, for the package `datasets`."""
+    """A dataset on the Hugging Face hub, read with the package `datasets`."""
 
     repo: str
     config: str | None = None
     test: str = "test"
-    """Its name for the test part."""
+    """Name of the test split."""
     image: str = "image"
-    """Column with the images."""
+    """Column of the images."""
     label: str | None = "label"
-    """Column with the classes; None if there is none."""
+    """Column of the classes; None if there is none."""
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """A benchmark set."""
+    """A benchmark dataset, and where to find it."""
 
     name: str
     test_images: int
-    """In the whole test set, as the paper or the set's authors count them."""
+    """Images of the whole test split, as counted by the paper or the dataset's authors."""
     where: str
-    """Where to get it."""
+    """Where to download it."""
     aliases: tuple[str, ...] = ()
     """Other names of its folder or tar."""
     torchvision: str | None = None
-    """Class of torchvision that reads and, if asked, downloads it."""
+    """Class of torchvision that reads it and can download it."""
     train_images: int = 0
-    """In the training set, for sets that can be ID."""
+    """Images of the training split, for datasets that can be ID."""
     hub: Hub | None = None
-    """Where the Hugging Face hub has it."""
+    """Its place on the Hugging Face hub."""
     archives: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256 of the official archives, by file name, as far as they have been published."""
+    """Published SHA-256 of the official archives, by file name."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of its folder or tar, most likely first."""
+        """Possible names of its folder or tar, in the order of search."""
         return (self.name, *self.aliases)
 
 
@@ -92,7 +92,7 @@ DATASETS: Mapping[str, DatasetInfo] = {
                     ("tiny_imagenet_val", "tiny-imagenet-200"), hub=Hub("zh-plus/tiny-imagenet", test="valid")),
     )
 }  # fmt: skip
-"""Benchmark sets by name."""
+"""Benchmark datasets by name."""
 
 CIFAR_LIKE: Mapping[str, tuple[str, ...]] = {
     "bird": ("n01855672", "n02002724", "n02056570", "n02058221"),
@@ -114,11 +114,11 @@ sports car, tractor, trolleybus."""
 
 @dataclass(frozen=True)
 class Dataset:
-    """The images of a set, and what has to be said of them."""
+    """The images of a dataset, with remarks for the report."""
 
     images: ImageDataset
     labels: NDArray[np.int64] | None
-    """Class of each image, from 0; None if they cannot be told."""
+    """Class of each image, from 0; None if unknown."""
     remarks: tuple[str, ...] = ()
 
 
@@ -131,24 +131,24 @@ def open_dataset(
     places: Mapping[str, Path] | None = None,
     download: bool = False,
 ) -> Dataset:
-    """Find a benchmark set.
+    """Find a benchmark dataset.
 
     Args:
-        name: of `DATASETS`.
-        root: folder below which sets lie, each as a folder or a `.tar` of its name or one of its aliases.
-        part: `train` or `test`; a folder or tar with such parts is cut down to the one.
-        against: the ID set: an OOD set loses the classes that it has in common with it, and says so.
-        places: where single sets are, by name, instead of the root.
-        download: let torchvision download what it can, and the Hugging Face hub the rest.
+        name: a name of `DATASETS`.
+        root: folder with the datasets, each a folder or a `.tar` called by its name or one of its aliases.
+        part: `train` or `test`; if the folder or tar has both, only this part is used.
+        against: name of the ID dataset. Classes that an OOD dataset shares with it are removed, with a remark.
+        places: folders or tars of single datasets, by name, used instead of `root`.
+        download: let torchvision, or else the Hugging Face hub, download the dataset.
 
     Raises:
-        SettingsError: for an unknown name, with what is allowed.
-        InputError: if the set is not there, with where to get it; or if an archive has the official one's name and
-            not its SHA-256.
+        SettingsError: for an unknown name, with the names that exist.
+        InputError: if the dataset is not found, with where to get it; or if an archive has the name of the official
+            one but another SHA-256.
         MissingExtraError: if it has to come from the hub and `datasets` is not installed.
     """
     if name not in DATASETS:
-        raise SettingsError(f"unknown dataset '{name}'; choose among {', '.join(DATASETS)}")
+        raise SettingsError(f"unknown dataset '{name}'; choose one of {', '.join(DATASETS)}")
     info = DATASETS[name]
     path = (places or {}).get(name) or _found(info, root)
     remarks: list[str] = []
@@ -168,12 +168,12 @@ def open_dataset(
         images = open_images(dataset)
         labels = None if not hasattr(dataset, "targets") else np.asarray(dataset.targets, dtype=np.int64)
     elif info.hub is not None and download:
-        rows = _from_hub(info.hub, root, part)
-        images = open_images(_ImageColumn(rows, info.hub.image))
-        labels = np.asarray(rows[info.hub.label], dtype=np.int64) if info.hub.label else None
+        table = _from_hub(info.hub, root, part)
+        images = open_images(_ImageColumn(table, info.hub.image))
+        labels = np.asarray(table[info.hub.label], dtype=np.int64) if info.hub.label else None
         remarks.append(f"from the Hugging Face hub, {info.hub.repo}")
         if name == "tiny-imagenet" and against == "cifar10" and labels is not None:
-            names = rows.features[info.hub.label].names
+            names = table.features[info.hub.label].names
             wnids = {item.name: names[label] for item, label in zip(images.items, labels, strict=True)}
     else:
         raise _missing(info, root)
@@ -183,23 +183,23 @@ def open_dataset(
         remarks.append(f"{removed} images of classes that show what CIFAR-10 shows were removed")
     expected = info.train_images if part == "train" else info.test_images
     if len(images) != expected:
-        remarks.append(f"{len(images)} images; the whole set has {expected}")
+        remarks.append(f"{len(images)} images; the whole dataset has {expected}")
     return Dataset(images, labels, tuple(remarks))
 
 
 def labels_of(images: ImageDataset) -> NDArray[np.int64] | None:
-    """Classes by the folder that each image lies in; None if all lie in one."""
+    """Classes from the folder of each image; None if all images are in one folder."""
     folders = [Path(item.name).parent.name for item in images.items]
     names = sorted(set(folders))
-    return np.array([names.index(one) for one in folders]) if len(names) > 1 else None
+    return np.array([names.index(folder) for folder in folders]) if len(names) > 1 else None
 
 
 def without_cifar_like(images: ImageDataset, classes: Mapping[str, str]) -> tuple[ImageDataset, int]:
-    """Tiny-ImageNet without the classes that show what CIFAR-10 shows, and how many images that took away.
+    """Tiny-ImageNet without the classes that show what CIFAR-10 shows, and the number of images removed.
 
     Args:
-        images: of Tiny-ImageNet.
-        classes: WordNet id of each image by its file's name.
+        images: images of Tiny-ImageNet.
+        classes: WordNet ids by the file names of the images.
     """
     like = {wnid for wnids in CIFAR_LIKE.values() for wnid in wnids}
     kept = ImageDataset([item for item in images.items if classes[Path(item.name).name] not in like])
@@ -207,10 +207,10 @@ def without_cifar_like(images: ImageDataset, classes: Mapping[str, str]) -> tupl
 
 
 def tiny_imagenet_classes(path: Path, images: ImageDataset) -> dict[str, str]:
-    """WordNet id of each image by its file's name: from `val_annotations.txt`, or the folders' names.
+    """WordNet ids by the file names of the images, from `val_annotations.txt` or the names of folders.
 
     Raises:
-        InputError: if they cannot be told.
+        InputError: if neither gives them.
     """
     lines = _annotations(path)
     if lines is not None:
@@ -244,7 +244,7 @@ def _found(info: DatasetInfo, root: Path | None) -> Path | None:
 
 
 def _check_archive(path: Path, info: DatasetInfo) -> None:
-    """Raise InputError if a file has the name of an official archive, but not its SHA-256."""
+    """Raise InputError if a file has the name of an official archive but another SHA-256."""
     official = info.archives.get(path.name)
     if official is None or not path.is_file():
         return
@@ -257,16 +257,16 @@ def _check_archive(path: Path, info: DatasetInfo) -> None:
 
 
 class _ImageColumn:
-    """The images of a Hugging Face dataset, as `open_images` takes a torch dataset."""
+    """The image column of a Hugging Face dataset, as a dataset of torch."""
 
-    def __init__(self, rows: Any, column: str) -> None:
-        self._rows, self._column = rows, column
+    def __init__(self, table: Any, column: str) -> None:
+        self._table, self._column = table, column
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._table)
 
     def __getitem__(self, index: int) -> Any:
-        return self._rows[index][self._column]
+        return self._table[index][self._column]
 
 
 def _from_hub(hub: Hub, root: Path | None, part: Part) -> Any:
@@ -277,14 +277,14 @@ def _from_hub(hub: Hub, root: Path | None, part: Part) -> Any:
     split = hub.test if part == "test" else part
     try:
         return datasets.load_dataset(hub.repo, hub.config, split=split, cache_dir=str(root) if root else None)
-    # Network, hub and disk fail in many ways, each with its own exception.
+    # Network, hub and disk raise many kinds of exceptions.
     except Exception as error:
         reason = one_line(error)
         raise InputError(f"cannot get {hub.repo} from the Hugging Face hub: {reason}") from error
 
 
 def _from_torchvision(info: DatasetInfo, root: Path, part: Part, download: bool) -> Any:
-    """Torchvision's dataset; None if it does not have it and the hub may be asked instead."""
+    """The dataset of torchvision; None if torchvision fails and the hub can be tried instead."""
     from torchvision import datasets  # noqa: PLC0415 - slow to import
 
     make: Callable[..., Any] = getattr(datasets, str(info.torchvision))
@@ -307,8 +307,8 @@ def _missing(info: DatasetInfo, root: Path | None) -> InputError:
     names = " or ".join(f"{name}[.tar]" for name in info.names)
     below = f"below '{root}'" if root else "given"
     sources = [name for name, has in (("torchvision", info.torchvision), ("the Hugging Face hub", info.hub)) if has]
-    download = f", or let {' or '.join(sources)} fetch it with --download" if sources else ""
+    download = f", or download it from {' or '.join(sources)} with --download" if sources else ""
     return InputError(
-        f"the dataset '{info.name}' is not {below}; get it from {info.where} and put its images into {names}, or say "
-        f"where they are with --set {info.name}=PATH{download}"
+        f"the dataset '{info.name}' is not {below}; get it from {info.where} and put its images into {names}, or give "
+        f"their place with --set {info.name}=PATH{download}"
     )

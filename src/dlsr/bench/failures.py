@@ -1,4 +1,4 @@
-"""Contact sheets of the worst failures (paper, appendix D): ID images refused, OOD images accepted."""
+"""Contact sheets of the worst failures (paper, appendix D): ID images refused and OOD images accepted."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,20 +12,24 @@ from dlsr.images.decode import decode
 from dlsr.images.sources import ImageDataset
 
 SHOWN = 8
+"""Images of each dataset."""
 THUMBNAIL = 96
+"""Longest side of a thumbnail, in pixels."""
 
 
 def save_failures(
     path: Path, images: Mapping[str, ImageDataset], scores: Mapping[str, NDArray[np.float64]], title: str
 ) -> None:
-    """Write a sheet: the ID images that look most OOD, then of each OOD set those that look most ID.
+    """Write a sheet with the ID images of the highest scores, and the images of each OOD dataset of the lowest scores.
+
+    The number above an image is the share of ID images that score as high or higher: the false-alarm rate, if its score
+    were the threshold.
 
     Args:
         path: PNG to write.
-        images: by set; the ID set's name is `ID`.
-        scores: likewise, of each image; NaN for unreadable ones. Above each image stands the share of ID images
-            that score as high or higher (the false-alarm rate, were the threshold here).
-        title: of the sheet.
+        images: images by dataset; `ID` is the ID dataset.
+        scores: scores of the images by dataset; NaN for unreadable images.
+        title: title of the sheet.
 
     Raises:
         OutputError: if it cannot be written.

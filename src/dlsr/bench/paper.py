@@ -1,4 +1,4 @@
-"""The paper's tables, as printed, for comparison. In percent; standard deviations are left out."""
+"""The paper's tables as printed, for comparison: in percent, without standard deviations."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,16 +9,16 @@ Metric = Literal["auroc", "fpr95_id_positive"]
 
 @dataclass(frozen=True)
 class PaperTable:
-    """One ID set of one table."""
+    """One ID dataset of one table."""
 
     table: str
-    """Such as `table3`."""
+    """Name of the table, such as `table3`."""
     id: str
     encoder: str
     metric: Metric
     ood: tuple[str, ...]
     rows: Mapping[str, tuple[float | None, ...]]
-    """Numbers by detector, in the order of `ood`."""
+    """Numbers by detector, in the order of `ood`; None if not printed."""
 
 
 def _table(table: str, id: str, metric: Metric, ood: str, text: str, encoder: str = "efficientnet_b4") -> PaperTable:

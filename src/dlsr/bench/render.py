@@ -1,4 +1,4 @@
-"""Comparisons as Markdown, beside what the paper printed."""
+"""Tables of comparisons in Markdown, beside the numbers printed in the paper."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,11 +9,11 @@ METRICS = {"auroc": "AUROC", "fpr95_id_positive": "FPR95", "aupr_ood": "AUPR-OOD
 
 
 def comparison_table(report: Mapping[str, Any], metric: str = "auroc") -> str:
-    """One metric of every detector on every OOD set, in percent, best average first; as Markdown.
+    """One metric of every detector on every OOD dataset, in percent, best average first.
 
     Args:
-        report: as `dlsr.bench.compare.compare` gives it.
-        metric: of `METRICS`.
+        report: from `dlsr.bench.compare.compare`.
+        metric: a name of `METRICS`.
     """
     done = [row for row in report["rows"] if "why" not in row]
     names = [name for name in report["images"] if name not in ("train", "ID")]
@@ -36,7 +36,7 @@ def comparison_table(report: Mapping[str, Any], metric: str = "auroc") -> str:
 
 
 def summary_table(report: Mapping[str, Any]) -> str:
-    """Averages over the OOD sets of every metric, with speed and the time to fit, best AUROC first; as Markdown."""
+    """Every metric averaged over the OOD datasets, with speed and the time to fit, best AUROC first."""
     done = [row for row in report["rows"] if "why" not in row]
     names = [name for name in report["images"] if name not in ("train", "ID")]
     done.sort(key=lambda row: _average(row, names, "auroc"), reverse=True)
@@ -54,22 +54,26 @@ def summary_table(report: Mapping[str, Any]) -> str:
 
 
 def suite_tables(report: Mapping[str, Any]) -> str:
-    """A suite's tables for each ID set, the paper's numbers below ours; as Markdown."""
+    """The tables of a suite for each ID dataset, with the paper's numbers below.
+
+    Args:
+        report: from `dlsr.bench.suites.run_table`.
+    """
     parts: list[str] = []
-    for id, one in report["ids"].items():
+    for id, comparison in report["ids"].items():
         parts.append(f"### {report['table']}, ID {id}")
-        if "why" in one:
-            parts.append(f"Cannot run: {one['why']}")
+        if "why" in comparison:
+            parts.append(f"Cannot run: {comparison['why']}")
             continue
-        remarks = [f"{name}: {remark}" for name, said in one["remarks"].items() for remark in said]
-        remarks += [f"{name} is missing: {why}" for name, why in one["missing"].items()]
+        remarks = [f"{name}: {remark}" for name, remarks in comparison["remarks"].items() for remark in remarks]
+        remarks += [f"{name} is missing: {why}" for name, why in comparison["missing"].items()]
         if remarks:
             parts.append("\n".join(f"- {remark}" for remark in remarks))
-        parts += ["Averages over the OOD sets, in %:", summary_table(one)]
+        parts += ["Averages over the OOD datasets, in %:", summary_table(comparison)]
         for metric in ("auroc", "fpr95_id_positive"):
             parts.append(f"{METRICS[metric]} in %, measured:")
-            parts.append(comparison_table(one, metric))
-            for printed in one["printed"]:
+            parts.append(comparison_table(comparison, metric))
+            for printed in comparison["printed"]:
                 if printed["metric"] == metric:
                     parts.append(f"{METRICS[metric]} in %, printed in the paper ({printed['encoder']}):")
                     parts.append(_printed_table(printed["rows"]))
@@ -80,15 +84,15 @@ def _printed_table(rows: Mapping[str, Mapping[str, float | None]]) -> str:
     names = list(next(iter(rows.values())))
     lines = [f"| detector | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for detector, numbers in rows.items():
-        cells = ["-" if one is None else f"{one:.2f}" for one in numbers.values()]
+        cells = ["-" if number is None else f"{number:.2f}" for number in numbers.values()]
         lines.append(f"| {detector} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def _cell(row: Mapping[str, Any], name: str, metric: str) -> str:
-    one = row["sets"][name]
-    text = f"{100 * one['mean'][metric]:.2f}"
-    return text if row["seeds"] == 1 else f"{text} ± {100 * one['std'][metric]:.2f}"
+    numbers = row["sets"][name]
+    text = f"{100 * numbers['mean'][metric]:.2f}"
+    return text if row["seeds"] == 1 else f"{text} ± {100 * numbers['std'][metric]:.2f}"
 
 
 def _average(row: Mapping[str, Any], names: list[str], metric: str) -> float:

@@ -1,6 +1,6 @@
-"""How fast scoring and training are, as ratios within one run, for machines are noisy.
+"""Speed of scoring and training. Compare ratios within a run: absolute numbers vary with the load of the machine.
 
-Each backend is measured in a process of its own, so that its peak memory and its time to the first score are its own.
+Each backend is measured in its own process, so that others do not affect its peak memory and time to the first score.
 """
 
 import math
@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Literal
@@ -22,15 +23,18 @@ import torch
 from PIL import Image
 
 from dlsr.artifact import installed_versions
-from dlsr.config import Settings, TrainingSettings, resolve
+from dlsr.config import TrainingSettings
 from dlsr.detector import Detector
 from dlsr.encoding.pipeline import readable_pixels
 from dlsr.images.sources import ImageDataset, open_images
 from dlsr.method.lfdn import LFDN
 from dlsr.runtime.backends import Backend, available_backends
+from dlsr.scorers import resolve
+from dlsr.scorers.paper import restoration_loss
+from dlsr.scorers.settings import DiffusionSettings
 from dlsr.streaming import map_ahead
-from dlsr.training.data import Rows
-from dlsr.training.loop import new_state, restoration_loss, train, uses_bfloat16
+from dlsr.training.data import Samples
+from dlsr.training.loop import new_state, train, uses_bfloat16
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -40,14 +44,14 @@ ROUNDS = 3
 
 @dataclass(frozen=True)
 class SpeedSettings:
-    """What to measure."""
+    """Settings of a measurement."""
 
     backends: tuple[Backend, ...]
     batch_sizes: tuple[int, ...] = (1, 4, 32)
     images: int = 256
-    """Images a round."""
+    """Images scored in a round."""
     growth: tuple[int, ...] = (256, 1024)
-    """Numbers of images over which time and memory are watched."""
+    """Numbers of images to measure time and memory for."""
     vectors: int = 8192
     """Feature vectors in the timed training."""
     encoder: str = "efficientnet_lite0"
@@ -58,7 +62,7 @@ class SpeedSettings:
 
 
 def sample_photographs(folder: Path, count: int = SAMPLE_PHOTOGRAPHS) -> None:
-    """Write JPEG files of 400x300 pixels, cut from scikit-learn's photographs, for want of other images."""
+    """Write JPEG files of 400x300 pixels, cut from scikit-learn's photographs."""
     from sklearn.datasets import load_sample_images  # noqa: PLC0415 - slow to import
 
     folder.mkdir(exist_ok=True)
@@ -71,20 +75,20 @@ def sample_photographs(folder: Path, count: int = SAMPLE_PHOTOGRAPHS) -> None:
 
 
 def measure_speed(
-    settings: SpeedSettings, images: Path | None, said: Callable[[str], None] = lambda _: None
+    settings: SpeedSettings, images: Path | None, on_message: Callable[[str], None] = lambda _: None
 ) -> dict[str, Any]:
     """Measure everything.
 
     Args:
-        settings: what.
+        settings: what to measure.
         images: folder or tar; None for `sample_photographs`.
-        said: told what is being measured.
+        on_message: callback with a line on each step.
 
     Returns:
-        Numbers ready for JSON: `scoring`, `growth` and `training`, see there.
+        Numbers for JSON: `scoring` of each backend, `growth` with the number of images, `training` of each precision.
 
     Raises:
-        NoImagesError: if there are none.
+        NoImagesError: if there are no images.
     """
     with tempfile.TemporaryDirectory() as own:
         if images is None:
@@ -92,25 +96,25 @@ def measure_speed(
         source = Path(own) / "photographs" if images is None else images
         model = Path(own) / "model"
         _fitted(settings, source).save(model)
-        said("PyTorch in its default layout")
+        on_message("PyTorch in its default layout")
         eager = _alone(_eager_rate, settings, str(source))
         scoring = []
         for backend in settings.backends:
-            said(f"scoring with {backend}")
+            on_message(f"scoring with {backend}")
             row = _alone(_scoring, settings, backend, str(model), str(source))
             row["seconds_to_first_score"] = _first_score_seconds(backend, model, Path(own))
             row["over_eager"] = max(row["end_to_end"].values()) / eager
             scoring.append(row)
         growth = []
         for count in settings.growth:
-            said(f"scoring {count} images")
+            on_message(f"scoring {count} images")
             growth.append(_alone(_growth, settings, str(model), str(source), count))
         model_bytes = sum(path.stat().st_size for path in model.iterdir())
-    said("training")
+    on_message("training")
     rate = max(max(row["encoder_alone"].values()) for row in scoring)
     training = []
     for precision in precisions():
-        row = measure_training(resolve(settings.preset), settings.vectors, precision)
+        row = measure_training(diffusion_settings(settings.preset), settings.vectors, precision)
         row["re_encoding_over_cached"] = 1 + settings.vectors / rate / row["epoch_seconds"]
         training.append(row)
     return {
@@ -129,7 +133,7 @@ def measure_speed(
 
 
 def _fitted(settings: SpeedSettings, source: Path) -> Detector:
-    """A detector of the real size. Its quality is of no account here, so it is fitted to few images."""
+    """A detector of full size, fitted to few images, since its quality does not matter here."""
     return Detector(
         settings.encoder,
         preset=settings.preset,
@@ -151,9 +155,9 @@ def _repeated(source: str, count: int) -> ImageDataset:
 
 
 def _eager_rate(settings: SpeedSettings, source: str) -> float:
-    """Images per second of the encoder alone, eager and in PyTorch's default layout."""
+    """Images per second of the encoder alone, in eager mode and PyTorch's default memory layout."""
     detector = Detector(settings.encoder, weights=settings.weights, backend="torch")
-    encoder = detector.prepare_encoder()
+    encoder = detector.prepare_extractor().encoder
     batch = max(settings.batch_sizes)
     pixels = readable_pixels(encoder, _repeated(source, batch), batch)
     module = encoder.module()
@@ -172,9 +176,9 @@ def _scoring(settings: SpeedSettings, backend: Backend, model: str, source: str)
     """Images per second end to end and of the encoder alone, at each batch size."""
     detector = Detector.load(model, backend=backend, workers=settings.workers)
     images = _repeated(source, settings.images)
-    encoder = detector.encoder_
+    encoder = detector.extractor_.encoder
     pixels = readable_pixels(encoder, images, settings.images)
-    features = detector.encode(images)
+    features = detector.extractor_.encode(images)
     rows: dict[str, Any] = {"backend": backend, "end_to_end": {}, "encoder_alone": {}}
     rows |= {"end_to_end_over_encoder": {}, "restoration_share": {}}
     for batch in settings.batch_sizes:
@@ -201,7 +205,7 @@ def _scoring(settings: SpeedSettings, backend: Backend, model: str, source: str)
 
 
 def _first_score_seconds(backend: Backend, model: Path, folder: Path) -> float:
-    """Time of `dlsr score` on one image, start of the process included, once the engine is in the cache."""
+    """Time of `dlsr score` on one image, with the start of the process, when the engine is cached already."""
     sample_photographs(folder / "one", 1)
     command = [sys.executable, "-m", "dlsr", "score", str(model), str(folder / "one"), "--no-store", "--quiet"]
     command += ["--backend", backend]
@@ -226,36 +230,43 @@ def _growth(settings: SpeedSettings, model: str, source: str, count: int) -> dic
 
 
 def precisions() -> tuple[Precision, ...]:
-    """Those that this machine trains in of its own accord, `float32` first."""
+    """Precisions that this machine trains in by default, `float32` first."""
     return ("float32", "bfloat16") if uses_bfloat16(TrainingSettings(), torch.device("cpu")) else ("float32",)
 
 
-def measure_training(settings: Settings, vectors: int, precision: Precision, c: int = 512) -> dict[str, Any]:
-    """The time of an epoch, and the arithmetic it does per second against bare matrix products of the same shapes.
+def diffusion_settings(preset: str) -> DiffusionSettings:
+    """The settings of a preset's network and training."""
+    settings = resolve(preset).scorer
+    assert isinstance(settings, DiffusionSettings)
+    return settings
+
+
+def measure_training(settings: DiffusionSettings, vectors: int, precision: Precision, c: int = 512) -> dict[str, Any]:
+    """The time of an epoch, and its arithmetic per second beside that of plain matrix products of the same shapes.
 
     Args:
-        settings: network and training; the plain LFDN is timed, for a preset's additions to it are small.
+        settings: network and training; the plain LFDN is timed, since the additions of a preset are small.
         vectors: feature vectors in the epoch.
-        precision: of training; the bare products are in the same.
-        c: their dimension.
+        precision: of training and of the plain products.
+        c: dimension of the feature vectors.
 
     Returns:
         `epoch_seconds`, `gflops` of training, `gflops_of_products` and their ratio `share_of_products`.
     """
-    training = settings.training.model_copy(update={"epochs": ROUNDS, "min_steps": 0, "precision": precision})
-    network = LFDN(c, settings.network.width or 2 * c, settings.network.blocks)
+    training = settings.model_copy(update={"epochs": ROUNDS, "min_steps": 0, "precision": precision})
+    network = LFDN(c, settings.width or 2 * c, settings.blocks)
     z0 = torch.randn(vectors, c)
     ends: list[float] = [time.perf_counter()]
-    loss = restoration_loss(network, settings.schedule.alpha_bar())
-    for _ in train(network, Rows(z0), z0[:1], loss, training, 0, new_state(network)):
+    loss = partial(restoration_loss, network, settings.alpha_bar())
+    for _ in train(network, Samples(z0), z0[:1], loss, training, 0, new_state(network)):
         ends.append(time.perf_counter())
     # The first epoch warms up.
     epoch = float(np.median(np.diff(ends)[1:]))
-    batch, T = training.batch_size, settings.schedule.T
+    batch, T = training.batch_size, settings.T
     flops, products = 0.0, 0.0
     for name, layer in network.named_modules():
         if isinstance(layer, torch.nn.Linear):
-            # What depends on the time alone is computed once for each distinct time of a batch.
+            # Layers of the time embedding run once for each distinct time in a batch.
             rows = round(T * (1 - (1 - 1 / T) ** batch)) if "time" in name else batch
             flops += 3 * 2 * rows * layer.in_features * layer.out_features
             products += _products_seconds(rows, layer.in_features, layer.out_features, getattr(torch, precision))
@@ -264,7 +275,7 @@ def measure_training(settings: Settings, vectors: int, precision: Precision, c: 
     return {
         "precision": precision,
         "vectors": vectors,
-        "parameters": float(sum(one.numel() for one in network.parameters())),
+        "parameters": float(sum(parameter.numel() for parameter in network.parameters())),
         "epoch_seconds": epoch,
         "gflops": gflops,
         "gflops_of_products": limit,
@@ -273,7 +284,7 @@ def measure_training(settings: Settings, vectors: int, precision: Precision, c: 
 
 
 def _products_seconds(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> float:
-    """Time of a linear layer's three matrix products: forward, by its input and by its weight."""
+    """Time of a linear layer's three matrix products: forward, and the gradients of input and weight."""
     x, w, g = (torch.randn(shape).to(dtype) for shape in ((rows, inputs), (outputs, inputs), (rows, outputs)))
 
     def products() -> None:
@@ -286,17 +297,17 @@ def _products_seconds(rows: int, inputs: int, outputs: int, dtype: torch.dtype) 
 
 
 def peak_memory() -> int:
-    """The most memory that this process has held, in bytes."""
+    """Peak resident memory of this process, in bytes."""
     status = Path("/proc/self/status")
-    if status.exists():  # what getrusage says on Linux is inherited from the process that started this one
+    if status.exists():  # on Linux, getrusage includes the peak of the process that started this one
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
         return 1024 * int(line.split()[1])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def default_backends() -> tuple[Backend, ...]:
-    """All that run on this machine's CPU but `compile`, which takes a minute to start."""
-    return tuple(one for one in available_backends(torch.device("cpu")) if one != "compile")
+    """All backends of this machine's CPU but `compile`, which takes a minute to start."""
+    return tuple(name for name in available_backends(torch.device("cpu")) if name != "compile")
 
 
 def _drain(results: Iterable[object]) -> None:

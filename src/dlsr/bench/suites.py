@@ -1,6 +1,6 @@
-"""The paper's tables and figures, each by one command: sets found, detectors run, results beside the printed ones."""
+"""The paper's tables and figures: open the datasets, run the detectors, show results beside the printed numbers."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from dlsr.bench.compare import (
     CompareSettings,
-    Sets,
+    OnMessage,
+    Task,
     compare,
     digest_of,
     key_of,
@@ -23,45 +24,47 @@ from dlsr.bench.datasets import Dataset, open_dataset
 from dlsr.bench.figures import save_bars, save_distributions, save_over_time
 from dlsr.bench.paper import PAPER, PaperTable
 from dlsr.calibration.metrics import evaluate_scores
-from dlsr.config import RestorationSettings
 from dlsr.detector import Detector
 from dlsr.encoding.pipeline import Encoded
 from dlsr.errors import InputError, SettingsError
 from dlsr.images.transforms import protocol_transform
 from dlsr.method.diffusion import skipping_steps
-from dlsr.scorers.base import PaperScorer, Scorer, score_rows
-from dlsr.scorers.fitting import restored_scorer
+from dlsr.scorers import SCORES, Scorer
+from dlsr.scorers.base import score_features
 
 TABLES = tuple(dict.fromkeys(table.table for table in PAPER))
 FIGURES = ("fig3", "fig4", "fig5", "fig6", "fig7", "fig8", "fig9", "table4", "ablation")
 TIMES = (1, 2, 3, 5, 7, 10, 15, 20, 30, 40, 50, 60, 70, 80, 90, 100)
+"""Times of fig. 4."""
 ALSO = ("dlsr", "mahalanobis", "knn")
-"""Added to every table: this project's default, and the simple methods on the same features."""
+"""Added to every table: this project's default, and simple methods on the same features."""
 
 SIX = ("svhn", "lsun-c", "lsun-r", "isun", "textures", "places365")
-"""The OOD sets of the figures (those of table 3)."""
+"""The OOD datasets of the figures, which are those of table 3."""
+PAPER_SCORES = tuple(name for name, scorer in SCORES.items() if scorer.network == SCORES["mfsim"].network)
+"""Scores of the paper's network."""
 
 Scores = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Where:
-    """Where benchmark sets are found, see `open_dataset`."""
+    """The places of benchmark datasets, see `open_dataset`."""
 
     root: Path | None
     places: Mapping[str, Path]
     download: bool = False
 
     def open(self, name: str, part: Any = "test", against: str | None = None) -> Dataset:
-        """As `open_dataset`."""
+        """Open a dataset, see `open_dataset`."""
         return open_dataset(name, self.root, part=part, against=against, places=self.places, download=self.download)
 
 
-def open_sets(id: str, ood: Sequence[str], where: Where) -> tuple[Sets, dict[str, str]]:
-    """The sets of a benchmark; and of OOD sets that are not there, why.
+def open_task(id: str, ood: Sequence[str], where: Where) -> tuple[Task, dict[str, str]]:
+    """The datasets of a benchmark, and for each OOD dataset that is missing the reason.
 
     Raises:
-        InputError: if the ID set is not there, or none of the OOD sets.
+        InputError: if the ID dataset or all OOD datasets are missing.
     """
     train, test = where.open(id, "train"), where.open(id)
     found: dict[str, Dataset] = {}
@@ -72,9 +75,11 @@ def open_sets(id: str, ood: Sequence[str], where: Where) -> tuple[Sets, dict[str
         except InputError as error:
             missing[name] = str(error)
     if not found:
-        raise InputError(f"none of the OOD sets is there; {next(iter(missing.values()))}")
-    remarks = {name: one.remarks for name, one in {"train": train, "ID": test, **found}.items() if one.remarks}
-    return Sets(train.images, train.labels, test.images, {k: v.images for k, v in found.items()}, remarks), missing
+        raise InputError(f"all OOD datasets are missing; {next(iter(missing.values()))}")
+    opened = {"train": train, "ID": test, **found}
+    remarks = {name: dataset.remarks for name, dataset in opened.items() if dataset.remarks}
+    outside = {name: dataset.images for name, dataset in found.items()}
+    return Task(train.images, train.labels, test.images, outside, remarks), missing
 
 
 def run_table(
@@ -86,40 +91,43 @@ def run_table(
     ids: Sequence[str] = (),
     ood: Sequence[str] = (),
     store: Path | None = None,
-    said: Callable[[str], None] = lambda _: None,
+    on_message: OnMessage = lambda _: None,
 ) -> dict[str, Any]:
     """Run the detectors of a table of the paper.
 
     Args:
-        table: of `TABLES`.
-        where: the sets are.
-        settings: how to compare; without detectors, those of the table and `ALSO`.
-        folder: where finished runs are kept; contact sheets of failures are written beside it.
-        ids: ID sets; the table's if empty.
-        ood: OOD sets; likewise.
-        store: of features.
-        said: told of each detector.
+        table: a name of `TABLES`.
+        where: places of the datasets.
+        settings: settings of the comparison; without detectors, those of the table and `ALSO` are compared.
+        folder: for finished runs; contact sheets of failures are written beside it.
+        ids: names of ID datasets; the table's if empty.
+        ood: names of OOD datasets; the table's if empty.
+        store: folder of the feature store.
+        on_message: callback with a line on the progress of each detector.
 
     Returns:
-        A report ready for JSON: for each ID set what `compare` gives, `missing` sets, and `printed` rows.
+        A report for JSON: for each ID dataset the report of `compare`, with `missing` datasets and `printed` rows.
+
+    Raises:
+        SettingsError: for an unknown table.
     """
     if table not in TABLES:
-        raise SettingsError(f"unknown table '{table}'; choose among {', '.join(TABLES)}")
-    parts = [one for one in PAPER if one.table == table]
+        raise SettingsError(f"unknown table '{table}'; choose one of {', '.join(TABLES)}")
+    parts = [part for part in PAPER if part.table == table]
     reports: dict[str, Any] = {}
-    for id in ids or dict.fromkeys(one.id for one in parts):
-        printed = [one for one in parts if one.id == id]
+    for id in ids or dict.fromkeys(part.id for part in parts):
+        printed = [part for part in parts if part.id == id]
         wanted = tuple(ood) or (printed[0].ood if printed else parts[0].ood)
         names = settings.detectors or tuple(dict.fromkeys([*parts[0].rows, *ALSO]))
-        said(f"{table}, ID {id}")
+        on_message(f"{table}, ID {id}")
         try:
-            sets, missing = open_sets(id, wanted, where)
+            task, missing = open_task(id, wanted, where)
         except InputError as error:
             reports[id] = {"why": str(error)}
             continue
-        done = compare(sets, replace(settings, detectors=names), folder, store=store, said=said)
-        write_failures(folder, sets, settings, done, folder.parent / f"{table}-{id}-failures.png")
-        reports[id] = {**done, "missing": missing, "printed": [_printed(one) for one in printed]}
+        done = compare(task, replace(settings, detectors=names), folder, store=store, on_message=on_message)
+        write_failures(folder, task, settings, done, folder.parent / f"{table}-{id}-failures.png")
+        reports[id] = {**done, "missing": missing, "printed": [_printed(part) for part in printed]}
     return {"table": table, "ids": reports}
 
 
@@ -130,52 +138,51 @@ def _printed(table: PaperTable) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class PaperNetwork:
-    """The paper's network fitted to the ID set, and the features of all sets."""
+    """The paper's network fitted to the ID dataset, and the features of all datasets."""
 
     detector: Detector
     encoded: Mapping[str, Encoded]
-    """By set; the ID set's name is `ID`."""
+    """By dataset; `ID` is the ID test dataset."""
 
     def scores(self, scorer: Scorer) -> dict[str, Scores]:
-        """Scores by set."""
+        """Scores by dataset."""
         seed = self.detector.settings_.seed
         return {
-            name: score_rows(scorer, torch.from_numpy(one.z0), one.digests, seed)[0].double().numpy()
-            for name, one in self.encoded.items()
+            name: score_features(scorer, torch.from_numpy(images.z0), images.digests, seed)[0].double().numpy()
+            for name, images in self.encoded.items()
         }
 
-    def scorer(self, score: Any, steps: Sequence[int] | None = None, initial: bool = False) -> Scorer:
-        """Another score of the same network: along other steps, or of the network after the first epoch."""
-        settings = self.detector.settings_.model_copy(update={"score": score})
-        if steps is not None:
-            settings = settings.model_copy(update={"restoration": RestorationSettings(steps=tuple(steps))})
-        scorer = restored_scorer(
-            settings, self.detector.channels_, self.detector.learned_tensors(), torch.device("cpu")
-        )
-        assert isinstance(scorer, PaperScorer)
-        if not initial:
-            return scorer
-        return PaperScorer(score, scorer.initial, scorer.initial, settings, self.detector.channels_)
+    def scorer(self, score: str, t: Sequence[int] | None = None, initial: bool = False) -> Scorer:
+        """Another score of the same network, along other times, or of the network after the first epoch."""
+        learned = dict(self.detector.scorer_.state_dict())
+        if initial:
+            learned |= {
+                name.replace("initial.", "lfdn."): value for name, value in learned.items() if "initial." in name
+            }
+        settings = self.detector.settings_.scorer.changed({} if t is None else {"t": tuple(t)})
+        scorer = SCORES[score](settings, self.detector.channels_)
+        scorer.load_state_dict(learned, assign=True)
+        return scorer.eval()
 
 
 @dataclass(frozen=True)
 class FigureRun:
-    """What the figures are drawn from."""
+    """Images and settings from which the figures are drawn."""
 
-    sets: Sets
+    task: Task
     settings: CompareSettings
     folder: Path
-    """Where fitted networks are kept, so that the next figure finds them."""
+    """Folder for fitted networks, from which later figures load them."""
     epochs: int | None = None
-    """Of the paper's network; None for its own."""
+    """Epochs of the paper's network; None for its default."""
     store: Path | None = None
-    """Of features."""
-    said: Callable[[str], None] = lambda _: None
+    """Folder of the feature store."""
+    on_message: OnMessage = lambda _: None
 
     def fit(self, **changes: Any) -> PaperNetwork:
-        """Preset `paper` fitted to the ID set, or as an earlier figure fitted it, and the features of all sets."""
+        """Preset `paper`, with changes, fitted to the ID dataset or loaded, and the features of all datasets."""
         settings = self.settings
-        train = self.sets.train.sample(settings.train_limit)
+        train = self.task.train.sample(settings.train_limit)
         detector = Detector(
             settings.encoder,
             preset="paper",
@@ -191,21 +198,23 @@ class FigureRun:
         if model.exists():
             detector = Detector.load(model, weights=settings.weights, store=self.store, device="cpu")
         else:
-            self.said(f"fitting the paper's network{_told(changes)}")
+            self.on_message(f"fitting the paper's network{_described(changes)}")
             checkpoint = model.with_suffix(".checkpoint")
             detector.fit(train, transform=transform, checkpoint=checkpoint)
             detector.save(model)
             checkpoint.unlink(missing_ok=True)
-        images = scored_images(self.sets, settings)
-        return PaperNetwork(detector, {name: detector.encode(one, transform=transform) for name, one in images.items()})
+        images = scored_images(self.task, settings)
+        extractor = detector.extractor_
+        encoded = {name: extractor.encode(dataset, transform=transform) for name, dataset in images.items()}
+        return PaperNetwork(detector, encoded)
 
 
-def _told(changes: Mapping[str, Any]) -> str:
+def _described(changes: Mapping[str, Any]) -> str:
     return " with " + ", ".join(f"{name} {value}" for name, value in changes.items()) if changes else ""
 
 
 def first_and_last_epoch(network: PaperNetwork) -> dict[str, dict[str, Scores]]:
-    """Fig. 3 (and 6, 7 with ResNet-50): MFsim by set, after the first and the best epoch."""
+    """Fig. 3 (and 6, 7 with ResNet-50): MFsim by dataset, after the first and the best epoch."""
     return {
         "after the first epoch": network.scores(network.scorer("mfsim", initial=True)),
         "at the end": network.scores(network.scorer("mfsim")),
@@ -213,18 +222,17 @@ def first_and_last_epoch(network: PaperNetwork) -> dict[str, dict[str, Scores]]:
 
 
 def over_time(network: PaperNetwork, times: Sequence[int]) -> dict[str, dict[str, list[float]]]:
-    """Fig. 4: average AUROC and FPR95 of each score over the time that features are distorted to."""
+    """Fig. 4: average AUROC and FPR95 of each score over the time to which features are distorted."""
     found: dict[str, dict[str, list[float]]] = {}
-    for score in ("mse", "lr", "mfsim"):
+    for score in PAPER_SCORES:
         rows = [average(network.scores(network.scorer(score, skipping_steps(t, min(t, 3))))) for t in times]
         found[score] = {key: [row[key] for row in rows] for key in rows[0]}
     return found
 
 
-def over_layers(run: FigureRun) -> dict[str, dict[str, float]]:
-    """Fig. 5: MFsim on the last stage alone against all stages."""
-    whole = run.fit()
-    stages = whole.detector.encoder_.spec.stages
+def over_layers(run: FigureRun, whole: PaperNetwork) -> dict[str, dict[str, float]]:
+    """Fig. 5: MFsim on the last stage alone and on all stages."""
+    stages = whole.detector.extractor_.encoder.spec.stages
     last = run.fit(stages=(stages[-1],))
     return {
         f"stage {stages[-1]} alone": average(last.scores(last.scorer("mfsim"))),
@@ -232,45 +240,49 @@ def over_layers(run: FigureRun) -> dict[str, dict[str, float]]:
     }
 
 
-def over_sizes(run: FigureRun) -> dict[str, dict[str, float]]:
-    """Table 4: each score with half the width and half the blocks of the paper's network."""
-    found = {}
-    c = sum(run.fit().detector.channels_)
-    for name, changes in {
-        f"width {2 * c}, 16 blocks": {},
-        f"width {c}, 16 blocks": {"width": c},
-        f"width {2 * c}, 8 blocks": {"blocks": 8},
-    }.items():
-        network = run.fit(**changes)
-        found[name] = {s: average(network.scores(network.scorer(s)))["auroc"] for s in ("mse", "lr", "mfsim")}
-    return found
+def over_sizes(run: FigureRun, whole: PaperNetwork) -> dict[str, dict[str, float]]:
+    """Table 4: AUROC of each score with the paper's network, with half its width and with half its blocks."""
+    c = sum(whole.detector.channels_)
+    networks = {
+        f"width {2 * c}, 16 blocks": whole,
+        f"width {c}, 16 blocks": run.fit(width=c),
+        f"width {2 * c}, 8 blocks": run.fit(blocks=8),
+    }
+    return {
+        name: {score: average(network.scores(network.scorer(score)))["auroc"] for score in PAPER_SCORES}
+        for name, network in networks.items()
+    }
 
 
 def draw(figure: str, run: FigureRun, folder: Path) -> dict[str, Any]:
-    """Run what a figure shows and write it as PNG to `folder`.
+    """Measure the numbers of a figure and draw it as PNG.
 
     Args:
-        figure: of `FIGURES`; `ablation` is figs. 4 and 5 and table 4; figs. 6 and 7 are fig. 3 for ResNet-50.
+        figure: a name of `FIGURES`; `ablation` is figs. 4 and 5 and table 4; figs. 6 and 7 are fig. 3 for ResNet-50.
         run: images and settings.
-        folder: to write to.
+        folder: for the PNG file.
 
     Returns:
-        The numbers behind the picture, ready for JSON.
+        The numbers behind the figure, for JSON.
+
+    Raises:
+        SettingsError: for an unknown figure.
+        InputError: if the detector of fig. 8 cannot run.
     """
     if figure not in FIGURES:
-        raise SettingsError(f"unknown figure '{figure}'; choose among {', '.join(FIGURES)}")
+        raise SettingsError(f"unknown figure '{figure}'; choose one of {', '.join(FIGURES)}")
     if figure == "fig8":
         settings = replace(run.settings, detectors=("ddpm",))
-        done = compare(run.sets, settings, run.folder, store=run.store, said=run.said)
+        done = compare(run.task, settings, run.folder, store=run.store, on_message=run.on_message)
         (row,) = done["rows"]
         if "why" in row:
             raise InputError(f"ddpm cannot run: {row['why']}")
         scores = read_scores(run.folder, row["run_files"][0])
         save_distributions(folder / "fig8.png", {"DDPM on pixels": scores}, "reconstruction error")
-        return {"average": average({name: one[np.isfinite(one)] for name, one in scores.items()})}
-    if figure == "table4":
-        return {"table4": over_sizes(run)}
+        return {"average": average({name: values[np.isfinite(values)] for name, values in scores.items()})}
     network = run.fit()
+    if figure == "table4":
+        return {"table4": over_sizes(run, network)}
     numbers: dict[str, Any] = {"epochs": len(network.detector.fit_summary_.log)}
     if figure in ("fig3", "fig6", "fig7"):
         panels = first_and_last_epoch(network)
@@ -284,17 +296,17 @@ def draw(figure: str, run: FigureRun, folder: Path) -> dict[str, Any]:
         numbers |= {"times": TIMES, "over_time": over_time(network, TIMES)}
         save_over_time(folder / "fig4.png", TIMES, numbers["over_time"])
     if figure in ("fig5", "ablation"):
-        numbers["over_layers"] = over_layers(run)
+        numbers["over_layers"] = over_layers(run, network)
         save_bars(folder / "fig5.png", numbers["over_layers"])
     if figure == "ablation":
-        numbers["table4"] = over_sizes(run)
+        numbers["table4"] = over_sizes(run, network)
     return numbers
 
 
 def average(scores: Mapping[str, Scores]) -> dict[str, float]:
-    """Mean AUROC and FPR95 over OOD sets."""
-    metrics = [evaluate_scores(scores["ID"], one) for name, one in scores.items() if name != "ID"]
+    """Mean AUROC and FPR95 over the OOD datasets."""
+    metrics = [evaluate_scores(scores["ID"], outside) for name, outside in scores.items() if name != "ID"]
     return {
-        "auroc": float(np.mean([one.auroc for one in metrics])),
-        "fpr95": float(np.mean([one.fpr95_id_positive for one in metrics])),
+        "auroc": float(np.mean([dataset.auroc for dataset in metrics])),
+        "fpr95": float(np.mean([dataset.fpr95_id_positive for dataset in metrics])),
     }
