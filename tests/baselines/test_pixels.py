@@ -1,0 +1,186 @@
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from baselines.conftest import TINY
+from dlsr.baselines import make_detector
+from dlsr.baselines.complexity import complexity
+from dlsr.baselines.diffusion import T
+from dlsr.baselines.lmd import checkerboard
+from dlsr.baselines.pixelcnn import PixelCNNNetwork, negative_log_likelihood
+from dlsr.baselines.simclr import augmented, nt_xent
+from dlsr.images.sources import open_images
+from dlsr.images.transforms import read_pixels
+from dlsr.method.diffusion import distort
+from dlsr.method.noise import noise_for
+from dlsr.method.schedule import cosine_alpha_bar
+from dlsr.training.loop import Draws
+
+
+def test_noisy_images_are_more_complex_than_flat_images():
+    flat = np.full((32, 32, 3), 90, np.uint8)
+    noisy = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    assert complexity(flat) < 1
+    assert 7.5 < complexity(noisy) < 9.5
+    buffer = io.BytesIO()
+    Image.fromarray(noisy).save(buffer, "PNG", optimize=True)
+    assert complexity(noisy) <= 8 * len(buffer.getvalue()) / noisy.size
+
+
+def test_glow_is_a_density(fitted, image_folder):
+    """Change of variables: log p(x) = log N(z) + log |dz/dx|, the latter from the numeric Jacobian."""
+    detector = fitted("glow")
+    pixels, _ = read_pixels(open_images(image_folder).subset([0]), 32, "bicubic")
+    x = (detector._tensor(pixels).float() + 0.5) / 256
+    flow = detector.network_
+
+    def latent(flat):
+        z, _ = flow.inverse_and_log_det(flat.reshape(1, 3, 32, 32))
+        return torch.cat([part.flatten() for part in z])
+
+    z, _ = flow.inverse_and_log_det(x)
+    base = sum(q.log_prob(part) for q, part in zip(flow.q0, z, strict=True))
+    jacobian = torch.func.jacrev(latent)(x.flatten())
+    log_det = torch.linalg.slogdet(jacobian.double()).logabsdet
+    expected = 8 - (base + log_det) / (3072 * math.log(2))
+    torch.testing.assert_close(detector._bits(x), expected.float(), rtol=1e-4, atol=1e-3)
+
+
+def test_pixelcnn_sees_only_earlier_pixels():
+    network = PixelCNNNetwork(4, 1, 2, 0.0)
+    x = torch.randn(1, 3, 16, 16, requires_grad=True)
+    for row, column in ((0, 0), (5, 7), (8, 0), (15, 15)):
+        (gradient,) = torch.autograd.grad(network(x)[0, :, row, column].sum(), x)
+        seen = gradient[0].abs().sum(dim=0) > 0
+        places = torch.arange(256).reshape(16, 16)
+        assert not seen[places >= 16 * row + column].any()
+        if row and column:
+            assert seen[row, column - 1]
+            assert seen[row - 1, column]
+            assert seen[row - 1, min(column + 1, 15)]
+
+
+@pytest.mark.parametrize("level", [0, 100, 255])
+def test_the_pixelcnn_likelihood_sums_to_that_of_red_over_all_greens_and_blues(level):
+    """The logistics of red do not depend on green and blue: p(r) by its formula, sum of p(r, g, b) by the function."""
+    parameters = 0.5 * torch.randn(1, 20, 1, 1)
+    levels = torch.arange(256) / 127.5 - 1
+    green, blue = torch.meshgrid(levels, levels, indexing="ij")
+    pixels = torch.stack([torch.full_like(green, levels[level]), green, blue], dim=-1).reshape(-1, 3, 1, 1)
+    nats = negative_log_likelihood(parameters.expand(len(pixels), -1, -1, -1), pixels)
+    mixture, rest = parameters[0, :2, 0, 0].softmax(0), parameters[0, 2:, 0, 0].reshape(3, 3, 2)
+    mean, log_scale, _ = rest[0]
+    above, below = (((levels[level] + half - mean) * torch.exp(-log_scale)).sigmoid() for half in (1 / 255, -1 / 255))
+    above, below = (torch.ones(2) if level == 255 else above), (torch.zeros(2) if level == 0 else below)
+    expected = (mixture * (above - below)).sum()
+    torch.testing.assert_close(nats.double().neg().exp().sum().float(), expected, rtol=1e-3, atol=0)
+
+
+def test_nt_xent_agrees_with_its_formula():
+    z = torch.randn(6, 5)
+    unit = F.normalize(z, dim=1)
+    total = 0.0
+    for i in range(6):
+        partner = (i + 3) % 6
+        others = [torch.exp(unit[i] @ unit[k] / 0.5) for k in range(6) if k != i]
+        total -= torch.log(torch.exp(unit[i] @ unit[partner] / 0.5) / sum(others))
+    torch.testing.assert_close(nt_xent(z, 0.5), total / 6)
+
+
+def test_augmentations_are_a_function_of_the_generator(image_folder):
+    pixels, _ = read_pixels(open_images(image_folder), 32, "bicubic")
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    first, second = (augmented(images, Draws(torch.Generator().manual_seed(s), len(images))) for s in (0, 1))
+    assert first.shape == images.shape
+    assert first.min() >= -1
+    assert first.max() <= 1
+    assert (first - second).abs().mean() > 0.05
+    torch.testing.assert_close(first, augmented(images, Draws(torch.Generator().manual_seed(0), len(images))))
+
+
+def test_likelihood_regret_is_never_negative_and_grows_with_steps(fitted, odd_folder):
+    few = fitted("vae")
+    images = open_images(odd_folder).subset(range(10))
+    scores = few.score_samples(images)
+    assert (scores >= 0).all()
+    many = type(few)(**(few.get_params() | {"regret_steps": 10}))
+    many.network_ = few.network_
+    assert many.score_samples(images).mean() > scores.mean()
+
+
+def test_inpainting_leaves_kept_pixels_as_they_are(fitted):
+    detector = fitted("lmd")
+    kept, other = (checkerboard(32, parity) for parity in range(2))
+    assert (kept ^ other).all()
+    assert kept.float().mean() == 0.5
+    x0 = torch.rand(2, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        painted = detector._inpainted(x0, kept, torch.randn(2, 6, 3, 32, 32))
+    torch.testing.assert_close(painted[:, :, kept], x0[:, :, kept])
+    assert (painted[:, :, ~kept] - x0[:, :, ~kept]).abs().mean() > 0.05
+
+
+def test_a_perfect_denoiser_restores_the_image():
+    detector = make_detector("ddpm", **TINY["ddpm"])
+    x0 = torch.rand(2, 3, 32, 32) * 2 - 1
+    detector._x0_of = lambda xt, t, alpha_bar: x0
+    restored = detector._restored(x0, (1000, 500, 1), torch.randn(2, 3, 32, 32))
+    torch.testing.assert_close(restored, x0)
+
+
+def test_guidance_raises_the_likelihood_of_the_label(fitted):
+    detector = fitted("diffguard")
+    alpha_bar = cosine_alpha_bar(T)
+    state = torch.rand(4, 3, 32, 32) - 0.5
+    label = torch.zeros(4).long()
+    classifier = detector.network_["classifier"]
+    with torch.no_grad():
+        plain = detector._x0_of(state, 300, alpha_bar)
+    guided = detector._guided(state, 300, label, alpha_bar)
+    with torch.no_grad():
+        before, after = (F.cross_entropy(classifier(x), label) for x in (plain, guided))
+    assert after < before
+
+
+def test_each_step_of_an_inpainting_uses_noise_of_its_own(monkeypatch):
+    """RePaint, Algorithm 1: the start, the kept part of each step and the sampled part of each step."""
+    detector = make_detector("lmd", **TINY["lmd"])
+    states, used = [], []
+
+    def x0_of(xt, t, alpha_bar):
+        states.append(xt)
+        return torch.zeros_like(xt)
+
+    def recorded(z0, t, alpha_bar, noise):
+        used.append(noise.unique().item())
+        return distort(z0, t, alpha_bar, noise)
+
+    detector._x0_of = x0_of
+    monkeypatch.setattr("dlsr.baselines.lmd.distort", recorded)
+    kept = checkerboard(32, 0)
+    numbered = torch.arange(6.0).reshape(1, 6, 1, 1, 1).expand(1, 6, 3, 32, 32)
+    detector._inpainted(torch.zeros(1, 3, 32, 32), kept, numbered)
+    start = states[0][:, :, ~kept].unique().item()
+    assert sorted([start, *used]) == [0, 1, 2, 3, 4, 5]
+
+
+def test_likelihood_regret_draws_only_the_noise_of_the_code(fitted, odd_folder, monkeypatch):
+    detector = fitted("vae")
+    pixels = detector._tensor(read_pixels(open_images(odd_folder).subset(range(3)), 32, "bicubic")[0])
+    drawn = []
+
+    def recorded(digests, seed, draws, c):
+        drawn.append(draws * c)
+        return noise_for(digests, seed, draws, c)
+
+    monkeypatch.setattr("dlsr.baselines.base.noise_for", recorded)
+    scores = detector._scores(pixels)
+    assert drawn == [detector.latent]
+    # The first numbers of an image's noise do not depend on how many are drawn.
+    before, after = detector._regret(pixels, detector._noise(pixels, 4, 3072)[:, 0, : detector.latent])
+    torch.testing.assert_close(scores, before - after)

@@ -1,0 +1,157 @@
+import hashlib
+import re
+import sys
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dlsr import InputError, MissingExtraError, SettingsError, open_images
+from dlsr.bench.datasets import DATASETS, labels_of, open_dataset
+from dlsr.bench.paper import PAPER
+
+
+def test_a_dataset_is_found_with_its_parts_and_labels(root):
+    train, test = open_dataset("cifar10", root, part="train"), open_dataset("cifar10", root)
+    assert (len(train.images), len(test.images)) == (90, 30)
+    assert train.labels is not None
+    assert ("cat", "dog")[train.labels[0]] in train.images.items[0].name
+    assert train.remarks == ("90 images; the whole dataset has 50000",)
+    assert len(open_dataset("svhn", root).images) == 40
+    with pytest.raises(InputError, match=r"get it from https://github.com/zalandoresearch.*--set fmnist=PATH"):
+        open_dataset("fmnist", root)
+    with pytest.raises(SettingsError, match="choose one of cifar10, "):
+        open_dataset("cifar", root)
+    assert len(open_dataset("fmnist", None, places={"fmnist": root / "svhn_crops.tar"}).images) == 40
+
+
+def test_the_docs_list_every_dataset():
+    table = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text()
+    for info in DATASETS.values():
+        (row,) = [line for line in table.splitlines() if line.startswith(f"| `{info.name}` |")]
+        assert all(f"`{alias}`" in row for alias in info.aliases)
+        assert f"| {info.test_images} | {info.where} |" in row
+        assert ("torchvision" in row) == (info.torchvision is not None)
+        assert info.hub is None or f"`{info.hub.repo}`" in row
+
+
+def test_no_dataset_points_to_google_drive():
+    assert not [info for info in DATASETS.values() if re.search(r"drive\.google|googleusercontent", info.where)]
+    needed = {name for table in PAPER for name in (*table.ood, table.id)}
+    assert needed <= DATASETS.keys()
+
+
+@pytest.mark.parametrize("tar", [True, False])
+def test_classes_that_tiny_imagenet_shares_with_cifar10_are_removed_with_a_remark(tmp_path, photographs, tar):
+    folder = tmp_path / "tiny-imagenet"
+    (folder / "val").mkdir(parents=True)
+    for name in ("a", "b", "c"):
+        photographs[0].crop((0, 0, 64, 64)).save(folder / "val" / f"{name}.JPEG")
+    lines = ("a.JPEG\tn02123045\t0\t0", "b.JPEG\tn01443537\t0\t0", "c.JPEG\tn02099601\t0\t0")
+    (folder / "val_annotations.txt").write_text("\n".join(lines) + "\n")
+    if tar:
+        with tarfile.open(tmp_path / "tiny_imagenet_val.tar", "w") as file:
+            file.add(folder, "tiny")
+        folder.rename(tmp_path / "elsewhere")
+    found = open_dataset("tiny-imagenet", tmp_path, against="cifar10")
+    assert [item.name.rsplit("/")[-1] for item in found.images.items] == ["b.JPEG"]
+    assert found.remarks[0] == "2 images of classes that show what CIFAR-10 shows were removed"
+    assert len(open_dataset("tiny-imagenet", tmp_path, against="celeba").images) == 3
+
+
+def test_datasets_of_torchvision_are_read(tmp_path, monkeypatch):
+    from torchvision import datasets
+
+    class Fake:
+        def __init__(self, root, train, download):
+            if not download:
+                raise RuntimeError("Dataset not found")
+            self.targets = [3, 1]
+
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            return Image.new("L", (28, 28), index * 200), self.targets[index]
+
+    monkeypatch.setattr(datasets, "KMNIST", Fake)
+    with pytest.raises(InputError, match="--download"):
+        open_dataset("kmnist", tmp_path)
+    found = open_dataset("kmnist", tmp_path, download=True)
+    assert list(found.labels) == [3, 1]
+    assert found.images.items[1].read().getpixel((0, 0)) == 200
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path, photographs):
+    """`datasets` reads a Parquet file instead of the hub; returns the list of requests."""
+    import datasets
+
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["n02123045", "n01443537", "n02099601"])}
+    )
+    images = [photographs[0].crop((i, 0, i + 40, 40)) for i in range(3)]
+    table = datasets.Dataset.from_dict({"image": images, "label": [0, 1, 2]}, features)
+    table.to_parquet(tmp_path / "images.parquet")
+    requests = []
+
+    def load(repo, config, *, split, cache_dir):
+        requests.append((repo, config, split))
+        if repo == "ylecun/mnist":
+            raise ConnectionError("cannot reach\nthe hub")
+        return datasets.Dataset.from_parquet(str(tmp_path / "images.parquet"), features=features, cache_dir=cache_dir)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    return requests
+
+
+def test_datasets_are_downloaded_from_the_hugging_face_hub(hub, tmp_path, photographs):
+    found = open_dataset("tiny-imagenet", tmp_path, download=True)
+    assert hub == [("zh-plus/tiny-imagenet", None, "valid")]
+    assert list(found.labels) == [0, 1, 2]
+    assert found.remarks[0] == "from the Hugging Face hub, zh-plus/tiny-imagenet"
+    np.testing.assert_array_equal(np.asarray(found.images.items[2].read()), photographs[0].crop((2, 0, 42, 40)))
+    against = open_dataset("tiny-imagenet", tmp_path, against="cifar10", download=True)
+    assert [item.name for item in against.images.items] == ["1"]
+    assert "2 images of classes that show what CIFAR-10 shows were removed" in against.remarks
+
+
+def test_the_hub_is_tried_if_torchvision_cannot_download(hub, tmp_path, monkeypatch):
+    from torchvision import datasets
+
+    def dead(*args, **kwargs):
+        raise RuntimeError("Error downloading")
+
+    monkeypatch.setattr(datasets, "KMNIST", dead)
+    monkeypatch.setattr(datasets, "MNIST", dead)
+    assert "from the Hugging Face hub, tanganke/kmnist" in open_dataset("kmnist", tmp_path, download=True).remarks
+    with pytest.raises(InputError, match="cannot get ylecun/mnist from the Hugging Face hub: cannot reach the hub"):
+        open_dataset("mnist", tmp_path, download=True)
+    with pytest.raises(InputError, match="or download it from torchvision or the Hugging Face hub with --download"):
+        open_dataset("kmnist", tmp_path)
+
+
+def test_without_the_package_datasets_the_error_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'dlsr\[hub\]'"):
+        open_dataset("celeba", tmp_path, download=True)
+
+
+def test_the_sha256_of_an_official_archive_is_checked(tmp_path, odd_folder, monkeypatch):
+    archive = tmp_path / "dtd-r1.0.1.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(odd_folder, "dtd/images/banded")
+    with pytest.raises(
+        InputError, match=r"the official dtd-r1\.0\.1\.tar\.gz e42855a52a49.*get it again from https://www"
+    ):
+        open_dataset("textures", tmp_path)
+    own = {"dtd-r1.0.1.tar.gz": hashlib.sha256(archive.read_bytes()).hexdigest()}
+    monkeypatch.setitem(DATASETS, "textures", replace(DATASETS["textures"], archives=own))
+    assert len(open_dataset("textures", tmp_path).images) == 40
+
+
+def test_labels_need_more_than_one_folder(odd_folder):
+    assert labels_of(open_images(odd_folder)) is None
