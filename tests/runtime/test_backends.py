@@ -1,23 +1,18 @@
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from dlsr import MissingExtraError, SettingsError
-from dlsr.files import cache_root
+from dlsr import MissingExtraError, OutputError, SettingsError
+from dlsr.runtime import backends
 from dlsr.runtime.backends import available_backends, choose_backend, make_engine
 from dlsr.runtime.base import Graph
-from dlsr.runtime.torch_engine import half_agrees
 
 CPU = torch.device("cpu")
 
 
-class Rows(nn.Module):
-    """A little of everything that graphs here are made of."""
+class SmallModule(nn.Module):
+    """Has the kinds of operations and outputs that dlsr's graphs have."""
 
     def __init__(self):
         super().__init__()
@@ -29,16 +24,22 @@ class Rows(nn.Module):
         return out.sum(dim=1), out
 
 
-def graph(key="rows"):
+def graph(key="small", build=SmallModule):
     inputs = {"pixels": torch.randint(256, (2, 4), dtype=torch.uint8), "noise": torch.randn(2, 5, 4)}
-    return Graph(Rows, inputs, ("score", "layers"), key)
+    return Graph(build, inputs, ("score", "layers"), key)
 
 
-@pytest.mark.parametrize("backend", ["torch", "compile", "onnxruntime", "openvino"])
+def example_arrays():
+    return [example.numpy() for example in graph().inputs.values()]
+
+
+@pytest.mark.parametrize(
+    "backend", ["torch", pytest.param("compile", marks=pytest.mark.slow), "onnxruntime", "openvino"]
+)
 def test_backends_agree_for_any_number_of_images(backend):
     random = np.random.default_rng(0)
     engine = make_engine(graph(), choose_backend(backend, CPU), CPU)
-    module = Rows()
+    module = SmallModule()
     for count in (1, 2, 7):
         pixels = random.integers(0, 256, (count, 4), dtype=np.uint8)
         noise = random.standard_normal((count, 5, 4), dtype=np.float32)
@@ -50,28 +51,65 @@ def test_backends_agree_for_any_number_of_images(backend):
         np.testing.assert_allclose(layers, expected[1], rtol=1e-5, atol=1e-4)
 
 
-def test_a_cached_engine_needs_no_module():
-    def fail():
-        raise AssertionError("built again")
+def fail():
+    raise AssertionError("built again")
 
-    one = graph()
-    first = make_engine(one, "openvino", CPU)
-    assert [path.name.partition("-")[0] for path in (cache_root() / "engines").iterdir()] == ["openvino"]
-    arrays = [example.numpy() for example in one.inputs.values()]
-    again = make_engine(Graph(fail, one.inputs, one.outputs, one.key), "openvino", CPU)
+
+def test_an_engine_in_the_cache_is_not_built_again(own_cache):
+    first = make_engine(graph(), "openvino", CPU)
+    assert [path.name.partition("-")[0] for path in (own_cache / "engines").iterdir()] == ["openvino"]
+    arrays = example_arrays()
+    again = make_engine(graph(build=fail), "openvino", CPU)
     np.testing.assert_array_equal(again(*arrays)[0], first(*arrays)[0])
     with pytest.raises(AssertionError, match="built again"):
-        make_engine(Graph(fail, one.inputs, one.outputs, "another"), "openvino", CPU)
+        make_engine(graph("another", fail), "openvino", CPU)
 
 
-def test_auto_takes_the_fastest_that_is_installed(monkeypatch):
+@pytest.mark.parametrize("package", ["torch", "openvino"])
+def test_an_engine_is_built_again_after_an_upgrade(own_cache, monkeypatch, package):
+    make_engine(graph(), "openvino", CPU)
+    real = backends.metadata.version
+    monkeypatch.setattr(backends.metadata, "version", lambda name: "99" if name == package else real(name))
+    with pytest.raises(AssertionError, match="built again"):
+        make_engine(graph(build=fail), "openvino", CPU)
+
+
+def test_a_damaged_engine_is_built_again(own_cache):
+    arrays = example_arrays()
+    first = make_engine(graph(), "openvino", CPU)(*arrays)
+    (folder,) = (own_cache / "engines").iterdir()
+    intact = (folder / "model.bin").read_bytes()
+    (folder / "model.bin").write_bytes(bytes(value ^ 0x7F for value in intact))
+    again = make_engine(graph(), "openvino", CPU)(*arrays)
+    np.testing.assert_array_equal(again[0], first[0])
+    assert (folder / "model.bin").read_bytes() == intact
+    assert list((own_cache / "engines").iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_cache_that_cannot_be_written_is_reported(own_cache, backend):
+    (own_cache / "engines").write_bytes(b"a file where the folder should be")
+    with pytest.raises(OutputError, match=r"engines.*check space and permissions"):
+        make_engine(graph(), backend, CPU)
+
+
+def test_an_error_while_a_module_is_built_is_not_an_error_of_writing(own_cache):
+    def build():
+        raise FileNotFoundError(2, "No such file or directory", "weights.pth")
+
+    with pytest.raises(FileNotFoundError, match=r"weights\.pth"):
+        make_engine(graph(build=build), "openvino", CPU)
+    assert list((own_cache / "engines").iterdir()) == []
+
+
+def test_auto_is_the_fastest_installed_backend(monkeypatch):
     assert choose_backend("auto", CPU) == "openvino"
     assert choose_backend("auto", torch.device("cuda")) == "torch"
     assert available_backends(CPU)[0] == "openvino"
     assert set(available_backends(torch.device("cuda"))) <= {"torch", "compile"}
     hidden = {"openvino"}
-    real = __import__("dlsr.runtime.backends", fromlist=["find_spec"]).find_spec
-    monkeypatch.setattr("dlsr.runtime.backends.find_spec", lambda name: None if name in hidden else real(name))
+    real = backends.find_spec
+    monkeypatch.setattr(backends, "find_spec", lambda name: None if name in hidden else real(name))
     assert choose_backend("auto", CPU) == "onnxruntime"
     with pytest.raises(MissingExtraError, match=r"dlsr\[openvino\]"):
         choose_backend("openvino", CPU)
@@ -81,99 +119,11 @@ def test_auto_takes_the_fastest_that_is_installed(monkeypatch):
         choose_backend("onnxruntime", CPU)
 
 
-def test_backends_that_cannot_work_are_refused(monkeypatch):
+def test_backends_that_cannot_run_are_refused(monkeypatch):
     with pytest.raises(SettingsError, match="auto, torch, compile, onnxruntime, openvino"):
         choose_backend("tpu", CPU)
     with pytest.raises(SettingsError, match="runs on the CPU"):
         choose_backend("openvino", torch.device("cuda"))
-    monkeypatch.setattr("dlsr.runtime.backends.shutil.which", lambda name: None)
+    monkeypatch.setattr(backends.shutil, "which", lambda name: None)
     with pytest.raises(SettingsError, match=r"install g\+\+"):
         choose_backend("compile", CPU)
-
-
-def test_half_precision_only_where_it_changes_nothing():
-    wide = Rows()
-    assert not half_agrees(wide, graph().inputs, CPU, torch.bfloat16)
-    with torch.no_grad():
-        wide.linear.weight.zero_()
-        wide.linear.bias.zero_()
-    assert half_agrees(wide, graph().inputs, CPU, torch.bfloat16)
-
-
-def test_openvinos_first_call_is_alone_and_later_ones_are_not(monkeypatch):
-    import threading
-    import time
-
-    import openvino
-
-    from dlsr.runtime.openvino_engine import openvino_engine
-
-    at_once, most, lock = 0, [], threading.Lock()
-
-    class Request:
-        def infer(self, arrays):
-            nonlocal at_once
-            with lock:
-                at_once += 1
-            time.sleep(0.1)
-            with lock:
-                most.append(at_once)
-                at_once -= 1
-            return {0: arrays[0]}
-
-    class Compiled:
-        outputs = (None,)
-
-        def create_infer_request(self):
-            return Request()
-
-        def get_property(self, name):
-            return 4
-
-    class Core:
-        def compile_model(self, model, device, options):
-            return Compiled()
-
-    monkeypatch.setattr(openvino, "Core", Core)
-    engine = openvino_engine(object())
-    threads = [threading.Thread(target=engine, args=(np.zeros(1),)) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert most[0] == 1
-    assert max(most) > 1
-
-
-PINNED = """
-import os, threading
-from pathlib import Path
-import numpy as np
-from dlsr import Encoder, encoder_spec
-
-encoder = Encoder(encoder_spec("test_resnet", weights="random"), backend="openvino")
-pixels = np.zeros((64, encoder.spec.size, encoder.spec.size, 3), np.uint8)
-done, seen = threading.Event(), set()
-
-def look():
-    while not done.is_set():
-        for task in Path("/proc/self/task").iterdir():
-            try:
-                seen.add(len(os.sched_getaffinity(int(task.name))))
-            except ProcessLookupError:
-                continue
-
-looking = threading.Thread(target=look)
-looking.start()
-for _ in range(50):
-    encoder.encode(pixels)
-done.set()
-looking.join()
-print(sorted(seen))
-"""
-
-
-def test_workers_with_few_threads_each_do_not_all_take_the_first_core():
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    said = subprocess.run([sys.executable, "-c", PINNED], env=environment, capture_output=True, text=True, check=True)
-    assert said.stdout.strip() == f"[{len(os.sched_getaffinity(0))}]"

@@ -1,0 +1,85 @@
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import openvino
+import pytest
+
+from dlsr.runtime.openvino_engine import openvino_engine
+
+
+def test_the_first_call_is_alone_and_later_calls_are_concurrent(monkeypatch):
+    callers = 4
+    lock, calls = threading.Lock(), []
+    second_call, later_calls = threading.Event(), threading.Barrier(callers - 1)
+
+    class Request:
+        def infer(self, arrays):
+            with lock:
+                calls.append(threading.get_ident())
+                first = len(calls) == 1
+            if first:
+                assert not second_call.wait(0.2)
+            else:
+                second_call.set()
+                later_calls.wait(timeout=30)  # an error unless all later calls are here at the same time
+            return {0: arrays[0]}
+
+    class Compiled:
+        outputs = (None,)
+
+        def create_infer_request(self):
+            return Request()
+
+        def get_property(self, name):
+            return callers
+
+    class Core:
+        def compile_model(self, model, device, options):
+            return Compiled()
+
+    monkeypatch.setattr(openvino, "Core", Core)
+    engine = openvino_engine(object())
+    with ThreadPoolExecutor(callers) as pool:
+        found = list(pool.map(engine, [np.zeros(1)] * callers))
+    assert len(found) == callers
+
+
+AFFINITIES = """
+import os, threading
+from pathlib import Path
+import torch
+from dlsr.runtime.backends import make_engine
+from dlsr.runtime.base import Graph
+
+graph = Graph(lambda: torch.nn.Conv2d(3, 3, 3), {"x": torch.zeros(2, 3, 128, 128)}, ("y",), "convolution")
+engine = make_engine(graph, "openvino", torch.device("cpu"))
+done, seen = threading.Event(), set()
+
+def look():
+    while not done.is_set():
+        for task in Path("/proc/self/task").iterdir():
+            try:
+                seen.add(len(os.sched_getaffinity(int(task.name))))
+            except ProcessLookupError:
+                continue
+
+looking = threading.Thread(target=look)
+looking.start()
+for _ in range(5):
+    engine(torch.zeros(64, 3, 128, 128).numpy())
+done.set()
+looking.join()
+print(sorted(seen))
+"""
+
+
+@pytest.mark.slow
+def test_workers_with_few_threads_are_not_pinned_to_the_first_core():
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", AFFINITIES]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"[{len(os.sched_getaffinity(0))}]"
