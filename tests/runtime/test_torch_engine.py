@@ -65,6 +65,6 @@ def test_a_gpu_computes_in_single_precision_if_half_precision_differs(monkeypatc
     device = torch.device("cuda")
     # TF32 would be another reason for a difference.
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    large = 100
+    large = 10
     assert not half_agrees(Convolution(large).to(device), graph(large).inputs, device, torch.float16)
     assert largest_difference(large, device) < 1e-2
