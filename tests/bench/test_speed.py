@@ -6,8 +6,7 @@ import time
 import pytest
 from PIL import Image
 
-from dlsr.bench.speed import SpeedSettings, default_backends, measure_speed, measure_training
-from dlsr.config import resolve
+from dlsr.bench.speed import SpeedSettings, default_backends, diffusion_settings, measure_speed, measure_training
 from dlsr.reports.plots import save_speed
 
 
@@ -39,7 +38,7 @@ def test_speed_measures_what_it_says(tmp_path, image_folder):
 
 
 def test_training_is_slower_than_its_products():
-    small = resolve(width=256, blocks=2)
+    small = diffusion_settings("default").changed({"width": 256, "blocks": 2})
     start = time.perf_counter()
     measured = measure_training(small, 2048, "float32", c=64)
     assert measured["epoch_seconds"] < time.perf_counter() - start
