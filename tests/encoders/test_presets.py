@@ -1,0 +1,29 @@
+import pytest
+
+from dlsr import ENCODERS, SettingsError, encoder_spec
+
+
+def test_unknown_encoders_are_refused_with_the_known_names():
+    with pytest.raises(SettingsError, match=r"efficientnet_lite0.*timm"):
+        encoder_spec("no_such_network")
+
+
+def test_unknown_decodings_are_refused():
+    with pytest.raises(SettingsError, match="choose one of full, draft"):
+        encoder_spec("resnet50", decoding="quick")
+
+
+def test_a_network_of_timm_has_its_own_preprocessing_and_all_stages():
+    spec = encoder_spec("test_resnet", weights="random:7")
+    assert spec.stages == (0, 1, 2, 3, 4)
+    assert spec.mean == spec.std == (127.5, 127.5, 127.5)
+    assert spec.weights_argument == "random:7"
+
+
+def test_changes_to_a_preset_leave_the_rest_and_the_preset_as_they_are():
+    changed = encoder_spec("resnet50", stages=(2,), weights="file.pth", decoding="draft")
+    assert changed.weights_argument == "file.pth"
+    expected = ENCODERS["resnet50"].model_dump() | {"stages": (2,), "decoding": "draft"}
+    assert changed.model_dump(exclude={"weights"}) == {k: v for k, v in expected.items() if k != "weights"}
+    assert encoder_spec("resnet50") is ENCODERS["resnet50"]
+    assert encoder_spec("resnet50").weights_argument is None
