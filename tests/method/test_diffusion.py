@@ -24,7 +24,7 @@ def oracle():
 
 
 def denoiser(zt, t):
-    """Some function of state and time."""
+    """An arbitrary function of state and time."""
     return torch.tanh(zt) * (1 - t / 200) + 0.01 * t
 
 
@@ -32,7 +32,7 @@ def draw(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_distort_is_eq_1():
+def test_distort_is_add_noise_of_diffusers():
     z0, noise = draw(4, 6), draw(4, 6, seed=1)
     expected = oracle().add_noise(z0, noise, torch.tensor([6] * 4))
     torch.testing.assert_close(distort(z0, 7, ALPHA_BAR, noise), expected, atol=1e-5, rtol=0)
@@ -42,7 +42,7 @@ def test_distort_is_eq_1():
     assert torch.equal(distort(z0, 0, ALPHA_BAR, noise), z0)
 
 
-def test_predicted_noise_undoes_distortion():
+def test_predicted_noise_is_the_noise_of_the_distortion():
     z0, noise = draw(4, 6), draw(4, 6, seed=1)
     zt = distort(z0, 30, ALPHA_BAR, noise)
     torch.testing.assert_close(predicted_noise(zt, z0, 30, ALPHA_BAR), noise, atol=1e-5, rtol=0)
@@ -59,12 +59,12 @@ def test_restore_is_ddim_of_diffusers(eta, start):
         prediction = denoiser(state, t)
         state = scheduler.step(prediction, t - 1, state, eta=eta, variance_noise=later[i]).prev_sample
     torch.testing.assert_close(ours, state, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(ours, prediction, atol=1e-5, rtol=1e-5)  # it ends at the predicted z0
+    torch.testing.assert_close(ours, prediction, atol=1e-5, rtol=1e-5)  # the last state is the predicted z0
 
 
-def test_skipping_steps_agree_with_a_scheduler_that_skips():
+def test_restore_with_skipped_steps_is_ddim_of_diffusers():
     scheduler = oracle()
-    scheduler.set_timesteps(10)  # times 91, 81, .., 1 in our count
+    scheduler.set_timesteps(10)  # t = 91, 81, .., 1
     state = draw(5, 8)
     steps = [int(t) + 1 for t in scheduler.timesteps]
     ours = restore(denoiser, state, steps, ALPHA_BAR)
@@ -73,8 +73,8 @@ def test_skipping_steps_agree_with_a_scheduler_that_skips():
     torch.testing.assert_close(ours, state, atol=1e-5, rtol=1e-5)
 
 
-def test_sigma_keeps_the_variance_of_the_forward_process():
-    """With the right z0, a stochastic step from t lands in the distribution of distort(z0, t_next)."""
+def test_a_stochastic_step_has_the_variance_of_the_forward_process():
+    """With the true z0, the state after a step is distributed as distort(z0, t_next)."""
     z0 = torch.zeros(200_000, 1)
     zt = distort(z0, 60, ALPHA_BAR, draw(200_000, 1))
     state = ddim_step(zt, z0, 60, 20, ALPHA_BAR, eta=1.0, noise=draw(200_000, 1, seed=1))
@@ -90,7 +90,7 @@ def test_a_perfect_denoiser_restores_exactly():
 
 
 @pytest.mark.parametrize("steps", [[], [3, 3], [1, 2], [101], [3, 0]])
-def test_steps_that_cannot_be_walked_are_refused(steps):
+def test_steps_that_are_empty_not_decreasing_or_out_of_range_are_refused(steps):
     with pytest.raises(SettingsError, match=r"1\.\.100"):
         restore(denoiser, draw(1, 2), steps, ALPHA_BAR)
 
@@ -100,7 +100,7 @@ def test_stochastic_steps_need_noise():
         restore(denoiser, draw(1, 2), [3, 2], ALPHA_BAR, eta=1.0)
 
 
-def test_skipping_steps():
+def test_skipping_steps_are_evenly_spaced():
     assert skipping_steps(9, 3) == [9, 6, 3]
     assert skipping_steps(5, 5) == [5, 4, 3, 2, 1]
     assert skipping_steps(7, 1) == [7]

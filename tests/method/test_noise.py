@@ -4,7 +4,7 @@ import torch
 from dlsr.method.noise import content_digest, noise_for, row_digests
 
 
-def test_noise_belongs_to_the_image_alone():
+def test_noise_depends_on_neither_the_batch_nor_the_order():
     digests = row_digests(np.random.default_rng(0).standard_normal((10, 4)).astype(np.float32))
     together = noise_for(digests, seed=3, draws=2, c=50)
     assert together.shape == (10, 2, 50)

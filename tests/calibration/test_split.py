@@ -1,0 +1,32 @@
+import numpy as np
+import pytest
+
+from dlsr import TooFewImagesError
+from dlsr.calibration.split import split
+
+
+@pytest.mark.parametrize(
+    ("n", "rate", "validation", "calibration"),
+    [(1000, 0.05, 50, 100), (150, 0.01, 8, 99), (40, 0.1, 5, 9), (1_000_000, 0.05, 50_000, 50_000)],
+)
+def test_each_image_is_in_one_part_of_the_expected_size(n, rate, validation, calibration):
+    parts = split(n, rate, seed=0)
+    assert (len(parts.validation), len(parts.calibration)) == (validation, calibration)
+    together = np.concatenate([parts.training, parts.validation, parts.calibration])
+    np.testing.assert_array_equal(np.sort(together), np.arange(n))
+
+
+def test_the_seed_decides_the_split():
+    same, again, other = (split(100, 0.1, seed).training for seed in (0, 0, 1))
+    np.testing.assert_array_equal(same, again)
+    assert (same != other).any()
+
+
+def test_too_few_images_are_refused_with_the_smallest_number():
+    with pytest.raises(TooFewImagesError, match=r"100 readable images.* 0\.01; give at least 124") as caught:
+        split(100, 0.01, 0)
+    assert "higher rate" in str(caught.value)
+    smallest = split(34, 0.1, 0)
+    assert len(smallest.training) == 20
+    with pytest.raises(TooFewImagesError, match="at least 34"):
+        split(33, 0.1, 0)
