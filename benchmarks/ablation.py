@@ -1,10 +1,10 @@
-"""What the default is made of, one choice at a time, on cached features of the real sets, matched protocol.
+"""The parts of the default score, varied one at a time, on cached features of real datasets, matched protocol.
 
     python benchmarks/ablation.py --data ../shared/data --output docs/ablation.json
 
-Run after `quality.py`, whose features it reads from the store. One network is trained; then its time, the weight of
-the expected error, the draws and the parts are varied. Choices were made by the column "chosen on", the mean of SVHN
-crops and DTD; the other sets were looked at only afterwards.
+Run it after `quality.py`, whose features it reads from the store. One network is trained; then its time, the weight of
+the expected error, the number of draws and the layers are varied. Choices were made by the column "chosen on", the mean
+of SVHN crops and DTD; the other datasets were not looked at before.
 """
 
 import json
@@ -35,7 +35,7 @@ from dlsr.scorers.paper import restoration_loss
 from dlsr.scorers.residual import ResidualScorer
 from dlsr.training.data import Samples
 from dlsr.training.loop import new_state, train
-from quality import CHOSEN_ON, fitted_scorer, real_sets, write_report
+from quality import CHOSEN_ON, fitted_scorer, real_datasets, write_report
 
 TEST_IMAGES = 2000
 
@@ -46,11 +46,11 @@ BASE = {
     "blocks": 4,
     "epochs": 8,
 }
-"""Where the default stood before weight and ceiling were chosen together, and then its size (`fast.py`)."""
+"""The default before its weight and ceiling were chosen, and then its size (`fast.py`)."""
 
 
 class LedoitWolf(Scorer):
-    """The Mahalanobis distance with the covariance of Ledoit and Wolf, for comparison."""
+    """The Mahalanobis distance with the covariance estimate of Ledoit and Wolf, for comparison."""
 
     def __init__(self, z0: Tensor) -> None:
         super().__init__(ScorerSettings(), (z0.shape[1],))
@@ -65,7 +65,7 @@ class LedoitWolf(Scorer):
 
 
 class Weighted(Scorer):
-    """A scorer's layers with other weights."""
+    """A scorer with other weights of its layers."""
 
     def __init__(self, scorer: Scorer, weights: Tensor) -> None:
         super().__init__(scorer.settings, scorer.channels)
@@ -134,21 +134,21 @@ def linear_restoration(trained: ResidualScorer, data: FitData) -> dict[str, floa
             "Wiener filter": gaussian.wiener(xt, alpha_bar[t][:, None]),
             "LFDN around the Wiener filter": trained.restored(trained.lfdn(xt, t), xt, alpha_bar[t][:, None])[0],
         }
-    return {name: float((one - validation).square().mean()) for name, one in restored.items()}
+    return {name: float((z0 - validation).square().mean()) for name, z0 in restored.items()}
 
 
 def main(
     data: Annotated[Path, typer.Option(help="Folder with the tars of shared/data.")],
-    output: Annotated[Path, typer.Option(help="JSON file to write; a Markdown table lies beside it.")],
+    output: Annotated[Path, typer.Option(help="JSON file to write, with a Markdown table beside it.")],
     store: Path | None = None,
     limit: int | None = None,
 ) -> None:
-    train_images, sets = real_sets(data, limit)
+    train_images, datasets = real_datasets(data, limit)
     extractor = Detector(store=store or default_store_root()).prepare_extractor()
     channels = extractor.encoder.channels
     everything = extractor.encode(train_images)
     transform = protocol_transform("matched")
-    encoded = {name: first(extractor.encode(one, transform=transform)) for name, one in sets.items()}
+    encoded = {name: sample(extractor.encode(images, transform=transform)) for name, images in datasets.items()}
     settings = resolve("default", changes=BASE)
     parts = split(len(everything.z0), 0.05, settings.seed)
     fit_data = FitData(
@@ -163,11 +163,11 @@ def main(
     trained: ResidualScorer | None = None
     for name, scorer in variants(fit_data, lambda entry, _: print(entry, file=sys.stderr, flush=True)):
         trained = scorer if isinstance(scorer, ResidualScorer) else trained
-        by_set = {
+        by_dataset = {
             k: score_features(scorer, torch.from_numpy(e.z0), e.digests, settings.seed)[0].numpy()
             for k, e in encoded.items()
         }
-        aurocs = {k: evaluate_scores(by_set["CIFAR-10 test"], by_set[k]).auroc for k in names}
+        aurocs = {k: evaluate_scores(by_dataset["CIFAR-10 test"], by_dataset[k]).auroc for k in names}
         table.append(
             {
                 "variant": name,
@@ -188,8 +188,8 @@ def main(
     write_report(output, content, markdown(content, names))
 
 
-def first(encoded: Encoded) -> Encoded:
-    """At most `TEST_IMAGES` at random, for the many variants."""
+def sample(encoded: Encoded) -> Encoded:
+    """At most `TEST_IMAGES` images, chosen at random."""
     chosen = np.random.default_rng(0).permutation(len(encoded.z0))[:TEST_IMAGES]
     return Encoded([], [], encoded.z0[chosen], encoded.digests[chosen], encoded.keys[chosen])
 

@@ -1,8 +1,9 @@
-"""How small may LFDN be? The default's design with smaller networks and fewer epochs, against the paper's size.
+"""How small can LFDN be? The default score with smaller networks and fewer epochs, beside the paper's size.
 
     python benchmarks/fast.py --data ../shared/data --output docs/fast.json
 
-CIFAR-10 train as ID, matched protocol, up to 2,000 random test images a set. What preset `fast` was chosen by.
+CIFAR-10 train as ID, matched protocol, at most 2,000 random test images of each dataset. Preset `fast` was chosen by
+these numbers.
 """
 
 import json
@@ -43,7 +44,7 @@ VARIANTS: tuple[dict[str, int], ...] = (
 
 def main(
     data: Annotated[Path, typer.Option(help="Folder with the tars of shared/data.")],
-    output: Annotated[Path, typer.Option(help="JSON file to write; the Markdown lies beside it.")],
+    output: Annotated[Path, typer.Option(help="JSON file to write, with a Markdown table beside it.")],
     store: Path | None = None,
 ) -> None:
     channels, training, encoded = matched_features(data, store, TEST_IMAGES)
@@ -53,9 +54,9 @@ def main(
         start = time.perf_counter()
         detector.fit_features(training.z0, channels, digests=training.digests)
         seconds = time.perf_counter() - start
-        auroc = aurocs({name: detector.score_features(one.z0, one.digests) for name, one in encoded.items()})
+        auroc = aurocs({name: detector.score_features(images.z0, images.digests) for name, images in encoded.items()})
         network = LFDN(sum(channels), variant["width"], variant["blocks"])
-        parameters = sum(one.numel() for one in network.parameters())
+        parameters = sum(parameter.numel() for parameter in network.parameters())
         means = {
             "chosen_on": float(np.mean([auroc[name] for name in CHOSEN_ON])),
             "average": float(np.mean(list(auroc.values()))),
@@ -72,7 +73,7 @@ def main(
 
 
 def markdown(content: dict[str, Any]) -> str:
-    """The table."""
+    """The table in Markdown."""
     rows = content["rows"]
     names = list(rows[0]["auroc"])
     lines = [

@@ -2,9 +2,9 @@
 
     python benchmarks/fuzz.py --model MODEL --output docs/fuzz.json
 
-Images of every format that is read, made here from one photograph, are damaged at random: bytes changed, cut out,
-doubled or the end lost. Each goes through the image loader; then damaged images, and damaged forms and JSON around
-them, go to a running service. A bounded run; the seed says which.
+A photograph in every supported format is damaged at random: bytes are changed, removed or repeated, or the end is cut
+off. The damaged images go through the image loader; then damaged images, and images in damaged forms and JSON, go to a
+running service. The number of cases is fixed, and the seed determines them.
 """
 
 import asyncio
@@ -31,9 +31,9 @@ from serving import Connection, encoded, resident, serving
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP", "AVIF")
 HEADERS = {"content-type": "multipart/form-data; boundary=b"}
 SLOW = 20.0
-"""Seconds after which a case counts as hanging."""
+"""Seconds after which a case is considered to hang."""
 WARM = 0.2
-"""Share of the cases after which memory is measured first: caches and pools are full by then."""
+"""Share of the cases before memory is first measured, when caches and pools are full."""
 
 
 def main(
@@ -59,7 +59,7 @@ def main(
 
 
 def samples() -> dict[str, bytes]:
-    """One small photograph in every format."""
+    """A small photograph in every format."""
     photograph = Image.fromarray(load_sample_images().images[0]).resize((96, 64))
     found = {}
     for name in FORMATS:
@@ -137,7 +137,7 @@ async def fuzz_service(model: Path, originals: dict[str, bytes], cases: int, rng
         connection.close()
         end = resident(service.process.pid)
         service.terminate()
-        exit_status, said = service.end()
+        exit_status, messages = service.end()
     return {
         "cases": cases,
         "statuses": dict(statuses),
@@ -145,12 +145,12 @@ async def fuzz_service(model: Path, originals: dict[str, bytes], cases: int, rng
         "slowest_seconds": slowest,
         "memory_bytes": {"warm": warm, "end": end},
         "exit_status": exit_status,
-        "said": said,
+        "said": messages,
     }
 
 
 def body(originals: dict[str, bytes], rng: random.Random) -> bytes:
-    """A request that is well-formed HTTP, and beyond that anything."""
+    """A request of well-formed HTTP with any content."""
     name = rng.choice(sorted(originals))
     image = damaged(originals[name], rng) if rng.random() < 0.8 else originals[name]
     match rng.randrange(5):

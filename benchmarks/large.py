@@ -1,9 +1,9 @@
-"""Fitting to features that do not fit in memory: time and memory.
+"""Time and memory of a fit to features that do not fit in memory.
 
     python benchmarks/large.py --work /tmp/large --gigabytes 30 --output docs/large.json
 
-Writes features, memory-maps them, and fits `Detector` to them for one epoch; memory is what the process holds itself
-(anonymous pages), without the pages of the file that the system keeps as long as it has room for them.
+Writes features, memory-maps them, and fits `Detector` to them for one epoch. Memory is that of the process itself
+(anonymous pages), without the pages of the file that the system caches while it has room.
 """
 
 import json
@@ -27,7 +27,7 @@ CHUNK = 100_000
 
 
 def main(
-    work: Annotated[Path, typer.Option(help="Folder for the features; they are deleted at the end.")],
+    work: Annotated[Path, typer.Option(help="Folder for the features, which are deleted at the end.")],
     output: Annotated[Path, typer.Option(help="JSON file to write.")],
     gigabytes: float = 30.0,
 ) -> None:
@@ -62,7 +62,7 @@ def main(
 
 
 def written(path: Path, rows: int) -> NDArray[np.float32]:
-    """Features that are correlated, as an encoder's are, memory-mapped to be read."""
+    """Memory-mapped features, correlated as those of an encoder are."""
     random = np.random.default_rng(0)
     mixing = random.standard_normal((64, COLUMNS), dtype=np.float32)
     few = np.tanh(random.standard_normal((CHUNK, 64), dtype=np.float32)) @ mixing
@@ -78,7 +78,7 @@ def written(path: Path, rows: int) -> NDArray[np.float32]:
 
 
 class PeakMemory:
-    """Watches what this process holds in anonymous memory, ten times a second."""
+    """The peak of this process's anonymous memory, sampled ten times a second."""
 
     most = 0
 
@@ -97,8 +97,9 @@ class PeakMemory:
 
     @staticmethod
     def now() -> int:
-        """In bytes."""
-        (line,) = (one for one in Path("/proc/self/status").read_text().splitlines() if one.startswith("RssAnon"))
+        """Anonymous memory, in bytes."""
+        lines = Path("/proc/self/status").read_text().splitlines()
+        line = next(line for line in lines if line.startswith("RssAnon"))
         return int(line.split()[1]) * 1024
 
 

@@ -1,10 +1,10 @@
-"""Whether two versions of dlsr score the same images alike: every score, fitted and applied to real images.
+"""Do two versions of dlsr give real images the same scores? Every score is fitted and applied.
 
-    python benchmarks/parity.py write before.json --data ../shared/data   # with the one version
+    python benchmarks/parity.py write before.json --data ../shared/data   # with one version
     python benchmarks/parity.py compare before.json --data ../shared/data  # with the other
 
 The first fits each score to 1,000 images of CIFAR-10 and scores 200 others. The second does the same, prints the
-greatest difference of each score, and ends with status 1 if one is not below 1e-6.
+greatest difference of each score, and ends with status 1 if a difference is 1e-6 or more.
 """
 
 import argparse

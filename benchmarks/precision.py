@@ -1,8 +1,9 @@
-"""Does training in bfloat16 cost detection? The presets `default` and `paper` trained in both precisions.
+"""Does training in bfloat16 make detection worse? The presets `default` and `paper`, trained in both precisions.
 
     python benchmarks/precision.py --data ../shared/data --output docs/precision.json
 
-CIFAR-10 train as ID, matched protocol, up to 2,000 random test images a set; `paper` for fewer epochs than its own.
+CIFAR-10 train as ID, matched protocol, at most 2,000 random test images of each dataset; `paper` is trained for fewer
+epochs than by default.
 """
 
 import sys
@@ -26,8 +27,8 @@ TEST_IMAGES = 2000
 
 def main(
     data: Annotated[Path, typer.Option(help="Folder with the tars of shared/data.")],
-    output: Annotated[Path, typer.Option(help="JSON file to write; the Markdown lies beside it.")],
-    paper_epochs: Annotated[int, typer.Option(help="Epochs for the preset paper.")] = 2,
+    output: Annotated[Path, typer.Option(help="JSON file to write, with a Markdown table beside it.")],
+    paper_epochs: Annotated[int, typer.Option(help="Epochs of the preset paper.")] = 2,
     seeds: int = 2,
     store: Path | None = None,
 ) -> None:
@@ -52,11 +53,11 @@ def main(
                 scorer = fitted_scorer(fit_data)
                 seconds.append(time.perf_counter() - start)
                 scores = {
-                    name: score_features(scorer, torch.from_numpy(one.z0), one.digests, seed)[0].double().numpy()
-                    for name, one in encoded.items()
+                    name: score_features(scorer, torch.from_numpy(images.z0), images.digests, seed)[0].double().numpy()
+                    for name, images in encoded.items()
                 }
                 found.append(aurocs(scores))
-            auroc = {name: float(np.mean([one[name] for one in found])) for name in found[0]}
+            auroc = {name: float(np.mean([by_name[name] for by_name in found])) for name in found[0]}
             rows.append(
                 {
                     "preset": preset,
@@ -79,7 +80,7 @@ def main(
 
 
 def markdown(content: dict[str, Any]) -> str:
-    """The table."""
+    """The table in Markdown."""
     names = list(content["rows"][0]["auroc"])
     lines = [
         f"`{content['command']}`",

@@ -1,9 +1,9 @@
-"""Detection quality on the real sets of shared/data: CIFAR-10 against SVHN crops, DTD, MNIST and Tiny-ImageNet.
+"""Detection quality on real datasets: CIFAR-10 against SVHN crops, DTD, MNIST and Tiny-ImageNet.
 
     python benchmarks/quality.py --data ../shared/data --output docs/quality.json
 
-Every image is encoded once and its features kept in the feature store, so a second run is quick. Writes a JSON
-with all numbers, and a Markdown table beside it. Images are drawn at random with a seed, never the first ones.
+Features are kept in the feature store, so a second run encodes nothing. Writes a JSON file with all numbers, and a
+Markdown table beside it. If the number of images is limited, they are chosen at random, with a fixed seed.
 """
 
 import json
@@ -18,7 +18,7 @@ import typer
 from numpy.typing import NDArray
 from PIL import Image
 
-from dlsr import Detector, evaluate_scores
+from dlsr import SCORES, Detector, evaluate_scores
 from dlsr.artifact import installed_versions
 from dlsr.bench.datasets import CIFAR_LIKE, tiny_imagenet_classes, without_cifar_like
 from dlsr.cli.console import progress_bars
@@ -32,27 +32,27 @@ from dlsr.scorers.base import FitData, Scorer, new_scorer
 from dlsr.training.loop import OnEpoch, Trainer
 
 CHOSEN_ON = ("SVHN crops", "DTD")
-"""The default's design was chosen on these OOD sets; the others were left alone."""
+"""The default score was designed on these OOD datasets; the others were not looked at before."""
 
 PROTOCOLS: dict[str, Transform | None] = {
     "matched": protocol_transform("matched"),
     "native": None,
-    # What the table of issue 2 was measured with: size is matched, JPEG compression is not.
+    # Size is matched, JPEG compression is not.
     "resized": Transform(
         f"resized-{MATCHED_SIZE}",
         lambda image: image.resize((MATCHED_SIZE, MATCHED_SIZE), Image.Resampling.BICUBIC),
     ),
 }
 
-Sets = dict[str, ImageDataset]
+Datasets = dict[str, ImageDataset]
 
 
-def real_sets(data: Path, limit: int | None) -> tuple[ImageDataset, Sets]:
-    """CIFAR-10 train, and `CIFAR-10 test` with the OOD sets."""
+def real_datasets(data: Path, limit: int | None) -> tuple[ImageDataset, Datasets]:
+    """CIFAR-10 train, and `CIFAR-10 test` with the OOD datasets."""
     cifar = open_images(data / "cifar10.tar")
     tiny = open_images(data / "tiny_imagenet_val.tar")
     classes = tiny_imagenet_classes(data / "tiny_imagenet_val.tar", tiny)
-    sets = {
+    datasets = {
         "CIFAR-10 test": matching(cifar, "/test/"),
         "SVHN crops": open_images(data / "svhn_crops.tar"),
         "DTD": open_images(data / "dtd_5classes.tar"),
@@ -60,7 +60,7 @@ def real_sets(data: Path, limit: int | None) -> tuple[ImageDataset, Sets]:
         "Tiny-ImageNet": without_cifar_like(tiny, classes)[0],
         "Tiny-ImageNet, all": tiny,
     }
-    return matching(cifar, "/train/").sample(limit), {name: one.sample(limit) for name, one in sets.items()}
+    return matching(cifar, "/train/").sample(limit), {name: images.sample(limit) for name, images in datasets.items()}
 
 
 def matching(images: ImageDataset, part: str) -> ImageDataset:
@@ -70,19 +70,19 @@ def matching(images: ImageDataset, part: str) -> ImageDataset:
 def matched_features(
     data: Path, store: Path | None, test_limit: int
 ) -> tuple[tuple[int, ...], Encoded, dict[str, Encoded]]:
-    """The layers' dimensions, features of CIFAR-10 train, and of at most so many images of the others, matched."""
-    train, sets = real_sets(data, None)
+    """Channels, features of CIFAR-10 train, and of at most `test_limit` images of each other dataset, matched."""
+    train, datasets = real_datasets(data, None)
     extractor = Detector(store=store or default_store_root()).prepare_extractor()
     with progress_bars(quiet=False) as bars:
         channels = extractor.encoder.channels
         training = extractor.encode(train, progress=bars.images("CIFAR-10 train", len(train)))
         encoded = {
             name: extractor.encode(
-                one.sample(test_limit),
+                images.sample(test_limit),
                 transform=PROTOCOLS["matched"],
-                progress=bars.images(name, min(test_limit, len(one))),
+                progress=bars.images(name, min(test_limit, len(images))),
             )
-            for name, one in sets.items()
+            for name, images in datasets.items()
             if name != "Tiny-ImageNet, all"
         }
     return channels, training, encoded
@@ -96,34 +96,42 @@ def fitted_scorer(data: FitData, on_epoch: OnEpoch | None = None) -> Scorer:
 
 
 def aurocs(scores: dict[str, NDArray[np.float64]]) -> dict[str, float]:
-    """AUROC of each OOD set against CIFAR-10 test."""
+    """AUROC of each OOD dataset against CIFAR-10 test."""
     inside = scores["CIFAR-10 test"]
-    return {name: evaluate_scores(inside, one).auroc for name, one in scores.items() if name != "CIFAR-10 test"}
+    return {name: evaluate_scores(inside, outside).auroc for name, outside in scores.items() if outside is not inside}
 
 
-def rows(detector: Detector, encoded: dict[str, Encoded], scores: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    """AUROC and the rest for each of the scores that one trained network serves."""
-    for score in scores:
+def metrics_of(detector: Detector, encoded: dict[str, Encoded]) -> Iterator[tuple[str, Any]]:
+    """Metrics on each OOD dataset, for the detector's score and the other scores of its network."""
+    own = detector.settings_.score
+    network = SCORES[own].network
+    for score in [name for name, scorer in SCORES.items() if name == own or (network and scorer.network == network)]:
         other = detector.with_settings(score=score)
-        by_set = {name: other.score_features(one.z0, one.digests) for name, one in encoded.items()}
-        inside = by_set.pop("CIFAR-10 test")
-        yield score, {name: evaluate_scores(inside, outside) for name, outside in by_set.items()}
+        by_dataset = {name: other.score_features(images.z0, images.digests) for name, images in encoded.items()}
+        inside = by_dataset.pop("CIFAR-10 test")
+        yield score, {name: evaluate_scores(inside, outside) for name, outside in by_dataset.items()}
 
 
 def main(
     data: Annotated[Path, typer.Option(help="Folder with the tars of shared/data.")],
-    output: Annotated[Path, typer.Option(help="JSON file to write; the Markdown lies beside it.")],
+    output: Annotated[Path, typer.Option(help="JSON file to write, with a Markdown table beside it.")],
     encoder: str = "efficientnet_lite0",
-    detectors: Annotated[str, typer.Option(help="Of default, mahalanobis, knn, paper.")] = "default,mahalanobis,knn",
+    detectors: Annotated[
+        str, typer.Option(help="Names among default, mahalanobis, knn and paper, separated by commas.")
+    ] = "default,mahalanobis,knn",
     seeds: int = 3,
-    paper_epochs: Annotated[int, typer.Option(help="Epochs for the preset paper.")] = 2,
-    limit: Annotated[int | None, typer.Option(help="At most so many images a set, at random.")] = None,
-    test_limit: Annotated[int | None, typer.Option(help="At most so many test images a set, at random.")] = None,
+    paper_epochs: Annotated[int, typer.Option(help="Epochs of the preset paper.")] = 2,
+    limit: Annotated[
+        int | None, typer.Option(help="At most this many images of each dataset, chosen at random.")
+    ] = None,
+    test_limit: Annotated[
+        int | None, typer.Option(help="At most this many test images of each dataset, chosen at random.")
+    ] = None,
     store: Path | None = None,
     protocols: str = "matched,native,resized",
 ) -> None:
-    train, sets = real_sets(data, limit)
-    sets = {name: one.sample(test_limit) for name, one in sets.items()}
+    train, datasets = real_datasets(data, limit)
+    datasets = {name: images.sample(test_limit) for name, images in datasets.items()}
     extractor = Detector(encoder, store=store or default_store_root()).prepare_extractor()
     reports: list[dict[str, Any]] = []
     with progress_bars(quiet=False) as bars:
@@ -132,11 +140,11 @@ def main(
         encoded = {
             protocol: {
                 name: extractor.encode(
-                    one,
+                    images,
                     transform=transform,
-                    progress=bars.images(f"{name}, {protocol}", len(one)),
+                    progress=bars.images(f"{name}, {protocol}", len(images)),
                 )
-                for name, one in sets.items()
+                for name, images in datasets.items()
             }
             for protocol, transform in PROTOCOLS.items()
             if protocol in protocols.split(",")
@@ -155,12 +163,11 @@ def main(
             detector.fit_features(training.z0, channels, digests=training.digests)
             seconds.append(time.perf_counter() - start)
             print(f"{kind}, seed {seed}: fitted in {seconds[-1]:.0f} s", file=sys.stderr, flush=True)
-            own = ("mfsim", "mse", "lr") if kind == "paper" else (detector.settings_.score,)
             for protocol, features in encoded.items():
-                for score, metrics in rows(detector, features, own):
+                for score, metrics in metrics_of(detector, features):
                     found.setdefault((protocol, score), []).append(metrics)
         for (protocol, score), runs in found.items():
-            by_set = {name: mean_and_std([run[name] for run in runs]) for name in runs[0]}
+            by_dataset = {name: mean_and_std([run[name] for run in runs]) for name in runs[0]}
             reports.append(
                 {
                     "detector": kind,
@@ -169,16 +176,16 @@ def main(
                     "seeds": len(runs),
                     "epochs": len(detector.fit_summary_.log),
                     "fit_seconds": seconds,
-                    "sets": {name: {"mean": mean, "std": std} for name, (mean, std) in by_set.items()},
+                    "sets": {name: {"mean": mean, "std": std} for name, (mean, std) in by_dataset.items()},
                 }
             )
-            average = np.mean([by_set[name][0]["auroc"] for name in by_set if name != "Tiny-ImageNet, all"])
+            average = np.mean([by_dataset[name][0]["auroc"] for name in by_dataset if name != "Tiny-ImageNet, all"])
             reports[-1]["average_auroc"] = float(average)
     content = {
         "command": "python benchmarks/quality.py " + " ".join(sys.argv[1:]),
         "encoder": encoder,
         "training_images": len(training.z0),
-        "images": {name: len(one) for name, one in sets.items()},
+        "images": {name: len(images) for name, images in datasets.items()},
         "cifar_like_classes_removed": CIFAR_LIKE,
         "chosen_on": CHOSEN_ON,
         "versions": installed_versions(),

@@ -2,10 +2,10 @@
 
     python benchmarks/scale.py --data ../shared/data --work /tmp/scale --output docs/scale.json
 
-60,000 CIFAR-10 images as WebDataset shards and as Parquet, scored by `dlsr score` in one process and by
-`dlsr score --engine ray`. For scaling, runs of 20,000 follow one another, with as many cores as workers (`taskset`).
-Then what each stage takes on one core: reading, decoding, encoding, restoring and scoring. What is finished is kept
-in `--work`.
+60,000 CIFAR-10 images, as WebDataset shards and as Parquet, are scored by `dlsr score` in one process and by
+`dlsr score --engine ray`. Scaling is measured in successive runs of 20,000 images with as many cores as workers
+(`taskset`). Then each stage is timed on one core: reading, decoding, encoding, restoring and scoring. Finished
+measurements are kept in `--work`.
 """
 
 import io
@@ -48,10 +48,12 @@ STAGE_IMAGES = 1024
 
 def main(
     data: Annotated[Path, typer.Option(help="Folder with cifar10.tar and dtd_5classes.tar.")],
-    work: Annotated[Path, typer.Option(help="Folder for sources, the model and results; what is finished is kept.")],
+    work: Annotated[
+        Path, typer.Option(help="Folder for sources, the model and results; finished measurements are kept.")
+    ],
     output: Annotated[Path, typer.Option(help="JSON file to write.")],
-    images: Annotated[int, typer.Option(help="To score.")] = 60_000,
-    compared: Annotated[int, typer.Option(help="Of them, in the runs that are compared.")] = 20_000,
+    images: Annotated[int, typer.Option(help="Images to score.")] = 60_000,
+    compared: Annotated[int, typer.Option(help="Images in the runs that are compared.")] = 20_000,
 ) -> None:
     everything = open_images(data / "cifar10.tar")
     sources = written_sources(everything, work, images, compared)
@@ -97,7 +99,7 @@ def main(
 
 
 def kept(path: Path, measure: Any) -> dict[str, Any]:
-    """What was measured, by an earlier run or now."""
+    """The measurement of an earlier run, or a new one."""
     if not path.exists():
         write_json(path, measure())
     found: dict[str, Any] = json.loads(path.read_text())
@@ -105,7 +107,7 @@ def kept(path: Path, measure: Any) -> dict[str, Any]:
 
 
 def written_sources(everything: ImageDataset, work: Path, images: int, part: int) -> dict[str, Path]:
-    """Tar shards and Parquet files of all images, and of some."""
+    """Tar shards and Parquet files of all images, and of a part of them."""
     folders = {name: work / name for name in ("tar", "parquet", "tar-part", "parquet-part")}
     if all(folder.exists() for folder in folders.values()):
         return folders
@@ -151,7 +153,7 @@ def one_process(model: Path, shards: Path, output: Path) -> dict[str, Any]:
 
 
 def on_ray(model: Path, source: Path, output: Path, workers: int, cores: int) -> dict[str, Any]:
-    """`dlsr score --engine ray`; the steady rate leaves out the start and each worker's first part."""
+    """`dlsr score --engine ray`. The steady rate excludes the start and each worker's first part."""
     shutil.rmtree(output, ignore_errors=True)
     arguments = [
         "score",
@@ -181,7 +183,7 @@ def on_ray(model: Path, source: Path, output: Path, workers: int, cores: int) ->
 
 
 class NoWork:
-    """Does nothing with a part, at once."""
+    """A worker that returns at once."""
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
         parts = [Part.from_json(str(text)) for text in batch["part"]]
@@ -190,7 +192,7 @@ class NoWork:
 
 
 def handing_out() -> dict[str, float]:
-    """Parts per second that Ray Data hands out and takes back: what a driver can do."""
+    """Parts per second that the driver hands out and takes back through Ray Data."""
     ray = import_module("ray")
     import_module("ray.data")
     rates = {}
@@ -205,7 +207,7 @@ def handing_out() -> dict[str, float]:
 
 
 def timed(arguments: list[str], cores: int) -> dict[str, Any]:
-    """Run dlsr on so many cores: seconds, and how many cores of the whole machine were busy."""
+    """Run dlsr on a number of cores: seconds, and the mean number of busy cores of the whole machine."""
     command = ["taskset", "--cpu-list", f"0-{cores - 1}", sys.executable, "-m", "dlsr", *arguments, "--quiet"]
     start, busy = time.perf_counter(), busy_seconds()
     subprocess.run(command, check=True)
@@ -214,22 +216,26 @@ def timed(arguments: list[str], cores: int) -> dict[str, Any]:
 
 
 def busy_seconds() -> float:
-    """Processor seconds that the machine has worked since it started."""
+    """Busy processor seconds of the machine since it started."""
     user, nice, system, _, _, irq, softirq, *_ = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:])
     return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
 def scores_in(path: Path) -> dict[str, tuple[float, bool]]:
-    """Scores and verdicts by name. Fails if a name is there twice."""
+    """Scores and verdicts by name.
+
+    Raises:
+        RuntimeError: if a name occurs twice.
+    """
     rows = ds.dataset(path).to_table(columns=["path", "score", "is_ood"]).to_pylist()
     found = {row["path"].rsplit("/", 1)[-1]: (row["score"], row["is_ood"]) for row in rows}
     if len(found) != len(rows):
-        raise RuntimeError(f"{len(rows) - len(found)} images of '{path}' are there twice")
+        raise RuntimeError(f"{len(rows) - len(found)} images of '{path}' occur twice")
     return found
 
 
 def agreement(one: dict[str, tuple[float, bool]], other: dict[str, tuple[float, bool]]) -> dict[str, Any]:
-    """How far two runs are apart."""
+    """The differences between two runs."""
     common = sorted(one.keys() & other.keys())
     return {
         "images": len(common),
@@ -240,7 +246,7 @@ def agreement(one: dict[str, tuple[float, bool]], other: dict[str, tuple[float, 
 
 
 def stages(model: Path, everything: ImageDataset) -> dict[str, Any]:
-    """Milliseconds an image takes in each stage, on one core, and bytes to read."""
+    """Milliseconds per image in each stage, on one core, and kilobytes to read."""
     images = everything.sample(STAGE_IMAGES)
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)

@@ -2,9 +2,9 @@
 
     python benchmarks/serve.py --model MODEL --images ../shared/data/cifar10.tar --output docs/serve.json
 
-First in turns, so that the machine's other work hits both: the detector on N images, as `dlsr score` runs it, and the
-service asked for the same images over loopback by a client on the same machine. Then 2,000 requests, 64 at once, one in
-five malformed; a new model is put into the directory in the middle, and SIGTERM is sent at the end.
+First the detector, as `dlsr score` runs it, and the service score the same images in turns, so that other load of the
+machine affects both; the service's client is on the same machine. Then come 2,000 requests, 64 at a time, every fifth
+malformed. In the middle a new model is written to the directory, and at the end SIGTERM is sent.
 """
 
 import asyncio
@@ -41,9 +41,9 @@ def main(
     model: Annotated[Path, typer.Option(help="Model directory; it is copied.")],
     images: Annotated[Path, typer.Option(help="Folder or tar.")],
     output: Annotated[Path, typer.Option(help="JSON file to write.")],
-    count: Annotated[int, typer.Option(help="Images in a round.")] = 2048,
+    count: Annotated[int, typer.Option(help="Images in each round.")] = 2048,
     rounds: int = 3,
-    requests: Annotated[int, typer.Option(help="For the second part.")] = 2000,
+    requests: Annotated[int, typer.Option(help="Requests of the second part.")] = 2000,
 ) -> None:
     chosen = open_images(images).sample(count)
     contents = [(item.name, bytes(item.read())) for item in chosen.items]  # type: ignore[call-overload]
@@ -66,7 +66,7 @@ def main(
 def measure_throughput(
     model: Path, chosen: ImageDataset, contents: list[tuple[str, bytes]], rounds: int
 ) -> dict[str, Any]:
-    """Images per second of both, for requests of 1, 8 and 64 images."""
+    """Images per second of the detector and of the service, with 1, 8 and 64 images in a request."""
     detector = Detector.load(model)
     list(detector.results(chosen.subset(range(64))))
     scored: list[float] = []
@@ -77,11 +77,11 @@ def measure_throughput(
                 start = time.perf_counter()
                 list(detector.results(chosen))
                 scored.append(len(chosen) / (time.perf_counter() - start))
-                asked = [
-                    encoded(files=[("images", one) for one in contents[i : i + size]])
+                sent = [
+                    encoded(files=[("images", content) for content in contents[i : i + size]])
                     for i in range(0, len(contents), size)
                 ]
-                done = asyncio.run(load(service.url, asked, min(CONCURRENCY, 512 // size)))
+                done = asyncio.run(load(service.url, sent, min(CONCURRENCY, 512 // size)))
                 assert not done.unanswered
                 assert all(status == 200 for _, status, _ in done.answers)
                 rates.append(len(chosen) / done.seconds)
@@ -94,7 +94,7 @@ def measure_throughput(
 
 
 def measure_load(model: Path, chosen: ImageDataset, contents: list[tuple[str, bytes]], requests: int) -> dict[str, Any]:
-    """Every answer compared with what `Detector.results`, behind `dlsr score`, says by the model that answered."""
+    """Compare every answer with the result of the detector whose model answered."""
     detector = Detector.load(model)
     expected: dict[float, dict[str, Any]] = {}
     rate = detector.false_alarm_rate
@@ -107,7 +107,7 @@ def measure_load(model: Path, chosen: ImageDataset, contents: list[tuple[str, by
         if i % 5 == 4:
             return encoded(**MALFORMED[i // 5 % len(MALFORMED)])
         start = 3 * i % (len(contents) - 3)
-        return encoded(files=[("images", one) for one in contents[start : start + 1 + i % 3]])
+        return encoded(files=[("images", content) for content in contents[start : start + 1 + i % 3]])
 
     with serving(model, "--drain", "3") as service:
 
@@ -119,18 +119,18 @@ def measure_load(model: Path, chosen: ImageDataset, contents: list[tuple[str, by
                 if httpx.get(f"{service.url}/v1/model").json()["false_alarm_rate"] == rate / 2:
                     return
                 time.sleep(0.2)
-            raise TimeoutError("the new model was not taken up")
+            raise TimeoutError("the new model was not loaded")
 
         before = resident(service.process.pid)
         at = {requests // 4: reload, requests * 9 // 10: service.terminate}
         done = asyncio.run(load(service.url, (request(i) for i in range(requests)), CONCURRENCY, at=at))
         after = resident(service.process.pid) if service.process.poll() is None else None
-        status, said = service.end()
+        status, messages = service.end()
     return judged(done, expected) | {
         "requests": requests,
         "sent": len(done.answers) + len(done.unanswered),
         "exit_status": status,
-        "said": said,
+        "said": messages,
         "server_memory_bytes": {"before": before, "after": after},
         "seconds": done.seconds,
         "client_peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -143,16 +143,16 @@ def judged(done: Load, expected: dict[float, dict[str, Any]]) -> dict[str, Any]:
     models: Counter[str] = Counter()
     for index, status, answer in done.answers:
         if status != 200:
-            # A malformed request is refused; a good one only by a full queue or a closing service.
+            # Malformed requests are refused; others only if the queue is full or the service closes.
             wrong += index % 5 != 4 and status not in (429, 503)
             continue
         wrong += index % 5 == 4
         models[answer["model"]] += 1
-        for one in answer["images"]:
-            row = expected[answer["false_alarm_rate"]][one["name"]]
-            difference = abs(one["score"] - row.score)
+        for image in answer["images"]:
+            result = expected[answer["false_alarm_rate"]][image["name"]]
+            difference = abs(image["score"] - result.score)
             largest = max(largest, difference)
-            wrong += difference > 1e-5 or (one["p_value"], one["is_ood"]) != (row.p_value, row.is_ood)
+            wrong += difference > 1e-5 or (image["p_value"], image["is_ood"]) != (result.p_value, result.is_ood)
     return {
         "statuses": {str(status): n for status, n in Counter(status for _, status, _ in done.answers).items()},
         "unanswered": done.unanswered,

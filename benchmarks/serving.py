@@ -1,4 +1,4 @@
-"""A service in a process of its own, and a client with many requests at once."""
+"""A service in its own process, and a client that sends many requests at once."""
 
 import asyncio
 import json
@@ -27,14 +27,14 @@ class Serving:
         self.process.send_signal(signal.SIGTERM)
 
     def end(self, timeout: float = 30) -> tuple[int, str]:
-        """Its exit status and what it said, once it ends."""
-        _, said = self.process.communicate(timeout=timeout)
-        return self.process.returncode, said
+        """Wait for its end: the exit status and its messages."""
+        _, messages = self.process.communicate(timeout=timeout)
+        return self.process.returncode, messages
 
 
 @contextmanager
 def serving(model: Path, *options: str) -> Iterator[Serving]:
-    """`dlsr serve` on any free port, ended at the end if it runs still."""
+    """`dlsr serve` on a free port; killed at the end if it is still running."""
     command = [sys.executable, "-m", "dlsr", "serve", str(model), "--port", "0", *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
     try:
@@ -52,19 +52,19 @@ def serving(model: Path, *options: str) -> Iterator[Serving]:
 
 @dataclass
 class Load:
-    """What came of many requests."""
+    """The answers to many requests."""
 
     answers: list[tuple[int, int, Any]] = field(default_factory=list)
-    """Index of the request, status, and body."""
+    """Index of the request, status and body."""
     unanswered: list[tuple[int, str]] = field(default_factory=list)
-    """Requests without an answer, and why."""
+    """Index of each request without an answer, and the reason."""
     seconds: float = 0.0
 
 
 def encoded(**request: Any) -> bytes:
-    """A request to `/v1/score` as it goes over the wire; arguments as for `httpx.post`.
+    """The bytes of a request to `/v1/score`; arguments as for `httpx.post`.
 
-    Made before the clock runs, for a client takes longer to make it than the service to read it.
+    To be called before the clock starts, since encoding a request takes longer than reading it.
     """
     made = httpx.Request("POST", "http://service/v1/score", **request)
     head = [f"POST {made.url.path} HTTP/1.1", *(f"{name}: {value}" for name, value in made.headers.items())]
@@ -72,7 +72,7 @@ def encoded(**request: Any) -> bytes:
 
 
 class Connection:
-    """One client's connection, opened anew when the service closes it. No more of HTTP than this service speaks."""
+    """A client's connection, reopened when the service closes it. Supports only the HTTP that dlsr serve uses."""
 
     def __init__(self, url: str) -> None:
         host, _, port = url.removeprefix("http://").rpartition(":")
@@ -80,7 +80,7 @@ class Connection:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(self, request: bytes) -> tuple[int, bytes]:
-        """The status and body of the answer."""
+        """Send a request: the status and body of the answer."""
         reader, writer = self._streams or await asyncio.open_connection(*self._address)
         self._streams = reader, writer
         writer.write(request)
@@ -105,13 +105,13 @@ async def load(
     at: Mapping[int, Callable[[], None]] | None = None,
     timeout: float = 60,
 ) -> Load:
-    """Send requests, so many at once, until all are sent or the service says that it closes.
+    """Send requests, `concurrency` at a time, until all are sent or the service closes.
 
     Args:
         url: of the service.
-        requests: as `encoded` makes them.
-        concurrency: clients that send one after the other.
-        at: functions to call when so many requests have been answered.
+        requests: from `encoded`.
+        concurrency: number of clients.
+        at: functions to call, by the number of answers after which they are called.
         timeout: seconds to wait for an answer.
     """
     done, waiting, actions = Load(), iter(enumerate(requests)), dict(at or {})
