@@ -65,7 +65,7 @@ def choose_examples(images: ImageDataset, encoded: Encoded, count: int, seed: in
     """Choose at most `count` readable images at random.
 
     Raises:
-        ImageError: if one has become unreadable since it was encoded.
+        ImageError: if a chosen image has become unreadable since it was encoded.
     """
     readable = np.flatnonzero(encoded.readable)
     positions = np.random.default_rng(seed).permutation(len(readable))[:count]

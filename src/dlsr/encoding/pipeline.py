@@ -27,7 +27,7 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Encoded:
-    """Images in order, with the features of the readable ones."""
+    """Images in order, with the features of those that could be read."""
 
     names: list[str]
     errors: list[str | None]
