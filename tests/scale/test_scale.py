@@ -258,7 +258,7 @@ def test_a_folder_with_another_run_is_refused(tmp_path):
 
 def on_ray(test):
     """Mark a test that uses the cluster."""
-    return pytest.mark.slow(pytest.mark.xdist_group("ray")(pytest.mark.usefixtures("cluster")(test)))
+    return pytest.mark.slow(pytest.mark.usefixtures("cluster")(test))
 
 
 @pytest.fixture(scope="module")

@@ -209,8 +209,14 @@ def test_the_page_in_a_browser(url, fitted, image_folder, odd_folder, tmp_path):
         assert ood(smallest) < ood(0.5)
         page.screenshot(path=tmp_path / "page.png", full_page=True)
         narrow = browser.new_page(viewport={"width": 360, "height": 700}, color_scheme="dark")
+        held, released = [], []
+        narrow.route("**/v1/model", lambda route: route.continue_() if released else held.append(route))
         narrow.goto(url)
-        narrow.set_input_files("#files", [str(files[0])])
+        with narrow.expect_request("**/v1/model"):
+            narrow.set_input_files("#files", [str(files[0])])  # before the page has loaded the model
+        released.append(True)
+        for route in held:
+            route.continue_()
         expect(narrow.locator(".card")).to_have_count(1)
         assert narrow.evaluate("document.documentElement.scrollWidth") <= 360
         browser.close()

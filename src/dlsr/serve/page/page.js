@@ -190,7 +190,12 @@ function groups(files) {
 
 async function score(files) {
   select("#errors").textContent = "";
-  if (!model) return;
+  try {
+    if (!model) await loadModel();
+  } catch (error) {
+    select("#errors").textContent = error.message;
+    return;
+  }
   let done = 0;
   for (const group of groups(files)) {
     select("#summary").textContent = `Scoring ${done + 1} to ${done + group.length} of ${files.length} …`;
