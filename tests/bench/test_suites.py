@@ -61,6 +61,7 @@ def test_an_unknown_table_is_refused(root, tmp_path):
         run_table("table13", Where(root, {}), SETTINGS, tmp_path)
 
 
+@pytest.mark.slow
 def test_figures_are_drawn_from_fitted_networks(task, tmp_path, monkeypatch):
     small = {"width": 32, "blocks": 2}
     original = FigureRun.fit
