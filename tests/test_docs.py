@@ -5,6 +5,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from shared import patches
+import dlsr
+from conftest import patches
+from dlsr.config import TrainingSettings
+from preloaded import Preloaded
 
 ROOT = Path(__file__).parent.parent
 PAGES = [path.relative_to(ROOT) for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))]
@@ -21,7 +25,7 @@ NOT_RUN = re.compile(r"<!-- not run in tests: (.+) -->")
 
 
 def blocks(path):
-    """Language and text of each code block; None in place of the text of one that is not to be run, with a reason."""
+    """Language and text of each code block; the text is None if the block is marked as not run."""
     found, language, lines, before = [], None, [], ""
     for line in (ROOT / path).read_text().splitlines():
         if line.startswith("```"):
@@ -38,9 +42,46 @@ def blocks(path):
     return found
 
 
+def script_of(page):
+    """A shell script of all blocks of a page that are run."""
+    script = ["set -euo pipefail"]
+    for language, text in blocks(page):
+        if text is None or language == "text":
+            continue
+        if language == "ini":
+            parser = configparser.ConfigParser()
+            parser.optionxform = str
+            parser.read_string(text)
+            assert parser.sections()
+        elif language == "python":
+            script.append(f"python - <<'END_OF_PYTHON'\n{text}\nEND_OF_PYTHON")
+        else:
+            assert language == "sh", f"{page} has a block of '{language}', which no test runs"
+            script.append(text)
+    return with_free_ports("\n".join(script))
+
+
+def with_free_ports(script):
+    """The script with unused ports in place of those it names."""
+    for port in sorted(set(re.findall(r"--port (\d+)", script))):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            script = re.sub(rf"\b{port}\b", str(free.getsockname()[1]), script)
+    return script
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory, cache):
+    """Commands run in forks of a process that has imported PyTorch, and do not compete for cores with idle threads."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    preloaded = Preloaded(tmp_path_factory.mktemp("preloaded"), environment)
+    yield {**environment, "PATH": f"{preloaded.bin}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    preloaded.stop()
+
+
 @pytest.fixture
 def workplace(tmp_path, photographs):
-    """What the docs speak of: images to fit to, new ones, held-out ones, blurred ones, vectors."""
+    """The files that the docs use: images to fit to, new images, held-out images, blurred images, vectors."""
 
     def write(folder, images):
         (tmp_path / folder).mkdir()
@@ -58,27 +99,13 @@ def workplace(tmp_path, photographs):
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=str)
-def test_code_blocks_run(page, workplace):
-    script = ["set -euo pipefail"]
-    for language, text in blocks(page):
-        if text is None or language == "text":
-            continue
-        if language == "ini":
-            parser = configparser.ConfigParser()
-            parser.optionxform = str
-            parser.read_string(text)
-            assert parser.sections()
-        elif language == "python":
-            script.append(f"python - <<'END_OF_PYTHON'\n{text}\nEND_OF_PYTHON")
-        else:
-            assert language == "sh", f"{page} has a block of '{language}', which no test runs"
-            script.append(text)
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    with (workplace / "said").open("w") as said:
+def test_code_blocks_run(page, workplace, environment):
+    with (workplace / "output").open("w") as output:
         process = subprocess.Popen(
-            ["bash", "-x", "-c", "\n".join(script)], cwd=workplace, env=environment, start_new_session=True,
-            stdout=said, stderr=subprocess.STDOUT,
+            ["bash", "-x", "-c", script_of(page)], cwd=workplace, env=environment, start_new_session=True,
+            stdout=output, stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:
             status: int | str = process.wait(timeout=400)
@@ -87,20 +114,59 @@ def test_code_blocks_run(page, workplace):
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-    assert status == 0, (workplace / "said").read_text()[-4000:]
+    assert status == 0, (workplace / "output").read_text()[-4000:]
 
 
-def test_what_is_not_run_says_why():
+def test_blocks_that_are_not_run_say_why():
     reasons = [match[1] for page in PAGES for match in NOT_RUN.finditer((ROOT / page).read_text())]
     assert len(reasons) == sum(text is None for page in PAGES for _, text in blocks(page)) <= 4
     assert all(len(reason) > 20 for reason in reasons)
 
 
-def test_the_site_builds(tmp_path):
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+def table_of_scores():
+    yield "| `--score` | the score | presets, first if none is named | settings |"
+    yield "|---|---|---|---|"
+    for name, scorer in dlsr.SCORES.items():
+        fields = scorer.Settings.model_fields
+        is_trained = issubclass(scorer.Settings, TrainingSettings)
+        own = [f"`{field}`" for field in fields if not (is_trained and field in TrainingSettings.model_fields)]
+        settings = ", ".join([*own, *(["training"] if is_trained else [])]) or "none"
+        yield f"| `{name}` | {scorer.summary} | {', '.join(f'`{preset}`' for preset in scorer.presets)} | {settings} |"
+
+
+def table_of_settings():
+    meanings: dict[str, dict[str, list[str]]] = {}
+    for name, scorer in dlsr.SCORES.items():
+        for setting, field in scorer.Settings.model_fields.items():
+            meanings.setdefault(setting, {}).setdefault(field.description, []).append(f"`{name}`")
+    yield "| setting | meaning |"
+    yield "|---|---|"
+    for setting, scores in meanings.items():
+        texts = [text if len(scores) == 1 else f"{', '.join(names)}: {text}" for text, names in scores.items()]
+        yield f"| `{setting}` | {' '.join(texts)} |"
+
+
+@pytest.mark.parametrize("table", [table_of_scores, table_of_settings])
+def test_the_docs_list_every_score_and_setting(table):
+    expected = "\n".join(table())
+    assert f"\n\n{expected}\n\n" in (ROOT / "docs" / "choosing.md").read_text(), f"the table should be:\n{expected}"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stderr
-    page = (tmp_path / "site" / "api" / "index.html").read_text()
-    assert "false_alarm_rate" in page
-    # Nothing is loaded from elsewhere.
+    return folder
+
+
+def test_the_site_loads_nothing_from_elsewhere(site):
+    page = (site / "api" / "index.html").read_text()
     assert not re.search(r'<(?:script|img|link)[^>]+(?:src|href)="https?://[^"]*\.(?:js|css|woff2?|png)', page)
+
+
+def test_the_api_page_describes_every_public_name(site):
+    documented = set(re.findall(r'id="dlsr\.(?:errors\.)?([\w.]+)"', (site / "api" / "index.html").read_text()))
+    assert set(dlsr.__all__) <= documented
+    assert {f"Detector.{name}" for name in dir(dlsr.Detector) if not name.startswith("_")} <= documented
