@@ -84,6 +84,15 @@ def test_figures_are_drawn_from_fitted_networks(task, tmp_path, monkeypatch):
     assert [set(scores) for scores in numbers["table4"].values()] == [set(PAPER_SCORES)] * 3
 
 
+def test_figure_8_shows_the_scores_of_ddpm(task, tmp_path):
+    small = {"width": 4, "starts": 1, "steps": 2, "epochs": 1, "batch_size": 32}
+    settings = CompareSettings(detectors=(), limit=8, train_limit=32, parameters={"ddpm": small})
+    numbers = draw("fig8", FigureRun(task, settings, tmp_path / "runs"), tmp_path)
+    assert 0 <= numbers["average"]["auroc"] <= 1
+    with Image.open(tmp_path / "fig8.png") as picture:
+        assert picture.width > 500
+
+
 def test_an_unknown_figure_is_refused(task, tmp_path):
     with pytest.raises(SettingsError, match=", ".join(FIGURES)):
         draw("fig1", FigureRun(task, SETTINGS, tmp_path), tmp_path)

@@ -1,6 +1,6 @@
 """anomalib's Fre and Dfm on the features of this project's encoders.
 
-Only their scores are used, not their own encoders and pooling: what is compared are the methods, not the encoders.
+Only their scores are used, not their own encoders and pooling, so that methods are compared and not encoders.
 """
 
 from dataclasses import dataclass

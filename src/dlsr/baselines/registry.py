@@ -1,7 +1,7 @@
 """All detectors of `dlsr bench` by name.
 
-This table is the one place besides a detector's own file where it has to be entered. It is not spread over these files
-since they import PyTorch, and `dlsr bench --list` should answer at once.
+To add a detector, add a file with its class, and an entry here. Entries are not beside the classes, since these import
+PyTorch and `dlsr bench --list` should answer at once.
 """
 
 from collections.abc import Callable, Mapping
@@ -163,7 +163,7 @@ def make_detector(name: str, *, reduced: bool = False, **settings: Any) -> Any:
         **settings: settings that override these.
 
     Raises:
-        SettingsError: for an unknown name, with what is allowed.
+        SettingsError: for an unknown name, with the names that exist.
     """
     if name not in DETECTORS:
         raise SettingsError(f"unknown detector '{name}'; choose one of {', '.join(DETECTORS)}")

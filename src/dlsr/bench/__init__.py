@@ -1,1 +1,1 @@
-"""Measurements: what `dlsr bench` runs."""
+"""Benchmarks behind `dlsr bench`."""

@@ -179,8 +179,8 @@ def _scoring(settings: SpeedSettings, backend: Backend, model: str, source: str)
     encoder = detector.extractor_.encoder
     pixels = readable_pixels(encoder, images, settings.images)
     features = detector.extractor_.encode(images)
-    rows: dict[str, Any] = {"backend": backend, "end_to_end": {}, "encoder_alone": {}}
-    rows |= {"end_to_end_over_encoder": {}, "restoration_share": {}}
+    row: dict[str, Any] = {"backend": backend, "end_to_end": {}, "encoder_alone": {}}
+    row |= {"end_to_end_over_encoder": {}, "restoration_share": {}}
     for batch in settings.batch_sizes:
 
         def encode(size: int = batch) -> None:
@@ -196,12 +196,12 @@ def _scoring(settings: SpeedSettings, backend: Backend, model: str, source: str)
         score()
         encode()
         rounds = np.array([(_seconds(encode), _seconds(score), _seconds(restore)) for _ in range(ROUNDS)])
-        rows["encoder_alone"][str(batch)] = len(pixels) / float(np.median(rounds[:, 0]))
-        rows["end_to_end"][str(batch)] = len(pixels) / float(np.median(rounds[:, 1]))
-        rows["end_to_end_over_encoder"][str(batch)] = float(np.median(rounds[:, 0] / rounds[:, 1]))
-        rows["restoration_share"][str(batch)] = float(np.median(rounds[:, 2] / rounds[:, 1]))
-    rows["peak_memory_bytes"] = peak_memory()
-    return rows
+        row["encoder_alone"][str(batch)] = len(pixels) / float(np.median(rounds[:, 0]))
+        row["end_to_end"][str(batch)] = len(pixels) / float(np.median(rounds[:, 1]))
+        row["end_to_end_over_encoder"][str(batch)] = float(np.median(rounds[:, 0] / rounds[:, 1]))
+        row["restoration_share"][str(batch)] = float(np.median(rounds[:, 2] / rounds[:, 1]))
+    row["peak_memory_bytes"] = peak_memory()
+    return row
 
 
 def _first_score_seconds(backend: Backend, model: Path, folder: Path) -> float:
