@@ -104,8 +104,10 @@ def aurocs(scores: dict[str, NDArray[np.float64]]) -> dict[str, float]:
 def metrics_of(detector: Detector, encoded: dict[str, Encoded]) -> Iterator[tuple[str, Any]]:
     """Metrics on each OOD dataset, for the detector's score and the other scores of its network."""
     own = detector.settings_.score
-    network = SCORES[own].network
-    for score in [name for name, scorer in SCORES.items() if name == own or (network and scorer.network == network)]:
+    network = SCORES[own].shared_network
+    for score in [
+        name for name, scorer in SCORES.items() if name == own or (network and scorer.shared_network == network)
+    ]:
         other = detector.with_settings(score=score)
         by_dataset = {name: other.score_features(images.z0, images.digests) for name, images in encoded.items()}
         inside = by_dataset.pop("CIFAR-10 test")

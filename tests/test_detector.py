@@ -24,6 +24,7 @@ from dlsr import (
     evaluate,
     evaluate_scores,
     open_images,
+    register,
 )
 from dlsr.method.noise import row_digests
 from dlsr.scorers import ScorerSettings, resolve
@@ -154,9 +155,10 @@ def test_too_few_to_fit_or_calibrate():
         ({"score": "best"}, "residual"),
         ({"preset": "best"}, "default, fast, paper"),
         ({"t": 200}, r"1\.\.100"),
-        ({"score": "mse", "t": (1, 5)}, "fall"),
+        ({"score": "mse", "t": (1, 5)}, "decreasing"),
         ({"score": "residual", "t": (9, 3)}, "single t"),
         ({"draws": 0}, "draws"),
+        ({"stages": []}, "stages"),
         ({"width": 7}, "width"),
         ({"epochs": 0}, "epochs"),
         ({"score": "knn", "draws": 2}, "no setting 'draws'"),
@@ -189,6 +191,59 @@ def test_a_loaded_detector_can_be_fitted_again(model, image_folder):
     before = loaded.calibration_scores_
     assert loaded.prepare_extractor().encoder.spec.weights.kind == "random"
     np.testing.assert_allclose(loaded.fit(image_folder).calibration_scores_, before, atol=1e-5)
+
+
+def test_unknown_options_of_a_fit_are_refused(features):
+    for options in ({"chekpoint": "c"}, {"epochs": 3}):
+        with pytest.raises(TypeError, match="choose among checkpoint, on_epoch, ranks"):
+            Detector(score="knn").fit_features(features[0], **options)
+
+
+def test_settings_are_saved_as_the_score_validated_them(features, tmp_path):
+    detector = Detector(score="knn", neighbours=np.int64(3), references="200").fit_features(features[0])
+    detector.save(tmp_path / "m")
+    loaded = Detector.load(tmp_path / "m")
+    assert (loaded.neighbours, loaded.references) == (3, 200)
+    detector.false_alarm_rate = 2
+    with pytest.raises(SettingsError, match="between 0 and 1"):
+        detector.save(tmp_path / "m")
+    Detector.load(tmp_path / "m")
+
+
+def test_digests_of_another_shape_are_refused(features):
+    with pytest.raises(FeatureError, match=r"digests must have shape \(600, 16\), got \(3, 16\)"):
+        Detector(score="knn").fit_features(features[0], digests=np.zeros((3, 16), np.uint8))
+
+
+def test_a_fitted_detector_predicts_in_a_pipeline(image_folder, odd_folder, small_encoder):
+    pipeline = make_pipeline(FunctionTransformer(), Detector(**small_encoder, score="mahalanobis"))
+    paths = [item.name for item in open_images(image_folder).items]
+    assert pipeline.fit(paths).predict(sorted(map(str, odd_folder.iterdir()))).mean() > 0.5
+
+
+def test_a_setting_may_not_hide_an_argument():
+    class Hiding(ScorerSettings):
+        weights: str = ""
+
+    class HidingScorer(SCORES["mahalanobis"]):
+        name = "hiding"
+        Settings = Hiding
+
+    register(HidingScorer)
+    try:
+        with pytest.raises(SettingsError, match="cannot be called 'weights'"):
+            Detector()
+    finally:
+        del SCORES["hiding"]
+
+
+def test_the_warning_of_unreadable_images_is_at_the_callers_line(model, tmp_path, image_folder):
+    detector = Detector.load(model, backend="torch")
+    (tmp_path / "broken.png").write_bytes(b"no")
+    for ask in (detector.detect, detector.score_samples, detector.predict):
+        with pytest.warns(UnreadableImagesWarning) as caught:
+            ask([tmp_path / "broken.png"])
+        assert [warning.filename for warning in caught] == [__file__]
 
 
 def test_scikit_learn_idiom():
@@ -336,7 +391,7 @@ def test_evaluate(model, image_folder, odd_folder):
         assert abs(report.sets[0].mean["auroc"] - expected) <= 2 * report.sets[0].std["auroc"] + 1e-9
         assert report.average_auroc == report.sets[0].mean["auroc"]
         json.loads(report.model_dump_json())
-    with pytest.raises(SettingsError, match="at least one OOD set"):
+    with pytest.raises(SettingsError, match="at least one OOD dataset"):
         evaluate(detector, image_folder, {})
     with pytest.raises(SettingsError, match="native, matched"):
         evaluate(detector, image_folder, {"a": odd_folder}, protocol="other")

@@ -20,7 +20,7 @@ from torch import Tensor
 from dlsr.config import DetectorConfig
 from dlsr.encoders import EncoderSpec
 from dlsr.encoding.examples import Examples
-from dlsr.errors import ArtifactError, OutputError, SettingsError
+from dlsr.errors import ArtifactError, OutputError, SettingsError, one_line
 from dlsr.files import replacing
 from dlsr.model import Calibration, FitSummary, FittedModel
 from dlsr.scorers.base import Settings, new_scorer
@@ -48,9 +48,9 @@ class Manifest(Header):
 
     format: Literal["dlsr-model"] = "dlsr-model"
     config: DetectorConfig
-    """What the detector was asked to be."""
+    """The arguments of the detector."""
     settings: Settings
-    """What that came to: all settings in force."""
+    """The resolved settings: the preset with changes."""
     encoder: EncoderSpec | None
     """None for a model fitted to features."""
     encoder_sha256: str | None
@@ -163,7 +163,9 @@ def read_model(folder: Path, device: torch.device) -> FittedModel:
             examples=Examples.of(examples) if examples else None,
         )
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise ArtifactError(f"'{folder}' does not hold what its model.json says ({error}); fit it again") from error
+        raise ArtifactError(
+            f"'{folder}' does not hold what its model.json says ({one_line(error)}); fit it again"
+        ) from error
 
 
 def _part(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -229,7 +231,9 @@ def _validated(folder: Path, content: dict[str, Any], kind: type[M]) -> M:
             f"'{folder / MANIFEST}' is damaged: {where}: {first['msg']}; fit the model again"
         ) from error
     except SettingsError as error:
-        raise ArtifactError(f"'{folder / MANIFEST}' cannot be used: {error}") from error
+        raise ArtifactError(
+            f"'{folder / MANIFEST}' cannot be used: {error}; a score of your own must be registered before loading"
+        ) from error
 
 
 def _digest(content: dict[str, Any]) -> str:

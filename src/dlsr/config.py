@@ -1,4 +1,4 @@
-"""Validated settings: how a network is trained, and what a detector is asked to be."""
+"""Validated settings: of training, and the arguments of a detector."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
@@ -28,7 +28,8 @@ def validated(kind: type[M], values: Mapping[str, Any]) -> M:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]) or "settings"
-        raise SettingsError(f"{name}: {first['msg']}, got {first['input']!r}") from error
+        given = " ".join(repr(first["input"]).split())[:80]
+        raise SettingsError(f"{name}: {first['msg']}, got {given}") from error
 
 
 def _split(value: object) -> object:
@@ -45,8 +46,8 @@ WholeNumbers = Annotated[tuple[int, ...], BeforeValidator(_split)]
 class TrainingSettings(Frozen):
     """How a network is trained (Algorithm 1, section 4.2). The defaults are the paper's, or its code's."""
 
-    epochs: int = Field(default=150, ge=1, description="Most epochs of training.")
-    min_steps: int = Field(default=0, ge=0, description="A dataset too small for this many steps gets more epochs.")
+    epochs: int = Field(default=150, ge=1, description="Maximum number of epochs.")
+    min_steps: int = Field(default=0, ge=0, description="Small datasets get more epochs, to reach this many steps.")
     batch_size: int = Field(default=128, ge=1, description="Samples in a training step.")
     lr: float = Field(default=1e-4, gt=0, description="Learning rate.")
     lr_decay: Literal["constant", "cosine"] = Field(default="constant", description="How the learning rate falls.")
@@ -54,12 +55,12 @@ class TrainingSettings(Frozen):
     ema_decay: float = Field(default=0.9999, ge=0, lt=1, description="Decay of the averaged weights.")
     patience: int = Field(default=10, ge=1, description="Epochs without a lower validation loss before it stops.")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="Of matrix products; auto is bfloat16 where the hardware has it."
+        default="auto", description="Precision of matrix products; auto: bfloat16 if the hardware supports it."
     )
 
 
 class DetectorConfig(Frozen):
-    """What a detector was asked to be: the arguments of `Detector` that decide its scores, as they were given.
+    """The arguments of `Detector` that decide its scores.
 
     It is saved whole in each model directory, and read back without loss.
     """
@@ -67,7 +68,7 @@ class DetectorConfig(Frozen):
     encoder: str = "efficientnet_lite0"
     score: str | None = None
     preset: str | None = None
-    stages: WholeNumbers | None = None
+    stages: Annotated[WholeNumbers, Field(min_length=1)] | None = None
     weights: str | None = None
     decoding: str = "full"
     false_alarm_rate: float = 0.05

@@ -10,17 +10,17 @@ from dlsr.encoders import encoder_spec
 from dlsr.encoding.extractor import FeatureExtractor
 from dlsr.errors import NotFittedError, SettingsError
 from dlsr.estimator import Estimator
-from dlsr.model import Learned
-from dlsr.runtime.backends import Backend
+from dlsr.model import FittedAttributes
+from dlsr.runtime.backends import Backend, choose_backend
 from dlsr.runtime.devices import torch_device
 from dlsr.scorers import Settings, resolve
-from dlsr.scorers.base import settings_by_score
+from dlsr.scorers.base import setting_names
 
 _CONFIG = tuple(name for name in DetectorConfig.model_fields if name != "settings")
 
 
-class Configured(Learned, Estimator):
-    """Base of `Detector`: from parameters to settings in force and to a feature extractor."""
+class Configured(FittedAttributes, Estimator):
+    """Base of `Detector`: its parameters, the settings that they resolve to, and their feature extractor."""
 
     encoder: str
     stages: Sequence[int] | None
@@ -31,23 +31,27 @@ class Configured(Learned, Estimator):
     workers: int
 
     _extractor: FeatureExtractor | None = None
-    """Kept, since loading an encoder takes seconds."""
+    """Of the fitted model; kept, since loading an encoder takes seconds."""
+    _prepared: FeatureExtractor | None = None
+    """Of the next fit."""
 
     @classmethod
     def _defaults(cls) -> dict[str, Any]:
         named = {name: default for name, default in super()._defaults().items() if name != "settings"}
-        return named | dict.fromkeys(settings_by_score())
+        return named | dict.fromkeys(setting_names())
 
     def _set_score_settings(self, settings: Mapping[str, Any]) -> None:
         """Every setting of every score is a parameter, None unless given."""
-        known = settings_by_score()
+        known = setting_names()
         for name in (*known, *settings):
             if name not in known:
                 raise SettingsError(f"no score has a setting '{name}'; choose among {', '.join(known)}")
+            if name in DetectorConfig.model_fields or hasattr(type(self), name):
+                raise SettingsError(f"a score's setting cannot be called '{name}', as an argument of Detector is")
             setattr(self, name, settings.get(name))
 
     def _config(self) -> DetectorConfig:
-        given = {name: getattr(self, name) for name in settings_by_score()}
+        given = {name: getattr(self, name, None) for name in setting_names()}
         settings = {name: value for name, value in given.items() if value is not None}
         values = {name: getattr(self, name) for name in _CONFIG}
         return validated(DetectorConfig, values | {"weights": _text(self.weights), "settings": settings})
@@ -60,16 +64,18 @@ class Configured(Learned, Estimator):
         """The feature extractor that `fit` will use: encodes images before or without fitting.
 
         Raises:
-            SettingsError: if there is no such encoder or backend.
+            SettingsError: for settings that cannot work, or an unknown encoder or backend.
         """
+        self._resolved()
         config, device = self._config(), torch_device(self.device)
+        choose_backend(self.backend, device)
         spec = encoder_spec(config.encoder, config.stages, config.weights, config.decoding)
-        if self._extractor is None or not self._extractor.is_for(spec, device, self.backend):
-            if hasattr(self, "_model"):
-                return FeatureExtractor(spec, device, self.backend, _path(self.store), self.workers)
-            self._extractor = FeatureExtractor(spec, device, self.backend)
-        self._extractor.store, self._extractor.workers = _path(self.store), self.workers
-        return self._extractor
+        for extractor in (self._extractor, self._prepared):
+            if extractor is not None and extractor.is_for(spec, device, self.backend):
+                break
+        else:
+            extractor = self._prepared = FeatureExtractor(spec, device, self.backend)
+        return self._current(extractor)
 
     @property
     def extractor_(self) -> FeatureExtractor:
@@ -82,8 +88,11 @@ class Configured(Learned, Estimator):
             self._extractor = FeatureExtractor(
                 model.encoder, device, self.backend, weights_sha256=model.encoder_sha256, channels=model.channels
             )
-        self._extractor.store, self._extractor.workers = _path(self.store), self.workers
-        return self._extractor
+        return self._current(self._extractor)
+
+    def _current(self, extractor: FeatureExtractor) -> FeatureExtractor:
+        extractor.store, extractor.workers = _path(self.store), self.workers
+        return extractor
 
 
 def _path(path: str | os.PathLike[str] | None) -> Path | None:

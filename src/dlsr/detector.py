@@ -12,8 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from dlsr.artifact import read_model, write_model
 from dlsr.calibration.conformal import check_calibration_size, p_values
+from dlsr.config import DetectorConfig, validated
 from dlsr.configured import Configured
-from dlsr.encoders import encoder_spec
+from dlsr.encoders.presets import weight_source
 from dlsr.encoding.examples import choose_examples
 from dlsr.encoding.extractor import FeatureExtractor
 from dlsr.encoding.pipeline import Encoded, Progress
@@ -26,7 +27,6 @@ from dlsr.results import Result, Results
 from dlsr.runtime.backends import Backend
 from dlsr.runtime.devices import torch_device
 from dlsr.scorers.base import Digests
-from dlsr.training.distributed import ALONE
 from dlsr.training.loop import Trainer, TrainingOptions
 
 Array = NDArray[np.float64]
@@ -45,7 +45,7 @@ class Detector(Configured):
         false_alarm_rate: share of ID images that may be called OOD; can be changed after fitting.
         seed: of everything random. Noise is derived from it and each image's content.
         device: `auto`, `cpu`, `cuda`, ..
-        backend: what runs the encoder: one of `dlsr.runtime.backends.BACKENDS`.
+        backend: engine of the encoder: one of `dlsr.runtime.backends.BACKENDS`.
         store: folder of the feature store; None keeps no features on disk.
         workers: threads that read and decode images.
         thumbnails: this many training images are kept as thumbnails, to show beside new ones.
@@ -117,9 +117,8 @@ class Detector(Configured):
             SettingsError: for settings that cannot work.
             WeightsError: if the encoder's weights cannot be had.
         """
-        self._resolved()
-        found, extractor = open_images(images), self.prepare_extractor()
-        ranks = training.get("ranks", ALONE)
+        extractor, trainer = self.prepare_extractor(), Trainer.of(self._resolved().seed, training)
+        found, ranks = open_images(images), trainer.ranks
         if ranks.size > 1 and extractor.store is not None:
             # Each process encodes its share into the store, where all of them then find everything.
             share = found.subset(range(ranks.rank, len(found), ranks.size))
@@ -128,15 +127,15 @@ class Detector(Configured):
             ranks.wait()
             progress = None
         encoded = extractor.encode(found, transform=transform, progress=progress)
-        model = self._fit_encoded(encoded, extractor, training)
+        model = self._fit_encoded(encoded, extractor, trainer)
         examples = choose_examples(found, encoded, self.thumbnails, self.seed) if self.thumbnails else None
         self._model, self._extractor = replace(model, examples=examples), extractor
         return self
 
     def fit_encoded(self, encoded: Encoded, **training: Unpack[TrainingOptions]) -> "Detector":
-        """As `fit`, to images that were encoded by `prepare_extractor`, here or on a cluster."""
-        extractor = self.prepare_extractor()
-        self._model, self._extractor = self._fit_encoded(encoded, extractor, training), extractor
+        """As `fit`, to images that were encoded by `prepare_extractor`, here or on a cluster. Raises as `fit` does."""
+        extractor, trainer = self.prepare_extractor(), Trainer.of(self._resolved().seed, training)
+        self._model, self._extractor = self._fit_encoded(encoded, extractor, trainer), extractor
         return self
 
     def fit_features(
@@ -163,17 +162,17 @@ class Detector(Configured):
         layers = tuple(channels) if channels is not None else (z0.shape[1],)
         if sum(layers) != z0.shape[1] or min(layers) < 1:
             raise FeatureError(f"channels {list(layers)} do not add up to the {z0.shape[1]} columns of the features")
-        trainer = Trainer.of(self.seed, training)
+        trainer = Trainer.of(settings.seed, training)
         self._model = fit_model(self._config(), settings, z0, digests, layers, self.device, trainer)
         self._extractor = None
         return self
 
-    def _fit_encoded(self, encoded: Encoded, extractor: FeatureExtractor, training: TrainingOptions) -> FittedModel:
+    def _fit_encoded(self, encoded: Encoded, extractor: FeatureExtractor, trainer: Trainer) -> FittedModel:
         if not len(encoded.z0):
             name, reason = next(iter(encoded.unreadable.items()))
             raise NoImagesError(f"none of {len(encoded.names)} images can be read; the first, {name}: {reason}")
         warn_of_unreadable(encoded.unreadable)
-        encoder, trainer = extractor.encoder, Trainer.of(self.seed, training)
+        encoder = extractor.encoder
         model = fit_model(
             self._config(),
             self._resolved(),
@@ -190,6 +189,7 @@ class Detector(Configured):
         """Replace the calibration images by others that are known to be in distribution, without refitting.
 
         Raises:
+            NotFittedError, InputError: as `detect`.
             TooFewImagesError: if they are too few for the false-alarm rate.
         """
         encoded = self.extractor_.encode(images, progress=progress)
@@ -209,6 +209,12 @@ class Detector(Configured):
             images: see `dlsr.open_images`.
             transform: applied to each image first, for benchmarks.
             progress: callback with the number of images that were scored since the last call.
+
+        Raises:
+            NotFittedError: for a detector that is not fitted, or was fitted to features.
+            InputError: if there are no images.
+            TooFewImagesError: if the calibration images are too few for the false-alarm rate.
+            WeightsError: if the encoder's weights cannot be had.
         """
         results = Results.joined(list(self._detected(images, transform=transform, progress=progress)))
         warn_of_unreadable(results.unreadable)
@@ -291,8 +297,8 @@ class Detector(Configured):
             OutputError: if it cannot be written.
         """
         model = self._fitted()
-        config = model.config.model_copy(update={"false_alarm_rate": self.false_alarm_rate})
-        write_model(Path(folder), replace(model, config=config))
+        config = model.config.model_dump() | {"false_alarm_rate": self.false_alarm_rate}
+        write_model(Path(folder), replace(model, config=validated(DetectorConfig, config)))
 
     @classmethod
     def load(
@@ -300,26 +306,32 @@ class Detector(Configured):
         folder: str | os.PathLike[str],
         *,
         weights: str | os.PathLike[str] | None = None,
+        device: str = "auto",
+        backend: Backend = "auto",
+        store: str | os.PathLike[str] | None = None,
+        workers: int = 2,
         false_alarm_rate: float | None = None,
-        **runtime: Any,
     ) -> "Detector":
         """Read a model directory.
 
         Args:
             folder: written by `save`.
             weights: where the encoder's weights are now, if they came from a file that has moved.
+            device: as for the class.
+            backend: as for the class.
+            store: as for the class.
+            workers: as for the class.
             false_alarm_rate: instead of the model's; None for the model's.
-            **runtime: `device`, `backend`, `store` and `workers`, as for the class.
 
         Raises:
             ArtifactError: if it is missing, damaged, foreign or from another version of the schema.
         """
-        model = read_model(Path(folder), torch_device(runtime.get("device", "auto")))
+        model = read_model(Path(folder), torch_device(device))
         changes = {"weights": None if weights is None else os.fspath(weights), "false_alarm_rate": false_alarm_rate}
         config = model.config.model_copy(update={name: value for name, value in changes.items() if value is not None})
         if weights is not None and model.encoder is not None:
-            encoder = encoder_spec(config.encoder, model.encoder.stages, config.weights, model.encoder.decoding)
-            model = replace(model, encoder=encoder)
-        detector = cls(**config.arguments(), **runtime)
+            spec = model.encoder.model_copy(update={"weights": weight_source(os.fspath(weights))})
+            model = replace(model, encoder=spec)
+        detector = cls(**config.arguments(), device=device, backend=backend, store=store, workers=workers)
         detector._model = replace(model, config=config)
         return detector

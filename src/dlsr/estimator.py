@@ -14,7 +14,7 @@ class Estimator:
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Parameters by name. `deep` is there for scikit-learn; no parameter is an estimator."""
-        return {name: getattr(self, name) for name in self._defaults()}
+        return {name: getattr(self, name, default) for name, default in self._defaults().items()}
 
     def set_params(self, **params: Any) -> Self:
         """Change parameters.

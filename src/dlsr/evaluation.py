@@ -1,14 +1,14 @@
-"""Measuring a fitted detector on ID and OOD images, by either protocol."""
+"""A fitted detector measured on ID and OOD images, by either protocol."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from dlsr.artifact import installed_versions
 from dlsr.calibration.metrics import Metrics, evaluate_scores
+from dlsr.config import Frozen
 from dlsr.detector import Detector
 from dlsr.encoding.pipeline import Encoded, Progress
 from dlsr.errors import NoImagesError, SettingsError
@@ -21,12 +21,8 @@ CONVENTION = (
 )
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class SetReport(_Frozen):
-    """One OOD set: each metric's mean and standard deviation over seeds."""
+class DatasetReport(Frozen):
+    """One OOD dataset: each metric's mean and standard deviation over seeds."""
 
     name: str
     images: int
@@ -35,7 +31,7 @@ class SetReport(_Frozen):
     std: dict[str, float]
 
 
-class Report(_Frozen):
+class Report(Frozen):
     """An evaluation. See `CONVENTION` for the metrics."""
 
     convention: str = CONVENTION
@@ -50,7 +46,7 @@ class Report(_Frozen):
     false_alarms: float
     """Share of the ID images called OOD, at the model's false-alarm rate, first seed."""
     false_alarm_rate: float
-    sets: tuple[SetReport, ...]
+    sets: tuple[DatasetReport, ...]
     average_auroc: float
     versions: dict[str, str]
 
@@ -75,24 +71,24 @@ def evaluate(
     matched_size: int = MATCHED_SIZE,
     progress: Callable[[str, int], Progress] | None = None,
 ) -> Evaluation:
-    """Score ID and OOD images and tell how well they separate.
+    """Measure how well the scores of ID and OOD images separate.
 
     Args:
         detector: fitted.
         id_images: in-distribution images that the detector was not fitted to.
-        ood_images: OOD sets by name.
+        ood_images: OOD datasets by name.
         protocol: see `protocol_transform`.
-        seeds: how many noise seeds, from the detector's own upwards.
-        limit: at most so many images of each set, at random.
+        seeds: number of noise seeds, from the detector's own upwards.
+        limit: at most this many images of each dataset, at random.
         matched_size: side in pixels for the matched protocol.
-        progress: makes a progress callback for a set's name and size.
+        progress: makes a progress callback for a dataset's name and size.
 
     Raises:
-        SettingsError: for an unknown protocol or no OOD set.
-        NoImagesError: if a set has no readable image.
+        SettingsError: for an unknown protocol, or without an OOD dataset.
+        NoImagesError: if a dataset has no readable image.
     """
     if not ood_images:
-        raise SettingsError("give at least one OOD set")
+        raise SettingsError("give at least one OOD dataset")
     if seeds < 1:
         raise SettingsError(f"need at least one seed, got {seeds}")
     transform = protocol_transform(protocol, matched_size)
@@ -121,7 +117,7 @@ def evaluate(
     for name, one in outside.items():
         metrics = [evaluate_scores(i, o) for i, o in zip(id_scores, ood_scores[name], strict=True)]
         mean, std = mean_and_std(metrics)
-        sets.append(SetReport(name=name, images=len(one.z0), unreadable=one.unreadable, mean=mean, std=std))
+        sets.append(DatasetReport(name=name, images=len(one.z0), unreadable=one.unreadable, mean=mean, std=std))
     report = Report(
         protocol=protocol,
         score=detector.settings_.score,

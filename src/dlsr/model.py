@@ -15,7 +15,7 @@ from dlsr.encoders import EncoderSpec
 from dlsr.encoding.examples import Examples
 from dlsr.encoding.pipeline import Encoded
 from dlsr.errors import FeatureError, NotFittedError, SettingsError
-from dlsr.method.noise import row_digests
+from dlsr.method.noise import DIGEST_BYTES, row_digests
 from dlsr.results import Results
 from dlsr.runtime.devices import torch_device
 from dlsr.scorers import SCORES, Scorer, Settings
@@ -119,9 +119,9 @@ class FittedModel:
         settings, scorer = self.settings.model_copy(update=changes), self.scorer
         if settings.score != self.settings.score:
             if (
-                scorer.network is None
+                scorer.shared_network is None
                 or settings.score not in SCORES
-                or SCORES[settings.score].network != scorer.network
+                or SCORES[settings.score].shared_network != scorer.shared_network
             ):
                 raise SettingsError(f"'{settings.score}' does not use the network of '{self.settings.score}'; fit it")
             learned = scorer.state_dict()
@@ -143,8 +143,8 @@ def fit_model(
     """Split features, fit the score, and calibrate it on features that it was not fitted to.
 
     Args:
-        config: what the detector was asked to be.
-        settings: all settings in force.
+        config: the arguments of the detector.
+        settings: the resolved settings.
         z0: features, shape `(N, c)`.
         digests: their content digests, shape `(N, 16)`; None for digests of the features themselves.
         channels: dimensions of each layer.
@@ -154,8 +154,14 @@ def fit_model(
 
     Raises:
         TooFewImagesError: if there are too few features for the false-alarm rate.
+        FeatureError: for digests of another shape.
         SettingsError: if the device cannot be used.
     """
+    # As the score validated them: of its own types, whatever was given.
+    given = {name: getattr(settings.scorer, name) for name in config.settings}
+    config = config.model_copy(update={"settings": given})
+    if digests is not None and digests.shape != (len(z0), DIGEST_BYTES):
+        raise FeatureError(f"digests must have shape ({len(z0)}, {DIGEST_BYTES}), got {digests.shape}")
     parts, place = split(len(z0), config.false_alarm_rate, settings.seed), torch_device(device)
     validation, held_out = (taken(z0, chosen) for chosen in (parts.validation, parts.calibration))
 
@@ -211,8 +217,8 @@ def checked_features(features: ArrayLike, columns: int | None = None) -> NDArray
     return samples
 
 
-class Learned:
-    """What a fitted detector knows, as read-only attributes. Each raises NotFittedError before a fit."""
+class FittedAttributes:
+    """Read-only attributes of a fitted detector. Each raises NotFittedError before a fit."""
 
     _model: FittedModel
     false_alarm_rate: float
@@ -221,6 +227,9 @@ class Learned:
         if not hasattr(self, "_model"):
             raise NotFittedError("this detector is not fitted; call fit or fit_features, or load a model")
         return self._model
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "_model")
 
     @property
     def threshold_(self) -> float:
@@ -243,7 +252,7 @@ class Learned:
 
     @property
     def settings_(self) -> Settings:
-        """All settings in force."""
+        """The resolved settings: the preset with changes."""
         return self._fitted().settings
 
     @property

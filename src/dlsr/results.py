@@ -1,11 +1,11 @@
-"""What `Detector.detect` returns: scores, p-values and verdicts of many images, or of one."""
+"""Results of `Detector.detect`: scores, p-values and verdicts of many images, or of one."""
 
 import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ SHOWN = 10
 
 @dataclass(frozen=True)
 class Result:
-    """What a detector says of one image. An unreadable image has an `error` and nothing else."""
+    """The result of one image. An unreadable image has an `error` and nothing else."""
 
     path: str
     score: float | None = None
@@ -49,7 +49,7 @@ class Result:
 class Results(Sequence[Result]):
     """Results of many images, in their order: arrays over all, or a `Result` by index.
 
-    Unreadable images have NaN in all arrays, -1 in `verdicts`, and a reason in `errors`.
+    Unreadable images have NaN in the arrays of floats, -1 in `verdicts` and `nearest`, and a reason in `errors`.
     """
 
     paths: list[str]
@@ -92,7 +92,11 @@ class Results(Sequence[Result]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: Any) -> Any:
+    @overload
+    def __getitem__(self, index: int) -> Result: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Result]: ...
+    def __getitem__(self, index: int | slice) -> Result | list[Result]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         path, error = self.paths[index], self.errors[index]
@@ -157,9 +161,9 @@ class Results(Sequence[Result]):
         """For notebooks: a summary and the images with the highest scores."""
         order = [int(i) for i in np.argsort(-self.scores, kind="stable") if self.errors[int(i)] is None]
         cells = "".join(
-            f"<tr><td>{escape(one.path)}</td><td>{one.score:.3f}</td><td>{one.p_value:.3g}</td>"
-            f"<td>{'OOD' if one.is_ood else 'ID'}</td><td>{escape(str(one.top_layer))}</td></tr>"
-            for one in (self[i] for i in order[:SHOWN])
+            f"<tr><td>{escape(result.path)}</td><td>{result.score:.3f}</td><td>{result.p_value:.3g}</td>"
+            f"<td>{'OOD' if result.is_ood else 'ID'}</td><td>{escape(str(result.top_layer))}</td></tr>"
+            for result in (self[i] for i in order[:SHOWN])
         )
         head = "".join(f"<th>{name}</th>" for name in ("path", "score", "p-value", "verdict", "top layer"))
         rest = f"<p>and {len(order) - SHOWN} more images with lower scores</p>" if len(order) > SHOWN else ""

@@ -72,7 +72,7 @@ def test_every_score_says_what_it_is(score):
 
 
 def test_settings_of_another_score_are_refused():
-    with pytest.raises(SettingsError, match=r"no setting .neighbours.; its settings are: .*draws"):
+    with pytest.raises(SettingsError, match=r"'residual' has no setting .neighbours.; its settings are: .*draws"):
         resolve(score="residual", changes={"neighbours": 3})
 
 

@@ -221,7 +221,7 @@ def _fitted_detector(
 ) -> tuple[Detector, float]:
     """The fitted detector, and the seconds that fitting took. Scores that share a network are fitted once."""
     score = str(detector.score)
-    network = SCORES[score].network
+    network = SCORES[score].shared_network
     key = repr({**detector.get_params(), "score": network or score})
     if key not in fitted:
         # Encode first: all detectors share the features, so the time of the first fit should not include encoding.

@@ -41,7 +41,7 @@ ALSO = ("dlsr", "mahalanobis", "knn")
 
 SIX = ("svhn", "lsun-c", "lsun-r", "isun", "textures", "places365")
 """The OOD datasets of the figures, which are those of table 3."""
-PAPER_SCORES = tuple(name for name, scorer in SCORES.items() if scorer.network == SCORES["mfsim"].network)
+PAPER_SCORES = tuple(name for name, scorer in SCORES.items() if scorer.shared_network == SCORES["mfsim"].shared_network)
 """Scores of the paper's network."""
 
 Scores = NDArray[np.float64]

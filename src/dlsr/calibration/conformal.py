@@ -47,6 +47,11 @@ def threshold(calibration: NDArray[np.floating], rate: float) -> float:
     return float(np.sort(calibration)[n - _rank(n, rate)])
 
 
+def fewest_calibration_images(rate: float) -> int:
+    """The fewest calibration images that allow a false-alarm rate in (0, 1)."""
+    return math.ceil(1 / rate - 1 - 1e-9)
+
+
 def check_calibration_size(n: int, rate: float) -> None:
     """Check that there are enough calibration images for a false-alarm rate.
 
@@ -61,10 +66,9 @@ def check_calibration_size(n: int, rate: float) -> None:
     if not 0 < rate < 1:
         raise SettingsError(f"the false-alarm rate must lie between 0 and 1, got {rate}")
     if _rank(n, rate) < 1:
-        needed = math.ceil(1 / rate - 1 - 1e-9)
         raise TooFewImagesError(
-            f"a false-alarm rate of {rate:g} needs at least {needed} calibration images, got {n}; "
-            "give more images or a higher rate"
+            f"a false-alarm rate of {rate:g} needs at least {fewest_calibration_images(rate)} calibration images, "
+            f"got {n}; give more images or a higher rate"
         )
 
 

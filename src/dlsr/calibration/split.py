@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dlsr.calibration.conformal import fewest_calibration_images
 from dlsr.errors import TooFewImagesError
 
-SMALLEST_TRAINING_SET = 20
+FEWEST_TRAINING_IMAGES = 20
 VALIDATION_SHARE = 0.05
 CALIBRATION_SHARE = 0.10
 MOST_HELD_OUT = 50_000
@@ -38,11 +39,11 @@ def split(n: int, rate: float, seed: int) -> Split:
     Raises:
         TooFewImagesError: if fewer than 20 images are left for training.
     """
-    calibration = max(min(math.ceil(CALIBRATION_SHARE * n), MOST_HELD_OUT), math.ceil(1 / rate - 1 - 1e-9))
+    calibration = max(min(math.ceil(CALIBRATION_SHARE * n), MOST_HELD_OUT), fewest_calibration_images(rate))
     validation = max(min(math.ceil(VALIDATION_SHARE * n), MOST_HELD_OUT), 5)
     training = n - calibration - validation
-    if training < SMALLEST_TRAINING_SET:
-        smallest = SMALLEST_TRAINING_SET + validation + math.ceil(1 / rate - 1 - 1e-9)
+    if training < FEWEST_TRAINING_IMAGES:
+        smallest = FEWEST_TRAINING_IMAGES + validation + fewest_calibration_images(rate)
         raise TooFewImagesError(
             f"{n} readable images are too few to fit with a false-alarm rate of {rate:g}; give at least {smallest}, "
             "or allow a higher rate"

@@ -149,15 +149,16 @@ def encoder_spec(
     if stages is not None:
         changes["stages"] = tuple(stages)
     if weights is not None:
-        changes["weights"] = _weight_source(weights)
+        changes["weights"] = weight_source(weights).model_dump()
     return EncoderSpec.model_validate(spec.model_dump() | changes) if changes else spec
 
 
-def _weight_source(weights: str) -> dict[str, object]:
+def weight_source(weights: str) -> FileWeights | RandomWeights:
+    """The source that `weights` stands for: `random`, `random:SEED`, or a file."""
     kind, _, seed = weights.partition(":")
     if kind == "random" and (not seed or seed.isdigit()):
-        return RandomWeights(seed=int(seed or 0)).model_dump()
-    return FileWeights(path=weights).model_dump()
+        return RandomWeights(seed=int(seed or 0))
+    return FileWeights(path=weights)
 
 
 def _timm_spec(name: str) -> EncoderSpec:

@@ -3,6 +3,7 @@
 import gzip
 import os
 import shutil
+import sys
 import tarfile
 import tempfile
 import warnings
@@ -220,7 +221,7 @@ def _dataset_item(dataset: TorchDataset, index: int) -> ImageItem:
 
 
 def warn_of_unreadable(unreadable: Mapping[str, str]) -> None:
-    """Warn about images that could not be read, in the name of the caller's caller.
+    """Warn about images that could not be read, at the line outside dlsr that led here.
 
     Args:
         unreadable: reasons by name.
@@ -228,6 +229,8 @@ def warn_of_unreadable(unreadable: Mapping[str, str]) -> None:
     if unreadable:
         listed = "; ".join(f"{name}: {reason}" for name, reason in islice(unreadable.items(), 10))
         more = f"; and {len(unreadable) - 10} more" if len(unreadable) > 10 else ""
-        warnings.warn(
-            f"{len(unreadable)} images could not be read: {listed}{more}", UnreadableImagesWarning, stacklevel=3
-        )
+        level, frame = 1, sys._getframe()
+        while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "dlsr":
+            level, frame = level + 1, frame.f_back
+        message = f"{len(unreadable)} images could not be read: {listed}{more}"
+        warnings.warn(message, UnreadableImagesWarning, stacklevel=level)

@@ -129,7 +129,7 @@ def check_steps(steps: Sequence[int], T: int) -> None:
     """
     decreasing = all(a > b for a, b in pairwise(steps))
     if not steps or not decreasing or steps[0] > T or steps[-1] < 1:
-        raise SettingsError(f"steps must decrease and be in 1..{T}, got {list(steps)}")
+        raise SettingsError(f"t must be decreasing times in 1..{T}, got {list(steps)}")
 
 
 def skipping_steps(t: int, count: int) -> list[int]:

@@ -164,7 +164,8 @@ def encode_with_ray(
     run.claim({"encoder": encoder.key, "store": store, "source": source, "parts": digest_of(parts)})
     before = run.done(parts)
     on_plan(len(parts), len(before))
-    parameters = detector.get_params() | {"store": store, "workers": 1}
+    names = ("encoder", "stages", "weights", "decoding", "device", "backend")
+    parameters = {name: getattr(detector, name) for name in names} | {"store": store, "workers": 1}
     left = [part for part in parts if part.index not in before]
     for done in process_parts(ray, EncodingActor, [run.full_url, parameters], left, address, workers, detector.device):
         on_part(done)

@@ -1,4 +1,4 @@
-"""What turns features into scores: one file a score. Each module here registers its scores when imported."""
+"""From features to scores: one file a score. Each module registers its scores when it is imported."""
 
 from importlib import import_module
 from pkgutil import iter_modules

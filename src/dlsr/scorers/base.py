@@ -1,11 +1,11 @@
-"""What a score is: a module that turns features into scores, and the registry of all of them.
+"""The base of all scores, and their registry.
 
 A scorer gives each image one score (larger = more OOD) and one for each layer, which tells where the image
 is odd. It is a pure function of features and noise, so it can be exported as a graph; the noise is a function of
 content digests and the seed (`dlsr.method.noise`), so a score depends on the image, the model and the seed alone.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -33,7 +33,7 @@ LayerScores = tuple[Tensor, Tensor]
 
 
 class Settings(Frozen):
-    """All settings in force: everything that decides a detector's scores besides encoder and data."""
+    """Resolved settings: everything that decides a detector's scores besides encoder and data."""
 
     preset: str
     score: str
@@ -45,14 +45,14 @@ class Settings(Frozen):
     @field_validator("scorer", mode="before")
     @classmethod
     def _of_the_score(cls, value: Any, info: ValidationInfo) -> Any:
-        """What was read from a file becomes an instance of the score's own class."""
+        """Settings read from a file become an instance of the score's own class."""
         score = info.data.get("score", "")
         return scorer_of(score).Settings.model_validate(value) if isinstance(value, dict) else value
 
 
 @dataclass(frozen=True)
 class FitData:
-    """What a score is fitted to."""
+    """The features that a score is fitted to, with its settings."""
 
     settings: Settings
     channels: tuple[int, ...]
@@ -88,7 +88,7 @@ class Scorer(nn.Module):
     Settings: ClassVar[type[ScorerSettings]] = ScorerSettings
     presets: ClassVar[Mapping[str, ScorerSettings]]
     """Its settings in each preset. The first preset is the one used if only the score is named."""
-    network: ClassVar[str | None] = None
+    shared_network: ClassVar[str | None] = None
     """Scores of one trained network share this name: fitted once, the network serves all of them."""
 
     noise_vectors: int = 0
@@ -120,7 +120,11 @@ SCORES: dict[str, type[Scorer]] = {}
 """All scores by name."""
 
 PRESETS: Mapping[str, str] = {"default": "residual", "fast": "residual", "paper": "mfsim"}
-"""The score of each preset, unless another is named."""
+"""The score of each preset, unless another is named.
+
+`default`: the settings that measured best, see docs/design.md. `fast`: the smallest network within 0.2 points of the
+paper's size. `paper`: the paper's settings, its code's where the paper is silent.
+"""
 
 S = TypeVar("S", bound=type[Scorer])
 
@@ -134,7 +138,7 @@ def register(scorer: S) -> S:
 def resolve(
     preset: str | None = None, score: str | None = None, changes: Mapping[str, Any] | None = None, *, seed: int = 0
 ) -> Settings:
-    """The settings in force.
+    """Resolve the settings of a detector: a preset with changes.
 
     Args:
         preset: a name of `PRESETS`; None for the score's first.
@@ -155,6 +159,10 @@ def resolve(
     elif preset not in scorer.presets:
         raise SettingsError(f"'{score}' has no preset '{preset}'; choose one of {', '.join(scorer.presets)}")
     given = {name: value for name, value in (changes or {}).items() if value is not None}
+    unknown = sorted(given.keys() - scorer.Settings.model_fields.keys())
+    if unknown:
+        known = ", ".join(scorer.Settings.model_fields) or "none"
+        raise SettingsError(f"the score '{score}' has no setting '{unknown[0]}'; its settings are: {known}")
     values = {"preset": preset, "score": score, "seed": seed, "scorer": scorer.presets[preset].changed(given)}
     return validated(Settings, values)
 
@@ -205,10 +213,6 @@ def in_every_preset(settings: ScorerSettings) -> dict[str, ScorerSettings]:
     return dict.fromkeys(PRESETS, settings)
 
 
-def settings_by_score(names: Iterable[str] | None = None) -> dict[str, list[str]]:
-    """The names of all settings, each with the scores that have it: for help texts and docs."""
-    found: dict[str, list[str]] = {}
-    for score in names or SCORES:
-        for name in SCORES[score].Settings.model_fields:
-            found.setdefault(name, []).append(score)
-    return found
+def setting_names() -> tuple[str, ...]:
+    """The names of all settings of all scores."""
+    return tuple(dict.fromkeys(name for scorer in SCORES.values() for name in scorer.Settings.model_fields))

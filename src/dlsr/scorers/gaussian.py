@@ -21,7 +21,7 @@ CHUNK = 2**15
 
 
 class Gaussian(nn.Module):
-    """Mean and covariance of features, the latter by its eigenvectors. All of it are buffers.
+    """Mean and covariance of features, the latter by its eigenvectors. All four are buffers.
 
     "Coordinates" are along the eigenvectors, scaled so that their mean variance is 1.
 

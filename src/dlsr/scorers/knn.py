@@ -72,5 +72,5 @@ class KnnScorer(Scorer):
         # How many references there are is known only now.
         references = state_dict.get(f"{prefix}references")
         if isinstance(references, Tensor) and references.shape[1:] == self.references.shape[1:]:
-            self._keep(references)
+            self._keep(references.to(self.references.device))
         super()._load_from_state_dict(state_dict, prefix, *rest)

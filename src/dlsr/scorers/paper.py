@@ -45,7 +45,7 @@ class PaperScorer(Scorer):
         "default": _SMALL,
         "fast": _SMALL.model_copy(update={"width": 64}),
     }
-    network = "lfdn"
+    shared_network = "lfdn"
 
     settings: PaperSettings
     alpha_bar: Tensor
@@ -54,7 +54,7 @@ class PaperScorer(Scorer):
         super().__init__(settings, channels)
         c = sum(channels)
         self.lfdn = LFDN(c, settings.width or 2 * c, settings.blocks)
-        # The network after the first epoch, for LR. Until then it shares the other's weights, so it takes no memory.
+        # The network after the first epoch, for LR. Until a fit it shares the other's weights, which saves memory.
         with torch.device("meta"):
             self.initial = LFDN(c, settings.width or 2 * c, settings.blocks)
         self.initial.load_state_dict(self.lfdn.state_dict(), assign=True)

@@ -85,7 +85,11 @@ class ResidualScorer(Scorer):
     name = "residual"
     summary = "restoration error against the error to expect"
     Settings = ResidualSettings
-    presets: ClassVar = {"default": _DEFAULT, "fast": _DEFAULT.model_copy(update={"width": 64})}
+    presets: ClassVar = {
+        "default": _DEFAULT,
+        "fast": _DEFAULT.model_copy(update={"width": 64}),
+        "paper": ResidualSettings(),
+    }
 
     settings: ResidualSettings
     alpha_bar: Tensor

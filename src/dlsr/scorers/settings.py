@@ -7,7 +7,6 @@ from pydantic import Field
 from torch import Tensor
 
 from dlsr.config import Frozen, TrainingSettings, validated
-from dlsr.errors import SettingsError
 from dlsr.method.schedule import cosine_alpha_bar, scaled_linear_alpha_bar
 
 
@@ -18,12 +17,8 @@ class ScorerSettings(Frozen):
         """These settings with changes.
 
         Raises:
-            SettingsError: for a name that the score does not have, with those that it has; for a value out of range.
+            SettingsError: for an unknown name or a value out of range.
         """
-        unknown = sorted(changes.keys() - type(self).model_fields.keys())
-        if unknown:
-            known = ", ".join(type(self).model_fields) or "none"
-            raise SettingsError(f"this score has no setting '{unknown[0]}'; its settings are: {known}")
         return validated(type(self), self.model_dump() | dict(changes))
 
 
@@ -47,9 +42,7 @@ class ResidualMLPSettings(TrainedSettings):
 class DiffusionSettings(ResidualMLPSettings):
     """Settings of a score that distorts features and restores them with LFDN. The defaults are the paper's."""
 
-    schedule: Literal["scaled_linear", "cosine"] = Field(
-        default="scaled_linear", description="How noise grows with time."
-    )
+    schedule: Literal["scaled_linear", "cosine"] = Field(default="scaled_linear", description="Noise schedule.")
     T: int = Field(default=100, ge=1, description="Noise levels.")
     draws: int = Field(default=1, ge=1, description="Noise draws that a score is averaged over.")
 

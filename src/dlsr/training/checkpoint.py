@@ -58,7 +58,7 @@ class Checkpoint:
             log = [EpochLog(**entry) for entry in about["log"]]
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise ArtifactError(
-                f"the checkpoint '{self.path}' is damaged ({error}); delete it to start anew"
+                f"the checkpoint '{self.path}' is damaged ({error}); delete it to start again"
             ) from error
         parts = {
             part: {name.removeprefix(f"{part}/"): t for name, t in tensors.items() if name.startswith(f"{part}/")}

@@ -44,7 +44,7 @@ class Samples:
         return self._samples[chosen.to(self.device)]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Samples":
-        """The samples after a function of them."""
+        """`function` applied to all samples."""
         return Samples(function(self._samples))
 
 

@@ -1,4 +1,4 @@
-"""Several processes that train together, as `torchrun` and `accelerate launch` start them: each takes its share."""
+"""Data-parallel training by several processes, started by `torchrun` or `accelerate launch`."""
 
 import os
 from collections.abc import Iterator
@@ -21,18 +21,18 @@ PATIENCE = timedelta(days=1)
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which process this is, of how many that train together; by default the only one."""
+    """Rank of this process and number of processes that train together; by default a single process."""
 
     rank: int = 0
     size: int = 1
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that speaks and writes for all."""
+        """Whether this is the process that prints and writes."""
         return self.rank == 0
 
     def share(self, n: int) -> slice:
-        """This process's share of `n` rows: together the shares are all rows, and nearly equal."""
+        """This process's share of `n` samples. The shares are disjoint, nearly equal, and cover all samples."""
         return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
 
     def parallel(self, module: nn.Module) -> nn.Module:
@@ -40,13 +40,13 @@ class Ranks:
         return module if self.size == 1 else DistributedDataParallel(module)
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum of all processes' tensors, the same in each."""
+        """The sum of the tensors of all processes, in every process."""
         if self.size > 1:
             distributed.all_reduce(tensor)
         return tensor
 
     def from_first(self, value: A) -> A:
-        """The first process's value, in each."""
+        """The value of the first process, in every process."""
         if self.size == 1:
             return value
         held = [value]
@@ -54,7 +54,7 @@ class Ranks:
         return held[0]
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait for all processes."""
         if self.size > 1:
             distributed.barrier()
 

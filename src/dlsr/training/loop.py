@@ -90,7 +90,7 @@ def train(
         seed: of order, times and noise.
         state: from `new_state`, or as yielded by an earlier run with the same other arguments; on any device.
         ranks: the processes that share each batch; each calls this with the same arguments. The states are those of a
-            single process, up to rounding.
+            single process, up to rounding, unless the network draws random numbers itself.
     """
     network.load_state_dict(state.network)
     parameters = dict(network.named_parameters())
@@ -98,6 +98,7 @@ def train(
     _restore_optimizer(optimizer, parameters, state.optimizer)
     device = samples.device
     ema = {name: tensor.to(device, copy=True) for name, tensor in state.ema.items()}
+    buffers = {name: buffer for name, buffer in network.named_buffers() if name in ema}
     objective = ranks.parallel(_Objective(network, loss))
     steps_per_epoch = math.ceil(len(samples) / settings.batch_size)
     epochs = most_epochs(settings, len(samples))
@@ -118,7 +119,7 @@ def train(
                 optimizer.zero_grad()
                 (batch_loss * (mine * ranks.size / n)).backward()
                 optimizer.step()
-                _average(ema, network, min(settings.ema_decay, (1 + step) / (10 + step)))
+                _average(ema, parameters, buffers, min(settings.ema_decay, (1 + step) / (10 + step)))
                 total += batch_loss.detach() * mine
                 step += 1
         network.eval()
@@ -163,7 +164,15 @@ class Trainer:
 
     @classmethod
     def of(cls, seed: int, options: TrainingOptions) -> Self:
-        """A trainer with the options of a fit."""
+        """A trainer with the options of a fit.
+
+        Raises:
+            TypeError: for an unknown option.
+        """
+        unknown = sorted(options.keys() - TrainingOptions.__annotations__.keys())
+        if unknown:
+            known = ", ".join(TrainingOptions.__annotations__)
+            raise TypeError(f"no option of a fit is called '{unknown[0]}'; choose among {known}")
         checkpoint = options.get("checkpoint")
         path = Path(checkpoint) if checkpoint else None
         return cls(seed, path, options.get("on_epoch"), options.get("ranks", ALONE))
@@ -180,11 +189,11 @@ class Trainer:
         """Train to the end, see `train`.
 
         Args:
-            network: as for `train`, as are the others.
-            samples: as for `train`.
-            validation: as for `train`.
-            loss: as for `train`.
-            settings: as for `train`.
+            network: trained in place.
+            samples: training data, shape `(N, ..)`.
+            validation: held-out samples, shape `(V, ..)`.
+            loss: loss of the network on a batch of samples.
+            settings: batch size, learning rate, epochs, patience.
             key: returns a digest of all that the training depends on; a checkpoint of another training is not resumed.
 
         Raises:
@@ -227,19 +236,21 @@ def _share(ranks: Ranks, n: int) -> tuple[slice, int]:
 
 @contextmanager
 def _modules_seeded(seed: int, epoch: int, device: torch.device) -> Iterator[None]:
-    """What modules draw themselves, such as dropout, is a function of `(seed, epoch)`, so that a resume is exact."""
+    """Random numbers that modules draw, as dropout does, are a function of `(seed, epoch)`, so that resumes are exact.
+
+    Several processes draw the same numbers, each for its own share.
+    """
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(_epoch_seed(seed, epoch))
         yield
 
 
-def _average(ema: Weights, network: nn.Module, decay: float) -> None:
+def _average(ema: Weights, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], decay: float) -> None:
     """Move the averaged parameters towards the network's. Buffers are not trained, so they are copied."""
-    for name, parameter in network.named_parameters():
+    for name, parameter in parameters.items():
         ema[name].lerp_(parameter.detach(), 1 - decay)
-    for name, buffer in network.named_buffers():
-        if name in ema:
-            ema[name].copy_(buffer)
+    for name, buffer in buffers.items():
+        ema[name].copy_(buffer)
 
 
 def _batches(samples: Samples, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
