@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from baselines.conftest import TINY
+from baselines.tiny import TINY
 from dlsr import ArtifactError, Detector, InputError, NotFittedError, SettingsError, UnreadableImagesWarning
 from dlsr.baselines import DETECTORS, make_detector
 from dlsr.images.sources import open_images

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from baselines.conftest import TINY
+from baselines.tiny import TINY
 from dlsr.baselines import make_detector
 from dlsr.baselines.complexity import complexity
 from dlsr.baselines.diffusion import T
