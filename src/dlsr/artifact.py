@@ -237,9 +237,9 @@ def _validated(folder: Path, content: dict[str, Any], kind: type[M]) -> M:
 
 
 def _digest(content: dict[str, Any]) -> str:
-    """SHA-256 of `model.json` as written, apart from what says which numbers belong to it.
+    """SHA-256 of `model.json` as written, without the name and digest of the numbers.
 
-    Of what was written, not of what this dlsr makes of it, so that a later one may add settings with defaults.
+    It is taken of the file, not of the validated manifest, so that a later dlsr may add settings with defaults.
     """
     bare = {name: value for name, value in content.items() if name not in ("numbers", "numbers_sha256")}
     return hashlib.sha256(json.dumps(bare, sort_keys=True).encode()).hexdigest()

@@ -111,13 +111,13 @@ def evaluate(
     for seed in used:
         seeded = detector.with_settings(seed=seed)
         id_scores.append(seeded.score_features(inside.z0, inside.digests))
-        for name, one in outside.items():
-            ood_scores[name].append(seeded.score_features(one.z0, one.digests))
+        for name, images in outside.items():
+            ood_scores[name].append(seeded.score_features(images.z0, images.digests))
     sets = []
-    for name, one in outside.items():
+    for name, images in outside.items():
         metrics = [evaluate_scores(i, o) for i, o in zip(id_scores, ood_scores[name], strict=True)]
         mean, std = mean_and_std(metrics)
-        sets.append(DatasetReport(name=name, images=len(one.z0), unreadable=one.unreadable, mean=mean, std=std))
+        sets.append(DatasetReport(name=name, images=len(images.z0), unreadable=images.unreadable, mean=mean, std=std))
     report = Report(
         protocol=protocol,
         score=detector.settings_.score,
@@ -129,7 +129,7 @@ def evaluate(
         false_alarms=float(np.mean(id_scores[0] > detector.threshold_)),
         false_alarm_rate=detector.false_alarm_rate,
         sets=tuple(sets),
-        average_auroc=float(np.mean([one.mean["auroc"] for one in sets])),
+        average_auroc=float(np.mean([dataset.mean["auroc"] for dataset in sets])),
         versions=installed_versions(),
     )
     return Evaluation(report, id_scores[0], {name: scores[0] for name, scores in ood_scores.items()})
@@ -137,7 +137,7 @@ def evaluate(
 
 def mean_and_std(metrics: list[Metrics]) -> tuple[dict[str, float], dict[str, float]]:
     """Mean and (population) standard deviation of each metric."""
-    rows = [one.as_dict() for one in metrics]
+    rows = [metric.as_dict() for metric in metrics]
     names = list(rows[0])
     return (
         {name: float(np.mean([row[name] for row in rows])) for name in names},

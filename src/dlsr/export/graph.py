@@ -115,7 +115,7 @@ class Exportable:
         """The graph's inputs for resized images, shape `(N, size, size, 3)`."""
         if not self.scorer.noise_vectors:
             return (pixels,)
-        digests = np.stack([pixel_digest(one) for one in pixels])
+        digests = np.stack([pixel_digest(image) for image in pixels])
         noise = noise_for(digests, self.seed, self.scorer.noise_vectors, self.encoder.c)
         return pixels, noise.numpy()
 
@@ -167,23 +167,23 @@ def check_export(folder: Path, kind: ExportFormat) -> None:
         raise OutputError(f"'{folder}' holds other files; give a new folder, or one with an export to replace")
 
 
-def write_description(what: Exportable, folder: Path, kind: ExportFormat, proof: dict[str, Any]) -> None:
+def write_description(exported: Exportable, folder: Path, kind: ExportFormat, proof: dict[str, Any]) -> None:
     """Write everything but the graph."""
-    np.save(folder / "calibration.npy", np.sort(what.calibration.scores))
+    np.save(folder / "calibration.npy", np.sort(exported.calibration.scores))
     example = resources.files("dlsr.export").joinpath(f"templates/{kind}.py").read_text()
     (folder / "score_image.py").write_text(example)
-    about = _about(what, kind) | proof
+    about = _about(exported, kind) | proof
     about["sha256"] = file_sums(folder)
     (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
 
 
-def disagreement(what: Exportable, engine: Engine, pixels: NDArray[np.uint8]) -> float:
+def disagreement(exported: Exportable, engine: Engine, pixels: NDArray[np.uint8]) -> float:
     """The greatest difference between an engine's scores and PyTorch's, relative as `TOLERANCE` says."""
-    module = ImageToScore(what.encoder.module(), what.scorer).eval()
-    spread = float(what.calibration.scores.std())
+    module = ImageToScore(exported.encoder.module(), exported.scorer).eval()
+    spread = float(exported.calibration.scores.std())
     worst = 0.0
     for start in range(0, len(pixels), 32):
-        inputs = what.inputs(pixels[start : start + 32])
+        inputs = exported.inputs(pixels[start : start + 32])
         with torch.inference_mode():
             exact = module(*(torch.from_numpy(array) for array in inputs))[0].double().numpy()
         worst = max(worst, float((np.abs(engine(*inputs)[0] - exact) / np.maximum(np.abs(exact), spread)).max()))
@@ -209,28 +209,28 @@ def _load(kind: ExportFormat, path: Path) -> Engine:
     return load_onnx(path, CPU) if kind == "onnx" else load_openvino(path, CPU)
 
 
-def _about(what: Exportable, kind: ExportFormat) -> dict[str, Any]:
+def _about(exported: Exportable, kind: ExportFormat) -> dict[str, Any]:
     return {
         "format": "dlsr-export",
         "schema_version": SCHEMA_VERSION,
         "graph": GRAPHS[kind],
         "convention": "larger score = more OOD; OOD if score > threshold, that is if p-value <= false_alarm_rate",
         "image": {
-            "size": what.spec.size,
-            "interpolation": what.spec.interpolation,
+            "size": exported.spec.size,
+            "interpolation": exported.spec.interpolation,
             "layout": "uint8, RGB, (N, size, size, 3), aspect ratio not kept",
         },
         "noise": {
-            "seed": what.seed,
-            "vectors": what.scorer.noise_vectors,
-            "dimensions": what.encoder.c,
+            "seed": exported.seed,
+            "vectors": exported.scorer.noise_vectors,
+            "dimensions": exported.encoder.c,
         },
-        "encoder": what.spec.name,
-        "encoder_sha256": what.encoder.weights_sha256,
-        "layers": list(what.layer_names),
-        "layer_mean": what.calibration.layer_mean.tolist(),
-        "layer_std": what.calibration.layer_std.tolist(),
-        "false_alarm_rate": what.false_alarm_rate,
-        "threshold": what.threshold,
+        "encoder": exported.spec.name,
+        "encoder_sha256": exported.encoder.weights_sha256,
+        "layers": list(exported.layer_names),
+        "layer_mean": exported.calibration.layer_mean.tolist(),
+        "layer_std": exported.calibration.layer_std.tolist(),
+        "false_alarm_rate": exported.false_alarm_rate,
+        "threshold": exported.threshold,
         "versions": installed_versions(),
     }

@@ -153,7 +153,7 @@ def joined(encoder: Any, scorer: Scorer, c: int) -> Any:
 
 
 def compare(full: Engine, int8: Engine, inputs: Mapping[str, tuple[NDArray[Any], ...]], inside: str) -> Int8Report:
-    """Detection and speed of two engines on the same inputs, by set; `inside` names the ID set."""
+    """Detection and speed of two engines on the same inputs, by dataset; `inside` names the ID dataset."""
     scores, seconds = [], []
     for engine in (full, int8):
         scores.append({name: _run(engine, arrays) for name, arrays in inputs.items()})
@@ -165,8 +165,8 @@ def compare(full: Engine, int8: Engine, inputs: Mapping[str, tuple[NDArray[Any],
             rounds.append(perf_counter() - start)
         seconds.append(rounds[0] / rounds[1])
     aurocs = [
-        {name: evaluate_scores(one[inside], outside).auroc for name, outside in one.items() if name != inside}
-        for one in scores
+        {name: evaluate_scores(found[inside], outside).auroc for name, outside in found.items() if name != inside}
+        for found in scores
     ]
     loss = float(np.mean(list(aurocs[0].values())) - np.mean(list(aurocs[1].values())))
     return Int8Report(aurocs[0], aurocs[1], loss, float(np.median(seconds)))

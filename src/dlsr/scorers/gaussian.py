@@ -63,7 +63,7 @@ class Gaussian(nn.Module):
         mean_variance = variances.mean() + np.finfo(np.float32).tiny
         variances = np.maximum(variances / mean_variance, 0) + RIDGE * len(mean) / n
         learned = {"mean": mean, "basis": basis, "scale": np.sqrt(mean_variance), "variances": variances}
-        self.load_state_dict({name: torch.from_numpy(np.asarray(one)).float() for name, one in learned.items()})
+        self.load_state_dict({name: torch.from_numpy(np.asarray(value)).float() for name, value in learned.items()})
         return self.to(part.device)
 
     def coordinates(self, z0: Tensor) -> Tensor:

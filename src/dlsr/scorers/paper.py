@@ -71,7 +71,7 @@ class PaperScorer(Scorer):
         state = trainer.train(self.lfdn, data.training, data.validation, self.loss, self.settings, data.key)
         self.lfdn.load_state_dict(state.best)
         device = data.validation.device
-        self.initial.load_state_dict({name: one.to(device) for name, one in state.initial.items()}, assign=True)
+        self.initial.load_state_dict({name: tensor.to(device) for name, tensor in state.initial.items()}, assign=True)
         return state.log
 
     def loss(self, z0: Tensor, draws: Draws) -> Tensor:
@@ -132,7 +132,9 @@ class LRScorer(PaperScorer):
     def compare(self, z0: Tensor, noise: Tensor) -> LayerScores:
         """See `PaperScorer`."""
         before, after = (self.restored(network, z0, noise) for network in (self.initial, self.lfdn))
-        layers_before, layers_after = (layer_means((z0 - one).square(), self.channels) for one in (before, after))
+        layers_before, layers_after = (
+            layer_means((z0 - restored).square(), self.channels) for restored in (before, after)
+        )
         return likelihood_regret(z0, before, after), layers_before - layers_after
 
 

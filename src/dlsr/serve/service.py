@@ -62,7 +62,7 @@ class Service:
         folder: the model directory.
         settings: limits.
         device: as for `Detector`, as are the rest.
-        backend: what runs the encoder.
+        backend: engine of the encoder.
         workers: threads that read and decode images.
 
     Raises:

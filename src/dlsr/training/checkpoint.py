@@ -68,7 +68,7 @@ class Checkpoint:
 
 
 def training_key(about: str, *inputs: Iterable[Tensor]) -> str:
-    """Digest of what a training depends on.
+    """Digest of everything that a training depends on.
 
     Args:
         about: settings and shapes, as text.

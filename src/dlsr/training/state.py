@@ -22,8 +22,8 @@ class EpochLog:
 class TrainingState:
     """All that the next epoch depends on.
 
-    `network`, `ema` and `optimizer` are the tensors that are trained, not copies, for they may be large: they are what
-    they say until `train` is asked for its next state.
+    `network`, `ema` and `optimizer` are the tensors being trained, not copies, since they may be large: they are
+    valid until `train` is asked for its next state.
     """
 
     network: Weights
