@@ -15,9 +15,9 @@ import pytest
 from PIL import Image, ImageFilter
 
 import dlsr
-from conftest import patches
 from dlsr.config import TrainingSettings
 from preloaded import Preloaded
+from shared import patches
 
 ROOT = Path(__file__).parent.parent
 PAGES = [path.relative_to(ROOT) for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))]
