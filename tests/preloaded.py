@@ -8,6 +8,7 @@ pass arguments, directory, environment and standard streams to the server, which
 import importlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -68,18 +69,17 @@ class Preloaded:
             (self.bin / name).write_text(CLIENT.format(python=sys.executable, address=address))
             (self.bin / name).chmod(0o755)
         self._server = subprocess.Popen(
-            [sys.executable, __file__, address], env=environment, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
+            [sys.executable, __file__, address], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         assert self._server.stdout is not None
         assert self._server.stdout.readline() == b"ready\n"
 
     def stop(self) -> None:
-        self._server.kill()
         self._server.communicate()
 
 
 def serve(address: str) -> None:
-    """Fork for each command."""
+    """Fork for each command, until standard input ends, at the latest with the process that started this one."""
     for module in MODULES:
         importlib.import_module(module)
     tasks = [task for task in Path("/proc/self/task").iterdir() if task.name != str(os.getpid())]
@@ -90,7 +90,7 @@ def serve(address: str) -> None:
     listener.bind(address)
     listener.listen()
     print("ready", flush=True)
-    while True:
+    while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
         connection, _ = listener.accept()
         if os.fork() == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
