@@ -124,7 +124,7 @@ def test_blocks_that_are_not_run_say_why():
 
 
 def table_of_scores():
-    yield "| `--score` | the score | presets, first if none is named | settings |"
+    yield "| `--score` | the score | presets (the first is the default) | settings |"
     yield "|---|---|---|---|"
     for name, scorer in dlsr.SCORES.items():
         fields = scorer.Settings.model_fields
