@@ -12,7 +12,7 @@ test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
-	$(BIN)/pytest -n logical --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered --cov-fail-under=90 -q
+	$(BIN)/pytest -n logical --dist loadfile --no-loadscope-reorder --cov=dlsr --cov-report=term:skip-covered --cov-fail-under=90 -q
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

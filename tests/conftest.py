@@ -1,6 +1,11 @@
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The workers share the cores; threads of one would wait for those of the other. Read when NumPy is imported.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
@@ -10,12 +15,6 @@ from sklearn.datasets import load_sample_images
 
 from dlsr import Detector
 from shared import SMALL, patches
-
-
-def pytest_configure(config):
-    if hasattr(config, "workerinput"):
-        # The workers of pytest-xdist share the cores.
-        torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items):

@@ -23,7 +23,7 @@ LAUNCHED = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "
 FIT = """
 import json, sys, time
 import numpy as np
-from dlsr import Detector
+from dlsr import SCORES, Detector
 from dlsr.training import loop as training
 from dlsr.training.distributed import joined
 
@@ -36,7 +36,9 @@ if blocks == "blocks":
     from dlsr.training import data as rows
     rows.IN_MEMORY_BYTES, rows.BLOCK_BYTES, rows.BUFFER_BYTES = 0, 2**12, 2**14
 lr = 3e-4 if score == "feature-vae" else 3e-3  # its deep network blows rounding up at the larger one
-detector = Detector(score=score, width=32, blocks=1, epochs=6, batch_size=33, lr=lr, seed=1)
+settings = {"width": 32, "blocks": 1, "epochs": 6, "batch_size": 33, "lr": lr}
+known = SCORES[score].Settings.model_fields
+detector = Detector(score=score, seed=1, **{name: value for name, value in settings.items() if name in known})
 with joined() as ranks:
 
     def tell(entry, total):
