@@ -1,5 +1,6 @@
 import os
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +19,9 @@ from shared import SMALL, patches
 
 
 def pytest_collection_modifyitems(items):
-    """Files with slow tests first, so that the workers of pytest-xdist end at about the same time."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    """Files with most slow tests first, so that the workers of pytest-xdist end at about the same time."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope="session", autouse=True)

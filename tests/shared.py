@@ -1,5 +1,7 @@
 """Settings and helpers that tests of several rooms share."""
 
+import resource
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -40,3 +42,14 @@ def children_of(pid):
         below |= more
         grown = bool(more)
     return {child: found[child][1] for child in below - {pid} if child in found}
+
+
+@contextmanager
+def files_no_larger_than(size):
+    """Make the operating system itself refuse to write more, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -1,10 +1,8 @@
 import errno
 import os
-import resource
 import stat
 import subprocess
 import sys
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -12,17 +10,7 @@ from safetensors.torch import load_file
 
 from dlsr import OutputError
 from dlsr.files import replacing, replacing_folder, write_json, write_tensors
-
-
-@contextmanager
-def files_no_larger_than(size):
-    """Make the operating system itself refuse to write more, as a full disk does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+from shared import files_no_larger_than
 
 
 def write_bytes(path):

@@ -1,21 +1,8 @@
 """A full disk is one line, and leaves no half-written file."""
 
-import resource
-from contextlib import contextmanager
-
 import pytest
 
-
-@contextmanager
-def files_no_larger_than(size):
-    """Make the operating system itself refuse to write more, as a full disk does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
+from shared import files_no_larger_than
 
 FIT = "fit {images} -o {output} --encoder test_resnet --weights random --backend torch --no-store"
 SCORE = "score {model} {images} --backend torch"

@@ -10,11 +10,16 @@ import torch
 from dlsr import Detector, ExportError, MissingExtraError, NotFittedError, OutputError, SettingsError, TooFewImagesError
 from dlsr.export import export, export_int8
 from dlsr.export.graph import TOLERANCE
+from dlsr.export.int8 import quantised_encoder
 from shared import small
+
+pytestmark = pytest.mark.slow
 
 
 def fitted(image_folder, small_encoder, score="residual", **arguments):
-    return Detector(**small_encoder, **small(score), **arguments).fit(image_folder)
+    """A detector whose graph is small: converting takes most of the time."""
+    settings = {"blocks": 1} | ({"t": (9, 3)} if score in ("mfsim", "lr") else {})
+    return Detector(**small_encoder, **small(score, **settings), **arguments).fit(image_folder)
 
 
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])
@@ -50,11 +55,12 @@ def test_the_example_needs_no_dlsr():
         assert "torch" not in text
 
 
-def test_a_graph_that_disagrees_is_refused(image_folder, small_encoder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("score", [0.0, np.nan])
+def test_a_graph_that_disagrees_is_refused(image_folder, small_encoder, tmp_path, monkeypatch, score):
     detector = fitted(image_folder, small_encoder, score="mahalanobis")
 
     def wrong(path, device):
-        return lambda pixels: (np.zeros(len(pixels), np.float32), None)
+        return lambda pixels: (np.full(len(pixels), score, np.float32), None)
 
     monkeypatch.setattr("dlsr.export.graph.load_onnx", wrong)
     with pytest.raises(ExportError, match="disagrees with PyTorch"):
@@ -94,6 +100,13 @@ def test_eight_bits_are_kept_only_if_detection_hardly_suffers(
 ):
     pytest.importorskip("nncf")
     detector = fitted(image_folder, small_encoder, false_alarm_rate=0.1)
+    made = []
+
+    def quantised_once(*arguments):
+        made.append(made[0].clone() if made else quantised_encoder(*arguments))
+        return made[-1].clone()
+
+    monkeypatch.setattr("dlsr.export.int8.quantised_encoder", quantised_once)
     monkeypatch.setattr("dlsr.export.int8.GREATEST_LOSS", -1.0)
     with pytest.raises(ExportError, match="points of AUROC"):
         export_int8(detector, tmp_path / "refused", image_folder, image_folder, {"flower": odd_folder})

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import signal
 import subprocess
@@ -5,12 +6,13 @@ import sys
 import time
 from functools import partial
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from torch import nn
 
-from dlsr import ArtifactError
+from dlsr import ArtifactError, Detector
 from dlsr.config import TrainingSettings
 from dlsr.method.lfdn import LFDN
 from dlsr.method.schedule import scaled_linear_alpha_bar
@@ -19,6 +21,7 @@ from dlsr.scorers.paper import restoration_loss
 from dlsr.training.checkpoint import Checkpoint
 from dlsr.training.data import Samples
 from dlsr.training.loop import learning_rate, most_epochs, new_state, train
+from shared import small
 
 ALPHA_BAR = scaled_linear_alpha_bar(20, 0.01, 0.3)
 
@@ -135,6 +138,27 @@ def test_a_checkpoint_of_another_training_is_not_taken_up(tmp_path):
     Checkpoint(tmp_path / "c", "one").save(run(SETTINGS, epochs=1))
     assert Checkpoint(tmp_path / "c", "two").load() is None
     assert Checkpoint(tmp_path / "none", "one").load() is None
+
+
+def test_a_checkpoint_of_other_layers_is_not_resumed(tmp_path):
+    features = np.random.default_rng(0).standard_normal((200, 30)).astype(np.float32)
+
+    def epochs(channels, stop_after=None):
+        done = []
+
+        def on_epoch(entry, most):
+            done.append(entry.epoch)
+            if entry.epoch == stop_after:
+                raise KeyboardInterrupt
+
+        with contextlib.suppress(KeyboardInterrupt):
+            detector = Detector(**small("residual", epochs=3))
+            detector.fit_features(features, channels, checkpoint=tmp_path / "c", on_epoch=on_epoch)
+        return done
+
+    assert epochs((10, 20), stop_after=1) == [1]
+    assert epochs((10, 20), stop_after=2) == [2]
+    assert epochs((15, 15)) == [1, 2, 3]
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path):

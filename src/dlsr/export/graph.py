@@ -180,14 +180,15 @@ def write_description(exported: Exportable, folder: Path, kind: ExportFormat, pr
 def disagreement(exported: Exportable, engine: Engine, pixels: NDArray[np.uint8]) -> float:
     """The greatest difference between an engine's scores and PyTorch's, relative as `TOLERANCE` says."""
     module = ImageToScore(exported.encoder.module(), exported.scorer).eval()
-    spread = float(exported.calibration.scores.std())
-    worst = 0.0
+    # Scores that are all equal have no spread to measure a difference by.
+    spread = max(float(exported.calibration.scores.std()), np.finfo(np.float32).tiny)
+    differences = []
     for start in range(0, len(pixels), 32):
         inputs = exported.inputs(pixels[start : start + 32])
         with torch.inference_mode():
             exact = module(*(torch.from_numpy(array) for array in inputs))[0].double().numpy()
-        worst = max(worst, float((np.abs(engine(*inputs)[0] - exact) / np.maximum(np.abs(exact), spread)).max()))
-    return worst
+        differences.append(np.abs(engine(*inputs)[0] - exact) / np.maximum(np.abs(exact), spread))
+    return float(np.concatenate(differences).max())
 
 
 def sample_pixels(spec: EncoderSpec, count: int = 16) -> NDArray[np.uint8]:
