@@ -181,7 +181,7 @@ def disagreement(exported: Exportable, engine: Engine, pixels: NDArray[np.uint8]
     """The greatest difference between an engine's scores and PyTorch's, relative as `TOLERANCE` says."""
     module = ImageToScore(exported.encoder.module(), exported.scorer).eval()
     # Scores that are all equal have no spread to measure a difference by.
-    spread = max(float(exported.calibration.scores.std()), np.finfo(np.float32).tiny)
+    spread = max(float(exported.calibration.scores.std()), float(np.finfo(np.float32).tiny))
     differences = []
     for start in range(0, len(pixels), 32):
         inputs = exported.inputs(pixels[start : start + 32])
