@@ -6,7 +6,7 @@ import pytest
 from dlsr import Detector
 from shared import patches, small
 
-FITS = 40
+FITS = 20
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 
 from dlsr import Detector, SettingsError
+from dlsr.training import data, loop
 from dlsr.training.distributed import ALONE, Ranks, joined
 from dlsr.training.loop import Draws
 from shared import children_of
@@ -21,7 +22,7 @@ LAUNCHED = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "
             "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]  # fmt: skip
 
 FIT = """
-import json, sys, time
+import json, os, sys, time
 import numpy as np
 from dlsr import SCORES, Detector
 from dlsr.training import loop as training
@@ -44,7 +45,7 @@ with joined() as ranks:
     def tell(entry, total):
         if ranks.is_first:
             print(entry.epoch, ranks.size, flush=True)
-            time.sleep(0.2)
+            time.sleep(float(os.environ.get("PAUSE", "0")))  # in which a test may kill it
 
     detector.fit_features(features, (8, 16), checkpoint=checkpoint, on_epoch=tell, ranks=ranks)
     if ranks.is_first:
@@ -61,9 +62,32 @@ def fit(start, tmp_path, name, score="residual", blocks="memory"):
     command = [*start, str(tmp_path / "fit.py"), score, str(tmp_path / name), str(tmp_path / f"{name}.c"), blocks]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
-    size = 1 if start == [sys.executable] else 2
-    assert done.stdout.splitlines() == [f"{epoch} {size}" for epoch in range(1, 7)]
+    assert done.stdout.splitlines() == [f"{epoch} 2" for epoch in range(1, 7)]
     return losses(tmp_path / name), tensors(tmp_path / name)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The same fit by a single process, this one; each is made once."""
+    made = {}
+
+    def fitted(score="residual", blocks="memory"):
+        if (score, blocks) not in made:
+            folder = tmp_path_factory.mktemp("alone")
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)
+            with pytest.MonkeyPatch.context() as patch:
+                # What the script sets is undone.
+                patch.setattr(loop, "uses_bfloat16", loop.uses_bfloat16)
+                for name in ("IN_MEMORY_BYTES", "BLOCK_BYTES", "BUFFER_BYTES"):
+                    patch.setattr(data, name, getattr(data, name))
+                patch.setattr(sys, "argv", ["fit.py", score, str(folder / "model"), str(folder / "c"), blocks])
+                exec(compile(FIT, "fit.py", "exec"), {"__name__": "__main__"})
+            torch.set_num_threads(threads)
+            made[score, blocks] = losses(folder / "model"), tensors(folder / "model")
+        return made[score, blocks]
+
+    return fitted
 
 
 def losses(model):
@@ -101,8 +125,8 @@ def test_a_rows_random_numbers_do_not_depend_on_who_has_it():
     ("score", "blocks"),
     [("residual", "memory"), ("mfsim", "memory"), ("feature-vae", "memory"), ("residual", "blocks")],
 )
-def test_two_processes_train_as_one(tmp_path, score, blocks):
-    one, numbers = fit([sys.executable], tmp_path, "one", score, blocks)
+def test_two_processes_train_as_one(tmp_path, alone, score, blocks):
+    one, numbers = alone(score, blocks)
     two, same_numbers = fit(TOGETHER, tmp_path, "two", score, blocks)
     assert one[-1, 0] < 0.95 * one[0, 0], "it must learn something"
     np.testing.assert_allclose(two, one, rtol=1e-5)
@@ -110,14 +134,15 @@ def test_two_processes_train_as_one(tmp_path, score, blocks):
         torch.testing.assert_close(same_numbers[name], tensor, rtol=1e-2, atol=1e-3)
 
 
-def test_accelerate_launch_starts_it_too(tmp_path):
-    one, _ = fit([sys.executable], tmp_path, "one")
+def test_accelerate_launch_starts_it_too(tmp_path, alone):
+    one, _ = alone()
     two, _ = fit(LAUNCHED, tmp_path, "two")
     np.testing.assert_allclose(two, one, rtol=1e-5)
 
 
-def test_killed_processes_go_on_from_the_firsts_checkpoint(tmp_path):
-    one, _ = fit([sys.executable], tmp_path, "one")
+def test_killed_processes_resume_from_the_checkpoint_of_the_first(tmp_path, alone):
+    one, _ = alone()
+    (tmp_path / "fit.py").write_text(FIT)
     command = [
         *TOGETHER,
         str(tmp_path / "fit.py"),
@@ -126,7 +151,8 @@ def test_killed_processes_go_on_from_the_firsts_checkpoint(tmp_path):
         str(tmp_path / "two.c"),
         "memory",
     ]
-    killed = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True)
+    slowly = environment() | {"PAUSE": "0.3"}
+    killed = subprocess.Popen(command, env=slowly, stdout=subprocess.PIPE, text=True)
     for line in killed.stdout:
         if line == "2 2\n":
             for pid in [*children_of(killed.pid), killed.pid]:
@@ -136,7 +162,7 @@ def test_killed_processes_go_on_from_the_firsts_checkpoint(tmp_path):
     assert not (tmp_path / "two").exists()
     again = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True, timeout=300)
     epochs = [int(line.split()[0]) for line in again.stdout.splitlines()]
-    assert epochs[0] > 2, "it must go on, not start anew"
+    assert epochs[0] > 2, "it must resume, not start again"
     assert epochs[-1] == 6
     np.testing.assert_allclose(losses(tmp_path / "two"), one, rtol=1e-5)
 
@@ -146,7 +172,7 @@ OPTIONS = ["--encoder", "test_resnet", "--weights", "random", "--backend", "torc
 
 
 @pytest.mark.parametrize("keeping", [True, False])
-def test_the_command_line_fits_together_and_speaks_once(odd_folder, tmp_path, keeping):
+def test_the_command_line_fits_together_and_prints_once(odd_folder, tmp_path, keeping):
     photos = tmp_path / "photos"
     shutil.copytree(odd_folder, photos)
     (photos / "broken.png").write_bytes(b"broken")

@@ -205,7 +205,7 @@ def test_a_killed_process_goes_on_and_ends_the_same(tmp_path):
         command(tmp_path / "model", checkpoint), env=environment, check=True, capture_output=True, text=True
     )
     epochs = [int(line) for line in again.stdout.split()]
-    assert epochs[0] > 3, "it must go on, not start anew"
+    assert epochs[0] > 3, "it must resume, not start again"
     assert epochs[-1] == 12
     assert same(numbers(tmp_path / "model"), numbers(tmp_path / "whole"))
 
