@@ -90,8 +90,6 @@ class Detector(Configured):
         self.thumbnails = thumbnails
         self._set_score_settings(settings)
 
-    # Fitting
-
     def fit(
         self,
         images: ImagesLike,
@@ -198,8 +196,6 @@ class Detector(Configured):
         self._model = self._fitted().calibrated(encoded.z0, encoded.digests)
         return self
 
-    # Detecting
-
     def detect(
         self, images: ImagesLike, *, transform: Transform | None = None, progress: Progress | None = None
     ) -> Results:
@@ -287,8 +283,6 @@ class Detector(Configured):
         other = copy.copy(self).set_params(**changes)
         other._model = self._fitted().with_settings(changes)
         return other
-
-    # Saving
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write a model directory (safetensors and JSON), or replace the model in one.
