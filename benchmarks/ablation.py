@@ -23,7 +23,6 @@ from torch import Tensor
 
 from dlsr import Detector, evaluate_scores
 from dlsr.artifact import installed_versions
-from dlsr.calibration.split import split
 from dlsr.encoding.pipeline import Encoded
 from dlsr.encoding.store import default_store_root
 from dlsr.images.transforms import protocol_transform
@@ -33,9 +32,8 @@ from dlsr.scorers import ScorerSettings, resolve
 from dlsr.scorers.base import FitData, LayerScores, Scorer, score_features
 from dlsr.scorers.paper import restoration_loss
 from dlsr.scorers.residual import ResidualScorer
-from dlsr.training.data import Samples
 from dlsr.training.loop import new_state, train
-from quality import CHOSEN_ON, fitted_scorer, real_datasets, write_report
+from quality import CHOSEN_ON, fit_data, fitted_scorer, real_datasets, write_report
 
 TEST_IMAGES = 2000
 
@@ -150,18 +148,11 @@ def main(
     transform = protocol_transform("matched")
     encoded = {name: sample(extractor.encode(images, transform=transform)) for name, images in datasets.items()}
     settings = resolve("default", changes=BASE)
-    parts = split(len(everything.z0), 0.05, settings.seed)
-    fit_data = FitData(
-        settings,
-        channels,
-        Samples(torch.from_numpy(everything.z0[parts.training])),
-        torch.from_numpy(everything.z0[parts.validation]),
-        everything.digests[parts.validation],
-    )
+    training = fit_data(settings, channels, everything)
     names = [name for name in encoded if name != "CIFAR-10 test"]
     table = []
     trained: ResidualScorer | None = None
-    for name, scorer in variants(fit_data, lambda entry, _: print(entry, file=sys.stderr, flush=True)):
+    for name, scorer in variants(training, lambda entry, _: print(entry, file=sys.stderr, flush=True)):
         trained = scorer if isinstance(scorer, ResidualScorer) else trained
         by_dataset = {
             k: score_features(scorer, torch.from_numpy(e.z0), e.digests, settings.seed)[0].numpy()
@@ -182,7 +173,7 @@ def main(
         "command": "python benchmarks/ablation.py " + " ".join(sys.argv[1:]),
         "test_images_per_set": TEST_IMAGES,
         "rows": table,
-        "held_out_loss": linear_restoration(trained, fit_data),
+        "held_out_loss": linear_restoration(trained, training),
         "versions": installed_versions(),
     }
     write_report(output, content, markdown(content, names))

@@ -16,11 +16,9 @@ import torch
 import typer
 
 from dlsr.artifact import installed_versions
-from dlsr.calibration.split import split
 from dlsr.scorers import resolve
-from dlsr.scorers.base import FitData, score_features
-from dlsr.training.data import Samples
-from quality import aurocs, fitted_scorer, matched_features, write_report
+from dlsr.scorers.base import score_features
+from quality import aurocs, fit_data, fitted_scorer, matched_features, write_report
 
 TEST_IMAGES = 2000
 
@@ -41,16 +39,8 @@ def main(
                 changes = {"precision": precision} | ({"epochs": paper_epochs} if preset == "paper" else {})
                 settings = resolve(preset, changes=changes, seed=seed)
                 epochs = settings.scorer.model_dump()["epochs"]
-                parts = split(len(training.z0), 0.05, seed)
                 start = time.perf_counter()
-                fit_data = FitData(
-                    settings,
-                    channels,
-                    Samples(torch.from_numpy(training.z0[parts.training])),
-                    torch.from_numpy(training.z0[parts.validation]),
-                    training.digests[parts.validation],
-                )
-                scorer = fitted_scorer(fit_data)
+                scorer = fitted_scorer(fit_data(settings, channels, training))
                 seconds.append(time.perf_counter() - start)
                 scores = {
                     name: score_features(scorer, torch.from_numpy(images.z0), images.digests, seed)[0].double().numpy()

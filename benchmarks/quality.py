@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 import typer
 from numpy.typing import NDArray
 from PIL import Image
@@ -21,6 +22,7 @@ from PIL import Image
 from dlsr import SCORES, Detector, evaluate_scores
 from dlsr.artifact import installed_versions
 from dlsr.bench.datasets import CIFAR_LIKE, tiny_imagenet_classes, without_cifar_like
+from dlsr.calibration.split import split
 from dlsr.cli.console import progress_bars
 from dlsr.encoding.pipeline import Encoded
 from dlsr.encoding.store import default_store_root
@@ -28,7 +30,8 @@ from dlsr.evaluation import mean_and_std
 from dlsr.files import replacing
 from dlsr.images.sources import ImageDataset, open_images
 from dlsr.images.transforms import MATCHED_SIZE, Transform, protocol_transform
-from dlsr.scorers.base import FitData, Scorer, new_scorer
+from dlsr.scorers.base import FitData, Scorer, Settings, new_scorer
+from dlsr.training.data import Samples
 from dlsr.training.loop import OnEpoch, Trainer
 
 CHOSEN_ON = ("SVHN crops", "DTD")
@@ -86,6 +89,18 @@ def matched_features(
             if name != "Tiny-ImageNet, all"
         }
     return channels, training, encoded
+
+
+def fit_data(settings: Settings, channels: tuple[int, ...], encoded: Encoded) -> FitData:
+    """Features of ID images as a fit splits them, without the calibration part."""
+    parts = split(len(encoded.z0), 0.05, settings.seed)
+    return FitData(
+        settings,
+        channels,
+        Samples(torch.from_numpy(encoded.z0[parts.training])),
+        torch.from_numpy(encoded.z0[parts.validation]),
+        encoded.digests[parts.validation],
+    )
 
 
 def fitted_scorer(data: FitData, on_epoch: OnEpoch | None = None) -> Scorer:
