@@ -71,6 +71,7 @@ class DetectorConfig(Frozen):
     stages: Annotated[WholeNumbers, Field(min_length=1)] | None = None
     weights: str | None = None
     decoding: str = "full"
+    pooling: str | None = None
     false_alarm_rate: float = 0.05
     seed: int = Field(default=0, ge=0, lt=2**31)
     thumbnails: int = Field(default=0, ge=0)

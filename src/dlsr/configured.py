@@ -14,7 +14,7 @@ from dlsr.model import FittedAttributes
 from dlsr.runtime.backends import Backend, choose_backend
 from dlsr.runtime.devices import torch_device
 from dlsr.scorers import Settings, resolve
-from dlsr.scorers.base import setting_names
+from dlsr.scorers.base import PRESET_POOLING, setting_names
 
 _CONFIG = tuple(name for name in DetectorConfig.model_fields if name != "settings")
 
@@ -66,10 +66,11 @@ class Configured(FittedAttributes, Estimator):
         Raises:
             SettingsError: for settings that cannot work, or an unknown encoder or backend.
         """
-        self._resolved()
+        preset = self._resolved().preset
         config, device = self._config(), torch_device(self.device)
         choose_backend(self.backend, device)
-        spec = encoder_spec(config.encoder, config.stages, config.weights, config.decoding)
+        pooling = config.pooling or PRESET_POOLING[preset]
+        spec = encoder_spec(config.encoder, config.stages, config.weights, config.decoding, pooling)
         for extractor in (self._extractor, self._prepared):
             if extractor is not None and extractor.is_for(spec, device, self.backend):
                 break

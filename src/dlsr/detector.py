@@ -42,6 +42,8 @@ class Detector(Configured):
         stages: stages of the encoder that make up `z0`, from 0; None for the preset's.
         weights: a file with the encoder's weights, `random` or `random:SEED`; None for the preset's source.
         decoding: `full`, or `draft` to decode large JPEGs at a fraction of their size: faster, other scores.
+        pooling: what is kept of each stage's map: `mean` as in the paper, `mean+std` or `mean+std+max`; None for the
+            preset's.
         false_alarm_rate: share of ID images that may be called OOD; can be changed after fitting.
         seed: of everything random. Noise is derived from it and each image's content.
         device: `auto`, `cpu`, `cuda`, ..
@@ -66,6 +68,7 @@ class Detector(Configured):
         stages: Sequence[int] | None = None,
         weights: str | os.PathLike[str] | None = None,
         decoding: str = "full",
+        pooling: str | None = None,
         false_alarm_rate: float = 0.05,
         seed: int = 0,
         device: str = "auto",
@@ -81,6 +84,7 @@ class Detector(Configured):
         self.stages = stages
         self.weights = weights
         self.decoding = decoding
+        self.pooling = pooling
         self.false_alarm_rate = false_alarm_rate
         self.seed = seed
         self.device = device

@@ -21,6 +21,7 @@ class EncodedBaseline(Baseline):
     Args:
         encoder: a preset of `dlsr.ENCODERS`, or a timm network.
         weights: the encoder's weights, as for `dlsr.Detector`.
+        pooling: what is kept of each stage's map, as for `dlsr.Detector`.
         store: folder of the feature store; None keeps no features on disk.
     """
 
@@ -30,6 +31,7 @@ class EncodedBaseline(Baseline):
 
     encoder: str = "efficientnet_lite0"
     weights: str | None = None
+    pooling: str = "mean"
     store: str | None = None
 
     def _read(self, images: ImageDataset, transform: Transform | None) -> tuple[Inputs, list[str | None]]:
@@ -40,7 +42,9 @@ class EncodedBaseline(Baseline):
 
     def _loaded_encoder(self) -> Encoder:
         if not hasattr(self, "_encoder"):
-            spec = encoder_spec(self.encoder, weights=self.weights).model_copy(update={"output": self.output})
+            spec = encoder_spec(self.encoder, weights=self.weights, pooling=self.pooling).model_copy(
+                update={"output": self.output}
+            )
             self._encoder = Encoder(spec, self._device())
         return self._encoder
 

@@ -20,6 +20,7 @@ from dlsr.cli.options import (
     EngineName,
     ImagesPerPart,
     Json,
+    Pooling,
     Quiet,
     Runtime,
     whole_numbers,
@@ -49,6 +50,7 @@ def fit(
         DecodingName,
         typer.Option(help="draft decodes large JPEGs at a fraction of their size: faster, with different scores."),
     ] = DecodingName.FULL,
+    pooling: Pooling = None,
     false_alarm_rate: Annotated[float, typer.Option(help="Share of ID images that may be called OOD.")] = 0.05,
     seed: Annotated[int, typer.Option(help="Seed of the split, training and noise.")] = 0,
     thumbnails: Annotated[
@@ -77,6 +79,7 @@ def fit(
         preset=preset,
         stages=whole_numbers(stages, "--stages"),
         decoding=decoding.value,
+        pooling=None if pooling is None else pooling.value,
         false_alarm_rate=false_alarm_rate,
         seed=seed,
         thumbnails=thumbnails,

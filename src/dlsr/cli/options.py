@@ -40,6 +40,18 @@ class DecodingName(StrEnum):
     DRAFT = "draft"
 
 
+class PoolingName(StrEnum):
+    """What is kept of the encoder's maps."""
+
+    MEAN = "mean"
+    MEAN_STD = "mean+std"
+    MEAN_STD_MAX = "mean+std+max"
+
+
+Pooling = Annotated[
+    PoolingName | None,
+    typer.Option(help="What is kept of each of the encoder's maps; mean is the paper's.", show_default="the preset's"),
+]
 Model = Annotated[Path, typer.Argument(help="Model directory written by `dlsr fit`.")]
 Images = Annotated[Path, typer.Argument(help="Folder, tar or image file.")]
 OodDatasets = Annotated[list[str], typer.Option("--ood", help="An OOD dataset as NAME=FOLDER or NAME=TAR. Repeatable.")]

@@ -14,7 +14,7 @@ from dlsr.encoders.presets import EncoderSpec
 from dlsr.encoders.weights import fingerprint, load_classifier, load_exactly
 from dlsr.errors import SettingsError, WeightsError
 from dlsr.images.transforms import pixels_version
-from dlsr.method.features import DELTA, to_z0
+from dlsr.method.features import DELTA, Pooling, layer_dimensions, to_z0
 from dlsr.runtime.backends import Backend, choose_backend, make_engine
 from dlsr.runtime.base import Engine, Graph
 
@@ -34,15 +34,18 @@ class PixelsToZ0(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(
+        self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], pooling: Pooling = "mean"
+    ) -> None:
         super().__init__()
         self.network = network
+        self.pooling: Pooling = pooling
         self.register_buffer("mean", torch.tensor(mean))
         self.register_buffer("std", torch.tensor(std))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """See the class."""
-        return to_z0(self.network(self.normalised(pixels)))
+        return to_z0(self.network(self.normalised(pixels)), self.pooling)
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """The network's input, shape `(N, 3, size, size)`."""
@@ -68,14 +71,14 @@ class Encoder:
         device: where to run.
         backend: see `dlsr.runtime`. Backends agree to 1e-4 in `z0`.
         weights_sha256: SHA-256 that the weights must have; known for a saved model.
-        channels: channels of each chosen stage; known for a saved model. If both are given and the engine is in the
-            cache, neither timm nor the weights are loaded.
+        channels: dimensions of each chosen stage in `z0`; known for a saved model. If both are given and the engine is
+            in the cache, neither timm nor the weights are loaded.
 
     Attributes:
         spec: network, stages, preprocessing and weights.
         device: where the encoder runs.
         backend: the backend in use, `auto` resolved.
-        channels: channels of each chosen stage, M numbers that sum to `c`.
+        channels: dimensions of each chosen stage in `z0`, M numbers that sum to `c`.
         weights_sha256: SHA-256 of the weights.
 
     Raises:
@@ -176,7 +179,7 @@ class Encoder:
 
     def _module(self, network: nn.Module) -> PixelsToZ0:
         kind = PixelsToPenultimate if self.spec.output == "penultimate" else PixelsToZ0
-        return kind(network, self.spec.mean, self.spec.std)
+        return kind(network, self.spec.mean, self.spec.std, self.spec.pooling)
 
 
 def _digest(*parts: str) -> str:
@@ -188,7 +191,9 @@ def _network(spec: EncoderSpec) -> Any:
 
 
 def _channels(spec: EncoderSpec, network: Any) -> tuple[int, ...]:
-    return tuple(network.feature_info.channels()) if spec.output == "stages" else (int(network.head_hidden_size),)
+    if spec.output == "penultimate":
+        return (int(network.head_hidden_size),)
+    return layer_dimensions(network.feature_info.channels(), spec.pooling)
 
 
 def feature_network(spec: EncoderSpec) -> Any:

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dlsr.errors import SettingsError
 from dlsr.images.decode import DECODINGS, Decoding, Interpolation
+from dlsr.method.features import POOLINGS, Pooling
 
 
 class _Frozen(BaseModel):
@@ -63,6 +64,8 @@ class EncoderSpec(_Frozen):
     interpolation: Interpolation
     decoding: Decoding = "full"
     """`draft` decodes large JPEGs at reduced size, see `dlsr.images.decode.decode`."""
+    pooling: Pooling = "mean"
+    """What is kept of each stage's map, see `dlsr.method.features.to_z0`. The default is the paper's."""
     output: Literal["stages", "penultimate"] = "stages"
     """`penultimate` gives the input of the network's last layer instead of `z0`, for baselines that classify."""
     weights: WeightSource = Field(discriminator="kind")
@@ -129,7 +132,11 @@ ENCODERS = {
 
 
 def encoder_spec(
-    name: str, stages: tuple[int, ...] | None = None, weights: str | None = None, decoding: str = "full"
+    name: str,
+    stages: tuple[int, ...] | None = None,
+    weights: str | None = None,
+    decoding: str = "full",
+    pooling: str = "mean",
 ) -> EncoderSpec:
     """The spec of a preset, or of any timm network with feature maps.
 
@@ -138,19 +145,22 @@ def encoder_spec(
         stages: stages to use instead of the preset's.
         weights: a file with weights, `"random"` or `"random:SEED"`, instead of the preset's source.
         decoding: `full` or `draft`.
+        pooling: what is kept of each stage's map: a name of `dlsr.method.features.POOLINGS`.
 
     Raises:
-        SettingsError: for an unknown name or decoding. Stages are checked by `Encoder`.
+        SettingsError: for an unknown name, decoding or pooling. Stages are checked by `Encoder`.
     """
     spec = ENCODERS.get(name) or _timm_spec(name)
     if decoding not in DECODINGS:
         raise SettingsError(f"unknown decoding '{decoding}'; choose one of {', '.join(DECODINGS)}")
-    changes: dict[str, object] = {} if decoding == spec.decoding else {"decoding": decoding}
+    if pooling not in POOLINGS:
+        raise SettingsError(f"unknown pooling '{pooling}'; choose one of {', '.join(POOLINGS)}")
+    changes: dict[str, object] = {"decoding": decoding, "pooling": pooling}
     if stages is not None:
         changes["stages"] = tuple(stages)
     if weights is not None:
         changes["weights"] = weight_source(weights).model_dump()
-    return EncoderSpec.model_validate(spec.model_dump() | changes) if changes else spec
+    return EncoderSpec.model_validate(spec.model_dump() | changes)
 
 
 def weight_source(weights: str) -> FileWeights | RandomWeights:

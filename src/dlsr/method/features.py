@@ -1,6 +1,7 @@
 """From feature maps to `z0` (paper, section 3.1), and the position of each layer in it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -8,10 +9,28 @@ from torch import Tensor
 DELTA = 1e-5
 """Constant added to the variance (the paper does not give its value)."""
 
+Pooling = Literal["mean", "mean+std", "mean+std+max"]
+"""What is kept of a stage's map: the paper's mean, and beside it how a channel varies over the image, and its peak."""
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 
-def pool(feature_map: Tensor) -> Tensor:
+
+def mean_pool(feature_map: Tensor) -> Tensor:
     """Global average pooling of a stage's map: shape `(N, c_m, h_m, w_m)` to `(N, c_m)`."""
     return feature_map.mean(dim=(2, 3))
+
+
+def std_pool(feature_map: Tensor) -> Tensor:
+    """Standard deviation of each channel over the positions: shape `(N, c_m, h_m, w_m)` to `(N, c_m)`."""
+    deviations = feature_map - feature_map.mean(dim=(2, 3), keepdim=True)
+    return deviations.square().mean(dim=(2, 3)).sqrt()
+
+
+def max_pool(feature_map: Tensor) -> Tensor:
+    """Largest value of each channel: shape `(N, c_m, h_m, w_m)` to `(N, c_m)`."""
+    return feature_map.amax(dim=(2, 3))
+
+
+_POOLS: Mapping[str, Callable[[Tensor], Tensor]] = {"mean": mean_pool, "std": std_pool, "max": max_pool}
 
 
 def zscore(f: Tensor, delta: float = DELTA) -> Tensor:
@@ -29,21 +48,29 @@ def zscore(f: Tensor, delta: float = DELTA) -> Tensor:
     return (f - mean) / (var + delta).sqrt()
 
 
-def to_z0(feature_maps: Sequence[Tensor], delta: float = DELTA) -> Tensor:
+def to_z0(feature_maps: Sequence[Tensor], pooling: Pooling = "mean", delta: float = DELTA) -> Tensor:
     """Pool, normalise and concatenate the maps of all layers.
 
     Args:
-        feature_maps: M maps of shapes `(N, c_m, h_m, w_m)`.
+        feature_maps: M maps of shapes `(N, k_m, h_m, w_m)`.
+        pooling: what is kept of each map. Each part of it is normalised by itself, so a layer has `c_m` features:
+            `k_m` times the number of parts.
         delta: added to the variance.
 
     Returns:
         `z0`, shape `(N, c)` with `c = sum of c_m`.
     """
-    return torch.cat([zscore(pool(feature_map), delta) for feature_map in feature_maps], dim=1)
+    pools = [_POOLS[name] for name in pooling.split("+")]
+    return torch.cat([zscore(pool(feature_map), delta) for feature_map in feature_maps for pool in pools], dim=1)
+
+
+def layer_dimensions(map_channels: Sequence[int], pooling: Pooling) -> tuple[int, ...]:
+    """Dimensions of each layer in `z0`, `c_m`, from the channels of each map, `k_m`."""
+    return tuple(k * len(pooling.split("+")) for k in map_channels)
 
 
 def layer_slices(channels: Sequence[int]) -> list[slice]:
-    """The position of each layer in `z0`, given the number of channels of each."""
+    """The position of each layer in `z0`, given the dimensions of each."""
     slices, start = [], 0
     for c_m in channels:
         slices.append(slice(start, start + c_m))

@@ -158,18 +158,20 @@ def encode_with_ray(
     if detector.store is None:
         raise SettingsError("encoding on a cluster needs a feature store; give a folder that all workers share")
     parts = plan(source, images_per_part)
-    encoder = detector.prepare_extractor().encoder
+    extractor = detector.prepare_extractor()
+    encoder = extractor.encoder
     run = RunFolder(folder, ENCODED)
     store = str(Path(detector.store).absolute())
     run.claim({"encoder": encoder.key, "store": store, "source": source, "parts": digest_of(parts)})
     before = run.done(parts)
     on_plan(len(parts), len(before))
     names = ("encoder", "stages", "weights", "decoding", "device", "backend")
-    parameters = {name: getattr(detector, name) for name in names} | {"store": store, "workers": 1}
+    parameters = {name: getattr(detector, name) for name in names}
+    parameters |= {"pooling": extractor.spec.pooling, "store": store, "workers": 1}
     left = [part for part in parts if part.index not in before]
     for done in process_parts(ray, EncodingActor, [run.full_url, parameters], left, address, workers, detector.device):
         on_part(done)
-    return encoded_images(run, parts, detector.prepare_extractor().feature_store())
+    return encoded_images(run, parts, extractor.feature_store())
 
 
 def _ray() -> Any:

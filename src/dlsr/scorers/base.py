@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dlsr.config import Frozen, validated
 from dlsr.errors import SettingsError
+from dlsr.method.features import Pooling
 from dlsr.method.noise import noise_for
 from dlsr.scorers.settings import ScorerSettings
 from dlsr.training.checkpoint import training_key
@@ -125,6 +126,9 @@ PRESETS: Mapping[str, str] = {"default": "residual", "fast": "residual", "paper"
 `default`: the settings that measured best, see docs/design.md. `fast`: the smallest network within 0.2 points of the
 paper's size. `paper`: the paper's settings, its code's where the paper is silent.
 """
+
+PRESET_POOLING: Mapping[str, Pooling] = {"default": "mean+std+max", "fast": "mean+std+max", "paper": "mean"}
+"""What each preset keeps of the encoder's maps, unless told otherwise."""
 
 S = TypeVar("S", bound=type[Scorer])
 
