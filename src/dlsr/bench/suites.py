@@ -199,10 +199,10 @@ class FigureRun:
             detector = Detector.load(model, weights=settings.weights, store=self.store, device="cpu")
         else:
             self.on_message(f"fitting the paper's network{_described(changes)}")
-            checkpoint = model.with_suffix(".checkpoint")
-            detector.fit(train, transform=transform, checkpoint=checkpoint)
+            # The checkpoint stays: a later call with more epochs goes on from it.
+            same = key_of({**parameters, "epochs": None}, settings.protocol, digest_of(train))
+            detector.fit(train, transform=transform, checkpoint=self.folder / f"network-{same}.checkpoint")
             detector.save(model)
-            checkpoint.unlink(missing_ok=True)
         images = scored_images(self.task, settings)
         extractor = detector.extractor_
         encoded = {name: extractor.encode(dataset, transform=transform) for name, dataset in images.items()}

@@ -66,8 +66,13 @@ class FitData:
     """Their content digests, shape `(V, 16)`."""
 
     def key(self) -> str:
-        """Digest of all that training depends on, by which a checkpoint is known."""
-        about = f"{self.settings.model_dump_json()}\n{self.channels}"
+        """Digest of all that training depends on, by which a checkpoint is known.
+
+        At a constant learning rate a longer training begins as a shorter one, so it continues from its checkpoint.
+        """
+        constant = getattr(self.settings.scorer, "lr_decay", None) == "constant"
+        length = {"epochs", "min_steps"} if constant else set()
+        about = f"{self.settings.model_dump_json(exclude={'scorer': length})}\n{self.channels}"
         return training_key(about, self.training, [self.validation])
 
 

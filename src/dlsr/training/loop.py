@@ -202,13 +202,14 @@ class Trainer:
         """
         kept = Checkpoint(self.checkpoint, key()) if self.checkpoint else None
         resumed = self.ranks.from_first(kept.load() if kept and self.ranks.is_first else None)
-        state = resumed or new_state(network)
+        most = most_epochs(settings, len(samples))
+        state = resumed if resumed and resumed.epoch <= most else new_state(network)
         for done in train(network, samples, validation, loss, settings, self.seed, state, self.ranks):
             state = done
             if kept and self.ranks.is_first:
                 kept.save(state)
             if self.on_epoch:
-                self.on_epoch(state.log[-1], most_epochs(settings, len(samples)))
+                self.on_epoch(state.log[-1], most)
         return state
 
 
