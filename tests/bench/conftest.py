@@ -3,7 +3,7 @@ import tarfile
 import pytest
 
 from dlsr import open_images
-from dlsr.bench.suites import Where, open_task
+from dlsr.bench.reproduction import Where, open_task
 
 
 @pytest.fixture(scope="session")

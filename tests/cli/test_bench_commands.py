@@ -14,7 +14,7 @@ def test_bench_lists_all_detectors(run, monkeypatch):
 
 
 def test_bench_offers_every_table_and_figure_of_the_paper(run):
-    from dlsr.bench.suites import FIGURES, TABLES
+    from dlsr.bench.reproduction import FIGURES, TABLES
 
     text = run("bench").out
     assert "Reproduce table 3 of the paper." in text
@@ -54,7 +54,7 @@ def test_a_figure_says_which_dataset_is_missing(run, tmp_path):
 @pytest.fixture
 def drawn(monkeypatch):
     """Figures are recorded instead of drawn, which takes minutes: `tests/bench` draws them."""
-    from dlsr.bench import suites
+    from dlsr.bench import reproduction
 
     runs = []
 
@@ -62,7 +62,7 @@ def drawn(monkeypatch):
         runs.append(run)
         return {"figure": name}
 
-    monkeypatch.setattr(suites, "draw", draw)
+    monkeypatch.setattr(reproduction, "draw", draw)
     return runs
 
 

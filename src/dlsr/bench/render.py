@@ -53,11 +53,11 @@ def summary_table(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def suite_tables(report: Mapping[str, Any]) -> str:
-    """The tables of a suite for each ID dataset, with the paper's numbers below.
+def paper_tables(report: Mapping[str, Any]) -> str:
+    """A table of the paper for each ID dataset, with the paper's numbers below.
 
     Args:
-        report: from `dlsr.bench.suites.run_table`.
+        report: from `dlsr.bench.reproduction.run_table`.
     """
     parts: list[str] = []
     for id, comparison in report["ids"].items():

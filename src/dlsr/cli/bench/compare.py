@@ -31,7 +31,7 @@ def compare(
     from dlsr.bench.compare import Task, write_failures  # noqa: PLC0415
     from dlsr.bench.compare import compare as run  # noqa: PLC0415
     from dlsr.bench.datasets import labels_of  # noqa: PLC0415
-    from dlsr.bench.suites import ALSO  # noqa: PLC0415
+    from dlsr.bench.reproduction import ALSO  # noqa: PLC0415
     from dlsr.images.sources import open_images  # noqa: PLC0415
 
     training = open_images(train)

@@ -13,7 +13,7 @@ from dlsr.errors import SettingsError
 
 if TYPE_CHECKING:
     from dlsr.bench.compare import CompareSettings
-    from dlsr.bench.suites import Where
+    from dlsr.bench.reproduction import Where
 
 Folder = Annotated[Path, typer.Option("--output", "-o", help="Folder for the report, plots and finished runs.")]
 Detectors = Annotated[str | None, typer.Option(help="Names from `dlsr bench --list`, separated by commas, or all.")]
@@ -38,7 +38,7 @@ class Places:
 
     def where(self) -> "Where":
         """The places. Raises SettingsError for a place that is not NAME=PATH."""
-        from dlsr.bench.suites import Where  # noqa: PLC0415
+        from dlsr.bench.reproduction import Where  # noqa: PLC0415
 
         return Where(self.data_root, named_paths(self.places or [], "--set"), self.download)
 

@@ -18,7 +18,7 @@ from dlsr.cli.bench.options import (
 from dlsr.cli.console import print_message
 from dlsr.cli.options import Quiet, with_groups
 
-# The names are those of `dlsr.bench.suites`, which is slow to import.
+# The names are those of `dlsr.bench.reproduction`, which is slow to import.
 TABLES = (*(f"table{n}" for n in (1, 2, 3)), *(f"table{n}" for n in range(5, 13)))
 FIGURES = (*(f"fig{n}" for n in range(3, 10)), "table4", "ablation")
 
@@ -44,8 +44,8 @@ def table(
     quiet: Quiet = False,
 ) -> None:
     """Run the table that the command is named after, and write it beside the printed numbers."""
-    from dlsr.bench.render import suite_tables  # noqa: PLC0415
-    from dlsr.bench.suites import run_table  # noqa: PLC0415
+    from dlsr.bench.render import paper_tables  # noqa: PLC0415
+    from dlsr.bench.reproduction import run_table  # noqa: PLC0415
 
     name = str(context.info_name)
     report = run_table(
@@ -58,7 +58,7 @@ def table(
         store=experiment.store_folder(),
         on_message=lambda message: print_message(message, quiet),
     )
-    write_report(output, name, report, suite_tables(report))
+    write_report(output, name, report, paper_tables(report))
 
 
 @with_groups
@@ -76,7 +76,7 @@ def figure(
     quiet: Quiet = False,
 ) -> None:
     """Draw the figure that the command is named after, and write the numbers behind it."""
-    from dlsr.bench.suites import SIX, FigureRun, draw, open_task  # noqa: PLC0415
+    from dlsr.bench.reproduction import SIX, FigureRun, draw, open_task  # noqa: PLC0415
 
     name = str(context.info_name)
     task, missing = open_task(id, names(ood) or SIX, places.where())

@@ -7,11 +7,11 @@ from PIL import Image
 
 from dlsr import InputError, SettingsError, evaluate_scores
 from dlsr.baselines import DETECTORS
-from dlsr.bench import suites
+from dlsr.bench import reproduction
 from dlsr.bench.compare import CompareSettings, scored_images
 from dlsr.bench.paper import PAPER
-from dlsr.bench.render import suite_tables
-from dlsr.bench.suites import FIGURES, PAPER_SCORES, TABLES, FigureRun, Where, average, draw, open_task, run_table
+from dlsr.bench.render import paper_tables
+from dlsr.bench.reproduction import FIGURES, PAPER_SCORES, TABLES, FigureRun, Where, average, draw, open_task, run_table
 
 TINY = {"encoder": "test_resnet", "weights": "random"}
 SETTINGS = CompareSettings(detectors=(), limit=20, **TINY)
@@ -44,7 +44,7 @@ def test_a_task_names_missing_ood_datasets(root):
 def test_a_table_is_shown_beside_the_printed_one(root, tmp_path):
     settings = CompareSettings(detectors=("mahalanobis",), limit=20, **TINY)
     report = run_table("table9", Where(root, {}), settings, tmp_path / "runs", ood=("svhn", "cifar100"))
-    text = suite_tables(json.loads(json.dumps(report)))
+    text = paper_tables(json.loads(json.dumps(report)))
     assert "cifar100 is missing: the dataset 'cifar100' is not below" in text
     assert "printed in the paper (efficientnet_b4)" in text
     assert "| diffguard | 89.88 | 91.88 |" in text
@@ -53,7 +53,7 @@ def test_a_table_is_shown_beside_the_printed_one(root, tmp_path):
 
 def test_a_table_without_its_id_dataset_cannot_run(root, tmp_path):
     report = run_table("table2", Where(root, {}), SETTINGS, tmp_path / "runs")
-    assert "Cannot run: the dataset 'celeba'" in suite_tables(report)
+    assert "Cannot run: the dataset 'celeba'" in paper_tables(report)
 
 
 def test_an_unknown_table_is_refused(root, tmp_path):
@@ -66,7 +66,7 @@ def test_figures_are_drawn_from_fitted_networks(task, tmp_path, monkeypatch):
     small = {"width": 32, "blocks": 2}
     original = FigureRun.fit
     monkeypatch.setattr(FigureRun, "fit", lambda self, **changes: original(self, **(small | changes)))
-    monkeypatch.setattr(suites, "TIMES", (1, 30, 100))
+    monkeypatch.setattr(reproduction, "TIMES", (1, 30, 100))
     messages = []
     run = FigureRun(task, SETTINGS, tmp_path / "runs", 1, tmp_path / "store", messages.append)
     for figure in ("fig3", "fig9", "ablation"):
