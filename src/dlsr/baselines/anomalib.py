@@ -39,7 +39,7 @@ class AnomalibFre(EncodedBaseline):
     lr: float = 1e-3
 
     def _build(self, classes: int) -> nn.Module:
-        network: nn.Module = _part("image.fre.torch_model", "TiedAE")(self._loaded_encoder().c, self.latent)
+        network: nn.Module = _part("image.fre.torch_model", "TiedAE")(self._c(), self.latent)
         return network
 
     def _learn(self, features: Tensor, labels: Tensor | None, trainer: Trainer) -> None:

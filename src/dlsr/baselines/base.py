@@ -29,6 +29,7 @@ from dlsr.training.state import EpochLog
 Array = NDArray[np.float64]
 Inputs = NDArray[Any]
 """The input of a detector: pixels, or features of an encoder."""
+Labels = Sequence[int] | NDArray[np.integer]
 
 SMALLEST_TRAINING_SET = 20
 
@@ -84,7 +85,7 @@ class Baseline(Estimator):
     def fit(
         self,
         images: ImagesLike,
-        labels: Sequence[int] | NDArray[np.integer] | None = None,
+        labels: Labels | None = None,
         *,
         transform: Transform | None = None,
         checkpoint: str | PathLike[str] | None = None,
@@ -104,17 +105,23 @@ class Baseline(Estimator):
             TooFewImagesError: if fewer than 20 images can be read.
         """
         found = open_images(images)
+        self._check_labels(labels, len(found))
+        inputs, readable = self._read_readable(found, transform)
+        classes = None if labels is None else np.asarray(labels)[readable]
+        return self._fit_inputs(inputs, classes, Trainer(self.seed, Path(checkpoint) if checkpoint else None, on_epoch))
+
+    def _check_labels(self, labels: Labels | None, count: int) -> None:
         if self.needs_labels and labels is None:
             raise InputError(f"'{self.name}' needs a label for each image; give labels, or folders named after classes")
-        if labels is not None and len(labels) != len(found):
-            raise InputError(f"{len(labels)} labels for {len(found)} images; give one for each")
-        inputs, readable = self._read_readable(found, transform)
+        if labels is not None and len(labels) != count:
+            raise InputError(f"{len(labels)} labels for {count} images; give one for each")
+
+    def _fit_inputs(self, inputs: Inputs, labels: Labels | None, trainer: Trainer) -> Self:
         if len(inputs) < SMALLEST_TRAINING_SET:
             raise TooFewImagesError(f"{len(inputs)} readable images are too few; give {SMALLEST_TRAINING_SET} or more")
-        trainer = Trainer(self.seed, Path(checkpoint) if checkpoint else None, on_epoch)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            classes = None if labels is None else torch.from_numpy(np.asarray(labels)[readable]).long()
+            classes = None if labels is None else torch.from_numpy(np.asarray(labels)).long()
             self.classes_ = 0 if classes is None else int(classes.max()) + 1
             self.network_ = self._build(self.classes_).to(self._device())
             self._learn(self._tensor(inputs), classes, trainer)
@@ -127,14 +134,22 @@ class Baseline(Estimator):
         Raises:
             NotFittedError: before a fit.
         """
-        if not hasattr(self, "network_"):
-            raise NotFittedError("this detector is not fitted; call fit, or load it")
+        self._check_fitted()
         found = open_images(images)
         inputs, readable = self._read_readable(found, transform)
         scores = np.full(len(found), np.nan)
+        scores[readable] = self._score_inputs(inputs)
+        return scores
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "network_"):
+            raise NotFittedError("this detector is not fitted; call fit, or load it")
+
+    def _score_inputs(self, inputs: Inputs) -> Array:
+        scores = np.empty(len(inputs))
         for start in range(0, len(inputs), self.scoring_batch):
             batch = slice(start, start + self.scoring_batch)
-            scores[readable[batch]] = self._scores(self._tensor(inputs[batch])).detach().cpu().double().numpy()
+            scores[batch] = self._scores(self._tensor(inputs[batch])).detach().cpu().double().numpy()
         return scores
 
     def _read_readable(self, images: ImageDataset, transform: Transform | None) -> tuple[Inputs, NDArray[np.intp]]:

@@ -37,7 +37,7 @@ class ClassifierBaseline(EncodedBaseline):
     lr: float = 1e-3
 
     def _build(self, classes: int) -> nn.Module:
-        c = self._loaded_encoder().c
+        c = self._c()
         head = nn.Linear(c, classes)
         head.register_buffer("mean_feature", torch.zeros(c))
         return head

@@ -212,9 +212,9 @@ def tiny_imagenet_classes(path: Path, images: ImageDataset) -> dict[str, str]:
     Raises:
         InputError: if neither gives them.
     """
-    lines = _annotations(path)
-    if lines is not None:
-        return dict(line.split("\t")[:2] for line in lines)
+    annotated = annotated_classes(path, "val_annotations.txt")
+    if annotated is not None:
+        return annotated
     parents = {Path(item.name).name: Path(item.name).parts for item in images.items}
     classes = {
         name: next((p for p in parts if p[:1] == "n" and p[1:].isdigit()), "") for name, parts in parents.items()
@@ -224,15 +224,34 @@ def tiny_imagenet_classes(path: Path, images: ImageDataset) -> dict[str, str]:
     return classes
 
 
-def _annotations(path: Path) -> list[str] | None:
+def annotated_classes(path: Path, name: str) -> dict[str, str] | None:
+    """Classes by the file names of the images, from lines `FILE<tab>CLASS<tab>..`; None without such a file.
+
+    Args:
+        path: a folder or tar.
+        name: of the file with these lines, anywhere in it.
+
+    Raises:
+        InputError: if a line of the file has no tab.
+    """
+    text = _text_below(path, name)
+    if text is None:
+        return None
+    rows = [line.split("\t")[:2] for line in text.splitlines() if line]
+    if any(len(row) < 2 for row in rows):
+        raise InputError(f"'{name}' in '{path}' has lines without a tab; give a file with lines of FILE<tab>CLASS")
+    return dict(rows)
+
+
+def _text_below(path: Path, name: str) -> str | None:
     if path.is_dir():
-        files = sorted(path.rglob("val_annotations.txt"))
-        return files[0].read_text().splitlines() if files else None
+        files = sorted(path.rglob(name))
+        return files[0].read_text() if files else None
     with tarfile.open(path) as tar:
         for member in tar:
-            file = tar.extractfile(member) if member.name.endswith("val_annotations.txt") else None
+            file = tar.extractfile(member) if Path(member.name).name == name else None
             if file is not None:
-                return file.read().decode().splitlines()
+                return file.read().decode()
     return None
 
 

@@ -1,15 +1,20 @@
-"""The paper's figures, drawn from measured numbers."""
+"""The paper's figures and the picture of a suite, drawn from measured numbers."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from dlsr.bench.summary import by_task, differences_of
 from dlsr.reports.plots import bare, save_figure
 
 Scores = NDArray[np.float64]
+
+LARGE = 10.0
+"""Difference of AUROC in percentage points that has the strongest colour."""
 
 
 def save_distributions(path: Path, panels: Mapping[str, Mapping[str, Scores]], label: str) -> None:
@@ -54,4 +59,46 @@ def save_bars(path: Path, found: Mapping[str, Mapping[str, float]]) -> None:
     axes.set_ylabel("%")
     axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(found))
     bare(axes)
+    save_figure(figure, path)
+
+
+def save_suite(path: Path, report: Mapping[str, Any]) -> None:
+    """Detectors by tasks: the difference of AUROC to that of the reference, whose own row has its AUROC, in percent.
+
+    Args:
+        path: PNG to write.
+        report: from `dlsr.bench.suite.run_suite`.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
+    reference, tasks = report["reference"], [task["name"] for task in report["tasks"]]
+    ranked = sorted(report["summary"], key=lambda name: -report["summary"][name]["auroc"]["mean"])
+    names = [reference, *(name for name in ranked if name != reference)]
+    columns = [*tasks, "mean"]
+    values = np.full((len(names), len(columns)), np.nan)
+    for i, name in enumerate(names):
+        for task, difference in differences_of(report, name).items():
+            values[i, tasks.index(task)] = 100 * difference
+        values[i, -1] = 100 * report["summary"][name].get("difference", np.nan)
+    own = {task: 100 * float(np.mean(found)) for task, found in by_task(report, "auroc")[reference].items()}
+    own["mean"] = 100 * report["summary"][reference]["auroc"]["mean"]
+    figure = Figure(figsize=(2.2 + 0.62 * len(columns), 1.7 + 0.4 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(values, cmap="RdBu", vmin=-LARGE, vmax=LARGE, aspect="auto")
+    for i, name in enumerate(names):
+        for j, column in enumerate(columns):
+            value = values[i, j]
+            text = f"{own[column]:.1f}" if name == reference and column in own else f"{value:+.1f}"
+            dark = abs(value) > 0.6 * LARGE
+            if np.isfinite(value):
+                axes.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
+    axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(names)), [f"{reference}: AUROC", *names[1:]])
+    axes.axhline(0.5, color="black", linewidth=1)
+    axes.axvline(len(tasks) - 0.5, color="black", linewidth=1)
+    axes.set_title(f"AUROC less that of {reference}, in percentage points", fontsize=10)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    figure.colorbar(image, ax=axes, extend="both", fraction=0.02, pad=0.01)
     save_figure(figure, path)

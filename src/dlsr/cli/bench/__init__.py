@@ -4,11 +4,11 @@ from typing import Annotated
 
 import typer
 
-from dlsr.cli.bench import compare, paper, speed
+from dlsr.cli.bench import compare, paper, speed, suite
 from dlsr.cli.console import print_detectors, stdout
 
 app = typer.Typer(no_args_is_help=False, invoke_without_command=True)
-for command in (compare, paper, speed):
+for command in (suite, compare, paper, speed):
     app.add_typer(command.app)
 
 
