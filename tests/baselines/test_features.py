@@ -1,8 +1,12 @@
 import numpy as np
+import pytest
 import torch
 from sklearn.decomposition import PCA
 from sklearn.neighbors import LocalOutlierFactor
 
+from baselines.tiny import TINY
+from dlsr import FeatureError, InputError, NotFittedError, TooFewImagesError
+from dlsr.baselines import make_detector
 from dlsr.images.sources import open_images
 
 
@@ -47,3 +51,29 @@ def test_pyod_agrees_with_scikit_learn(fitted, odd_folder):
     samples, _ = detector._read(open_images(odd_folder), None)
     own = LocalOutlierFactor(20, novelty=True).fit(detector.network_.references.numpy())
     np.testing.assert_allclose(detector.score_samples(odd_folder), -own.score_samples(samples), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["pyod+lof", "anomalib+fre", "msp"])
+def test_fitting_to_features_is_fitting_to_their_images(fitted, training, odd_folder, name):
+    from_images = fitted(name)
+    samples, _ = from_images._read(training, None)
+    odd, _ = from_images._read(open_images(odd_folder), None)
+    labels = [int("one" in item.name) for item in training.items]
+    detector = make_detector(name, **TINY[name])
+    with pytest.raises(NotFittedError):
+        detector.score_features(odd)
+    detector.fit_features(samples, labels=labels)
+    np.testing.assert_allclose(detector.score_features(odd), from_images.score_samples(odd_folder), rtol=1e-5)
+    with pytest.raises(FeatureError, match="columns"):
+        detector.score_features(odd[:, 1:])
+
+
+def test_features_that_cannot_be_fitted_to_are_refused(training):
+    detector = make_detector("msp", **TINY["msp"])
+    few = np.ones((19, 3), np.float32)
+    with pytest.raises(InputError, match="'msp' needs a label"):
+        detector.fit_features(few)
+    with pytest.raises(TooFewImagesError, match="19 readable images are too few"):
+        make_detector("pyod+lof").fit_features(few)
+    with pytest.raises(FeatureError, match="NaN"):
+        make_detector("pyod+lof").fit_features(few / 0)

@@ -83,7 +83,7 @@ def save_suite(path: Path, report: Mapping[str, Any]) -> None:
         values[i, -1] = 100 * report["summary"][name].get("difference", np.nan)
     own = {task: 100 * float(np.mean(found)) for task, found in by_task(report, "auroc")[reference].items()}
     own["mean"] = 100 * report["summary"][reference]["auroc"]["mean"]
-    figure = Figure(figsize=(2.2 + 0.62 * len(columns), 1.7 + 0.4 * len(names)), layout="constrained")
+    figure = Figure(figsize=(max(2.2 + 0.62 * len(columns), 6), 1.7 + 0.4 * len(names)), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(values, cmap="RdBu", vmin=-LARGE, vmax=LARGE, aspect="auto")
     for i, name in enumerate(names):
