@@ -157,7 +157,7 @@ def _averages_table(report: Mapping[str, Any]) -> str:
     for name, row in _best_first(report):
         cells = [_with_std(row[metric], report["settings"]["seeds"]) for metric in SUITE_METRICS]
         difference, worst = "-", "-"
-        if "worst" in row:
+        if "worst" in row and name != report["reference"]:
             difference = f"{100 * row['difference']:+.2f}"
             worst = f"{100 * row['worst']['difference']:+.2f} ({row['worst']['task']})"
         lines.append(f"| {name} | {' | '.join(cells)} | {difference} | {worst} | {row['encoder'] or 'pixels'} |")
