@@ -48,7 +48,7 @@ DETECTORS = {
     "mahalanobis": MAHALANOBIS,
     "knn-3": KNN,
     "lof": {"detector": "pyod+lof"},
-    "vae": {"detector": "vae", "width": 4, "latent": 4, "epochs": 1, "regret_steps": 1},
+    "simclr": {"detector": "simclr+knn", "width": 4, "projection": 8, "epochs": 1, "batch_size": 32, "neighbours": 5},
     "careful": {"detector": "knn", "false_alarm_rate": 0.005},
 }
 SETTINGS = SuiteSettings(DETECTORS, **TINY)
@@ -116,7 +116,7 @@ def test_calibration_images_are_held_out_from_detectors_without_their_own(done, 
 
 
 def test_a_rate_that_too_few_images_can_promise_has_no_share_of_false_alarms(done):
-    for name in ("mahalanobis", "lof", "vae"):
+    for name in ("mahalanobis", "lof", "simclr"):
         alarms = run_of(done[1], "temple", name)["false_alarms"]
         assert alarms["0.01"] is None
         assert 0 <= alarms["0.05"] <= alarms["0.1"] <= 1
@@ -127,7 +127,7 @@ def test_a_detector_on_pixels_has_no_encoder_and_the_others_share_their_cost(don
     assert set(report["encoders"]) == {"test_resnet, mean", "test_resnet, mean+std+max"}
     assert sum("measuring the time to encode" in message for message in messages) == 2
     assert report["encoders"]["test_resnet, mean+std+max"]["c"] == 3 * report["encoders"]["test_resnet, mean"]["c"]
-    assert report["summary"]["vae"]["share_of_encoding"] is None
+    assert report["summary"]["simclr"]["share_of_encoding"] is None
     share = report["summary"]["knn-3"]["scoring_seconds_per_1000"]
     share /= report["encoders"]["test_resnet, mean"]["seconds_per_1000"]
     assert report["summary"]["knn-3"]["share_of_encoding"] == pytest.approx(share)
