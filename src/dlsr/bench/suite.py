@@ -5,7 +5,7 @@ import json
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -170,10 +170,8 @@ class _Runner:
     folder: Path
     encoders: Encoders
     on_message: OnMessage
-
-    def __post_init__(self) -> None:
-        self.costs: dict[str, dict[str, Any]] = {}
-        """By the label of an encoder with its pooling."""
+    costs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By the label of an encoder with its pooling."""
 
     def row(self, name: str, inputs: TaskInputs, data: Mapping[str, str]) -> dict[str, Any]:
         """The runs of a detector on a task with every seed; or the reason why there are none."""
@@ -283,11 +281,10 @@ def _false_alarms(inside: Array, calibration: Array, rate: float) -> float | Non
 
 def _code_of(detector: Any) -> str:
     """Digest of the code that decides a detector's scores."""
-    modules = ["dlsr.calibration.split", "dlsr.calibration.conformal", type(detector).__module__]
+    modules = [type(detector).__module__]
     if isinstance(detector, Detector):
-        score = resolve(detector.preset, detector.score, {}, seed=0).score
-        modules = [*modules[:2], SCORES[score].__module__]
-    return code_digest(*modules)
+        modules = ["dlsr.model", SCORES[resolve(detector.preset, detector.score).score].__module__]
+    return code_digest(*modules, "dlsr.calibration.split", "dlsr.calibration.conformal")
 
 
 def _images_key(parameters: Mapping[str, Any]) -> list[str]:
