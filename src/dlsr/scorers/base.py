@@ -7,6 +7,7 @@ content digests and the seed (`dlsr.method.noise`), so a score depends on the im
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -99,6 +100,8 @@ class Scorer(nn.Module):
 
     noise_vectors: int = 0
     """Vectors of noise that a score needs: K."""
+    unlike: Mapping[int, float] = MappingProxyType({})
+    """Training images that a fit found unlike the rest: deviation by position. Only some scores look for them."""
 
     def __init__(self, settings: Any, channels: Sequence[int]) -> None:
         super().__init__()
@@ -125,7 +128,7 @@ class Scorer(nn.Module):
 SCORES: dict[str, type[Scorer]] = {}
 """All scores by name."""
 
-PRESETS: Mapping[str, str] = {"default": "residual", "fast": "residual", "paper": "mfsim"}
+PRESETS: Mapping[str, str] = {"default": "local", "fast": "local", "paper": "mfsim"}
 """The score of each preset, unless another is named.
 
 `default`: the settings that measured best, see docs/design.md. `fast`: the smallest network within 0.2 points of the

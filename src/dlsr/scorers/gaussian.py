@@ -47,7 +47,7 @@ class Gaussian(nn.Module):
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("variances", torch.ones(c))
 
-    def fit(self, z0: Iterable[Tensor]) -> "Gaussian":
+    def fit(self, z0: Iterable[Tensor], ridge: float = RIDGE) -> "Gaussian":
         """Fit to features, shape `(N, c)` with `N >= 2`, given in parts, which are read twice. Returns itself."""
         n, total = 0, np.zeros(())
         for part in _chunks(z0):
@@ -61,7 +61,7 @@ class Gaussian(nn.Module):
         variances, basis = np.linalg.eigh(scatter / n)
         # The tiny number serves datasets of equal samples, which have no variance at all.
         mean_variance = variances.mean() + np.finfo(np.float32).tiny
-        variances = np.maximum(variances / mean_variance, 0) + RIDGE * len(mean) / n
+        variances = np.maximum(variances / mean_variance, 0) + ridge * len(mean) / n
         learned = {"mean": mean, "basis": basis, "scale": np.sqrt(mean_variance), "variances": variances}
         self.load_state_dict({name: torch.from_numpy(np.asarray(value)).float() for name, value in learned.items()})
         return self.to(part.device)

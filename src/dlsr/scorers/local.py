@@ -1,0 +1,184 @@
+"""Restoration from the nearest training images: the score of the presets `default` and `fast`.
+
+The paper trains a network to restore distorted features and takes the error that is left as the score. Here an image is
+restored from the training images nearest to it, which needs no training and leaves ID and OOD images further apart on
+most datasets (docs/results.md). The score has three parts, which are weak on different datasets:
+
+- the error of the restoration, which counts for less where the training images themselves are restored badly, as in
+  the local outlier factor (Breunig et al. 2000);
+- the distance to the fifth nearest training image, which a few intruders among them do not change;
+- the Mahalanobis distance, which sees what all images have in common.
+
+Each enters by its logarithm, standardised on the training images. These are scored as if they had been left out one by
+one, so no image has to be held out for it, and those unlike the rest are found.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from dlsr.errors import TooFewImagesError
+from dlsr.method.local import restore_from
+from dlsr.method.scores import layer_means
+from dlsr.scorers.base import BATCH, FitData, LayerScores, Scorer, register
+from dlsr.scorers.gaussian import Gaussian
+from dlsr.scorers.neighbours import Neighbours
+from dlsr.scorers.settings import ScorerSettings
+from dlsr.training.data import Samples
+from dlsr.training.loop import Trainer
+from dlsr.training.state import EpochLog
+
+TINY = 1e-6
+"""Keeps logarithms and divisions finite."""
+RIDGE = 1.0
+"""Of the Gaussian, see `dlsr.scorers.gaussian.RIDGE`: the large variances are what the other parts do not see."""
+DISTANT = 5
+"""The distance is that to this neighbour."""
+SEARCHED = 256
+"""Neighbours are searched along this many principal components, those with the largest variances."""
+UNLIKE = 4.0
+"""Training images whose score is this many standard deviations above the median are unlike the rest."""
+FEWEST = 3
+"""Training images."""
+
+
+class LocalSettings(ScorerSettings):
+    """Settings of `LocalScorer`."""
+
+    neighbours: int = Field(default=20, ge=2, description="Training images that an image is restored from.")
+    references: int = Field(default=10_000, ge=FEWEST, description="At most this many training images are kept.")
+    density_weight: float = Field(
+        default=0.25, ge=0, le=1, description="Weight of the neighbours' own log error, which is subtracted."
+    )
+    distance_weight: float = Field(default=0.25, ge=0, description="Weight of the log distance to a neighbour.")
+    gaussian_weight: float = Field(default=0.3, ge=0, description="Weight of the log Mahalanobis distance.")
+    trim: float = Field(
+        default=0.0,
+        ge=0,
+        lt=0.5,
+        description="Share of the training images, those most unlike the rest, that is left out; for dirty folders.",
+    )
+
+
+@register
+class LocalScorer(Scorer):
+    """Error of the restoration from the nearest training images, distance to them, and Mahalanobis distance.
+
+    An image's score is the weighted sum of the three logarithms, each standardised on the training images; so is that
+    of a layer, from its share of each.
+    """
+
+    name = "local"
+    summary = "error of restoring an image from the nearest training images, their distance, and Mahalanobis distance"
+    Settings = LocalSettings
+    presets: ClassVar = {"default": LocalSettings(), "fast": LocalSettings(neighbours=10, references=2_000)}
+
+    settings: LocalSettings
+    references: Tensor
+    own_errors: Tensor
+    location: Tensor
+    spread: Tensor
+    weights: Tensor
+
+    def __init__(self, settings: LocalSettings, channels: Sequence[int]) -> None:
+        super().__init__(settings, channels)
+        c, columns = sum(channels), 1 + len(channels)
+        self.gaussian = Gaussian(c)
+        self.search = Neighbours(min(c, SEARCHED))
+        self.register_buffer("references", torch.zeros(0, c))
+        # For the whole image and for each layer.
+        self.register_buffer("own_errors", torch.zeros(0, columns))
+        self.register_buffer("location", torch.zeros(3, columns))
+        self.register_buffer("spread", torch.ones(3, columns))
+        weights = torch.tensor([[1.0], [settings.distance_weight], [settings.gaussian_weight]])
+        self.register_buffer("weights", weights, persistent=False)
+
+    def fit(self, data: FitData, trainer: Trainer) -> list[EpochLog]:
+        """See `Scorer`. Raises TooFewImagesError for fewer than three training images."""
+        seed, training = data.settings.seed, data.training
+        if len(training) < FEWEST:
+            raise TooFewImagesError(f"the score '{self.name}' needs {FEWEST} training images, got {len(training)}")
+        chosen, scores = self._fit(training, seed)
+        deviations = (scores - scores.median()) / (scores.median() - scores.quantile(0.16)).clamp(min=TINY)
+        self.unlike = {int(i): float(d) for i, d in zip(chosen, deviations, strict=True) if d > UNLIKE}
+        if self.settings.trim:
+            kept = chosen[(scores <= scores.quantile(1 - self.settings.trim)).cpu()]
+            self._fit(Samples(training.take(kept)), seed)
+        return []
+
+    def _fit(self, training: Samples, seed: int) -> tuple[Tensor, Tensor]:
+        """Fit to samples. Returns the indices of the references and their scores, each as if it were left out."""
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(len(training), generator=generator)[: self.settings.references].sort().values
+        self.gaussian.fit(training, RIDGE)
+        self.references = training.take(chosen)
+        self.search.keep(self._searched(self.gaussian.coordinates(self.references)))
+        return chosen, self._standardise(len(training))
+
+    def forward(self, z0: Tensor, noise: Tensor) -> LayerScores:
+        """See `Scorer`."""
+        coordinates = self.gaussian.coordinates(z0)
+        nearest = self.search.nearest(self._searched(coordinates), self.settings.neighbours)
+        errors, distances = self._from_neighbours(z0, nearest)
+        return self._joined(errors - self._expected(nearest), distances, self._mahalanobis(coordinates))
+
+    @staticmethod
+    def _searched(coordinates: Tensor) -> Tensor:
+        return coordinates[:, -SEARCHED:]
+
+    def _from_neighbours(self, z0: Tensor, nearest: Tensor) -> tuple[Tensor, Tensor]:
+        """Log mean squares of the restoration error, and of the difference to a neighbour, each `(n, 1 + M)`."""
+        neighbours = self.references[nearest]
+        distant = neighbours[:, :DISTANT][:, -1]
+        return self._logs(z0 - restore_from(neighbours, z0)), self._logs(z0 - distant)
+
+    def _expected(self, nearest: Tensor) -> Tensor:
+        """What references, shape `(n, k)`, take off the log error of a sample among them, shape `(n, 1 + M)`."""
+        return self.settings.density_weight * self.own_errors[nearest].mean(dim=1)
+
+    def _mahalanobis(self, coordinates: Tensor) -> Tensor:
+        """Log mean squares of the whitened features, shape `(n, 1 + M)`."""
+        return self._logs(self.gaussian.per_feature(coordinates / self.gaussian.variances.sqrt()))
+
+    def _logs(self, differences: Tensor) -> Tensor:
+        """Log mean square of all features, and of those of each layer: `(n, c)` to `(n, 1 + M)`."""
+        squares = differences.square()
+        means = torch.cat([squares.mean(dim=1, keepdim=True), layer_means(squares, self.channels)], dim=1)
+        return (means + TINY).log()
+
+    def _joined(self, *parts: Tensor) -> LayerScores:
+        """Scores of images and their layers from the three parts, each of shape `(n, 1 + M)`."""
+        joined = ((torch.stack(parts, dim=1) - self.location) / self.spread * self.weights).sum(dim=1)
+        return joined[:, 0], joined[:, 1:]
+
+    def _standardise(self, n: int) -> Tensor:
+        """Location and spread of the parts over the references, each scored as if it were not among the `n` images.
+
+        Returns their scores, shape `(R,)`.
+        """
+        indices = torch.arange(len(self.references), device=self.references.device)
+        found: list[list[Tensor]] = []
+        for batch in torch.split(indices, BATCH):
+            nearest, z0 = self.search.nearest_others(batch, self.settings.neighbours), self.references[batch]
+            distances = self._mahalanobis(self.gaussian.coordinates(z0))
+            found.append([nearest, *self._from_neighbours(z0, nearest), distances])
+        nearest, errors, distances, mahalanobis = (torch.cat(parts) for parts in zip(*found, strict=True))
+        self.own_errors = errors
+        # Without a sample, the inverse of the scatter matrix changes by a matrix of rank one (Sherman, Morrison 1950).
+        leverage = mahalanobis[:, :1].exp() * self.references.shape[1] / n
+        parts = [errors - self._expected(nearest), distances, mahalanobis - (1 - leverage).clamp(min=TINY).log()]
+        stacked = torch.stack(parts, dim=1)
+        low, self.location, high = stacked.quantile(stacked.new_tensor([0.16, 0.5, 0.84]), dim=0)
+        self.spread = ((high - low) / 2).clamp(min=TINY)
+        return self._joined(*parts)[0]
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        # How many references there are is known only now.
+        for name in ("references", "own_errors"):
+            given, buffer = state_dict.get(prefix + name), getattr(self, name)
+            if isinstance(given, Tensor) and given.shape[1:] == buffer.shape[1:]:
+                setattr(self, name, torch.empty_like(given, device=buffer.device))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
