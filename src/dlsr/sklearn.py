@@ -45,7 +45,7 @@ class FeatureOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     differences between batches: the sample that the threshold was taken from stays on its side of it.
 
     Args:
-        score_name: a name of `dlsr.SCORES`, for instance `mahalanobis`; None for the preset's, by default `residual`.
+        score_name: a name of `dlsr.SCORES`, for instance `mahalanobis`; None for the preset's, by default `local`.
             `Detector` calls it `score`, which in scikit-learn is a method.
         preset: a name of `dlsr.PRESETS`; None for the score's own.
         channels: dimensions of each layer that the features are joined from; None for a single layer.

@@ -114,8 +114,12 @@ DETECTORS: Mapping[str, DetectorInfo] = {
             reduced_images=10_000,
         ),
         DetectorInfo(
-            "dlsr", "generative on features", "this project's default, see docs/design.md",
-            _detector("residual"), cost="seconds to minutes on a CPU",
+            "dlsr", "distance-based", "this project's default, see docs/design.md",
+            _lazily("detector", "Detector"), cost="seconds",
+        ),
+        DetectorInfo(
+            "dlsr+residual", "generative on features", "this project's variant of the paper's method",
+            _detector("residual"), cost="a minute on a CPU",
         ),
         DetectorInfo(
             "dlsr+mse", "generative on features", _OURS, _detector("mse"), cost=_HALF_HOUR, reduced=_SHORT

@@ -154,7 +154,7 @@ def resolve(
 
     Args:
         preset: a name of `PRESETS`; None for the score's first.
-        score: a name of `SCORES`; None for the preset's, by default `residual`.
+        score: a name of `SCORES`; None for the preset's, by default `local`.
         changes: settings of the score to change, by name; None values keep the preset's.
         seed: of everything random.
 
