@@ -183,6 +183,7 @@ class Detector(Configured):
             encoder.channels,
             self.device,
             trainer,
+            [name for name, error in zip(encoded.names, encoded.errors, strict=True) if error is None],
             encoded.unreadable,
         )
         return replace(model, encoder=encoder.spec, encoder_sha256=encoder.weights_sha256)

@@ -1,5 +1,6 @@
 """A fitted model: everything that a fit learned, and the scores, p-values and verdicts that follow from it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -28,6 +29,8 @@ Array = NDArray[np.float64]
 
 NEAREST = 4
 """This many of the kept training images are named beside each new image."""
+UNLIKE = 4.0
+"""Images whose score is this many standard deviations above the median of all are unlike the rest."""
 
 
 class FitSummary(BaseModel):
@@ -41,6 +44,11 @@ class FitSummary(BaseModel):
     unreadable: dict[str, str] = {}
     """Reasons by name, of images that could not be read."""
     log: list[EpochLog] = []
+    examined_images: int = 0
+    """Images that were compared with the rest. Only scores that can score their own training images do this."""
+    unlike: dict[str, float] = {}
+    """Images unlike the rest, by name, the most unlike first: their scores' distance from the median, in standard
+    deviations. They may not be in distribution at all."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +146,7 @@ def fit_model(
     channels: tuple[int, ...],
     device: str,
     trainer: Trainer,
+    names: Sequence[str] | None = None,
     unreadable: dict[str, str] | None = None,
 ) -> FittedModel:
     """Split features, fit the score, and calibrate it on features that it was not fitted to.
@@ -150,6 +159,7 @@ def fit_model(
         channels: dimensions of each layer.
         device: `auto`, `cpu`, `cuda`, ..
         trainer: trains networks.
+        names: of the features, by which those unlike the rest are told; None for their positions.
         unreadable: reasons by name, of images that could not be read.
 
     Raises:
@@ -163,6 +173,7 @@ def fit_model(
     if digests is not None and digests.shape != (len(z0), DIGEST_BYTES):
         raise FeatureError(f"digests must have shape ({len(z0)}, {DIGEST_BYTES}), got {digests.shape}")
     parts, place = split(len(z0), config.false_alarm_rate, settings.seed), torch_device(device)
+    training = np.sort(parts.training)
     validation, held_out = (taken(z0, chosen) for chosen in (parts.validation, parts.calibration))
 
     def digests_of(chosen: NDArray[np.intp], features: NDArray[np.float32]) -> Digests:
@@ -171,12 +182,18 @@ def fit_model(
     data = FitData(
         settings,
         channels,
-        samples_of(z0, parts.training, place),
+        samples_of(z0, training, place),
         torch.from_numpy(validation).to(place),
         digests_of(parts.validation, validation),
     )
     scorer = new_scorer(settings, channels).to(place)
     log = scorer.fit(data, trainer)
+    calibration = _calibration(scorer, held_out, digests_of(parts.calibration, held_out), settings.seed)
+    scores = np.full(len(z0), np.nan)
+    if scorer.training_scores is not None:
+        scores[training] = scorer.training_scores.numpy()
+        scores[parts.validation] = _scores(scorer, validation, data.validation_digests, settings.seed)[0]
+        scores[parts.calibration] = calibration.scores
     return FittedModel(
         config=config,
         settings=settings,
@@ -184,15 +201,31 @@ def fit_model(
         encoder_sha256=None,
         channels=channels,
         scorer=scorer,
-        calibration=_calibration(scorer, held_out, digests_of(parts.calibration, held_out), settings.seed),
+        calibration=calibration,
         summary=FitSummary(
-            training_images=len(parts.training),
+            training_images=len(training),
             validation_images=len(parts.validation),
             calibration_images=len(parts.calibration),
             unreadable=unreadable or {},
             log=log,
+            examined_images=int(np.isfinite(scores).sum()),
+            unlike={str(i) if names is None else names[i]: deviation for i, deviation in _unlike(scores)},
         ),
     )
+
+
+def _unlike(scores: Array) -> list[tuple[int, float]]:
+    """Positions and deviations of scores far above the others, the farthest first. NaN scores are passed over.
+
+    The standard deviation is that of the lower half: intruders would widen the upper one.
+    """
+    finite = scores[np.isfinite(scores)]
+    if not len(finite):
+        return []
+    low, median = np.quantile(finite, [0.16, 0.5])
+    deviations = (scores - median) / max(median - low, np.finfo(np.float32).tiny)
+    found = np.flatnonzero(deviations > UNLIKE)
+    return [(int(i), round(float(deviations[i]), 2)) for i in found[np.argsort(-deviations[found])]]
 
 
 def checked_features(features: ArrayLike, columns: int | None = None) -> NDArray[np.float32]:

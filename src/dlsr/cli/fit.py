@@ -159,3 +159,11 @@ def _print_fitted(detector: "Detector", output: Path, quiet: bool, as_json: bool
             f"model in {output}",
             quiet,
         )
+        if summary.unlike:
+            name, deviation = next(iter(summary.unlike.items()))
+            print_message(
+                f"{len(summary.unlike)} of {summary.examined_images} images look unlike the rest, above all {name} "
+                f"({deviation:g} standard deviations): see `dlsr info {output} --unlike`. If they do not belong, "
+                "remove them and fit again, or fit with --trim",
+                quiet,
+            )

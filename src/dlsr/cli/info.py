@@ -1,6 +1,6 @@
 """`dlsr info`."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,7 +14,13 @@ app = typer.Typer()
 
 
 @app.command()
-def info(model: Model, as_json: Json = False) -> None:
+def info(
+    model: Model,
+    unlike: Annotated[
+        bool, typer.Option("--unlike", help="List the images it was fitted to that look unlike the rest.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Show a model: settings, encoder, calibration, losses."""
     import torch  # noqa: PLC0415
 
@@ -29,6 +35,10 @@ def info(model: Model, as_json: Json = False) -> None:
     if as_json:
         extra = {"threshold": threshold, "backend_here": backend, "device_here": str(device)}
         print_json(manifest.model_dump(mode="json") | extra)
+        return
+    if unlike:
+        for name, deviation in manifest.fit.unlike.items():
+            stdout.print(f"{deviation:g}\t{name}", markup=False, highlight=False, soft_wrap=True)
         return
     from rich.table import Table  # noqa: PLC0415
 
@@ -55,6 +65,7 @@ def _described(manifest: "Manifest", threshold: float) -> dict[str, str]:
         "training": f"{len(summary.log)} epochs" if summary.log else "none needed",
         "images": f"{summary.training_images} training, {summary.validation_images} validation, "
         f"{summary.calibration_images} calibration, {len(summary.unreadable)} unreadable",
+        "unlike the rest": f"{len(summary.unlike)} of {summary.examined_images} images examined",
         "threshold": f"{threshold:.6g} at a false-alarm rate of {100 * manifest.config.false_alarm_rate:g} %",
         "made with": ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
     }

@@ -7,7 +7,6 @@ content digests and the seed (`dlsr.method.noise`), so a score depends on the im
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -100,8 +99,11 @@ class Scorer(nn.Module):
 
     noise_vectors: int = 0
     """Vectors of noise that a score needs: K."""
-    unlike: Mapping[int, float] = MappingProxyType({})
-    """Training images that a fit found unlike the rest: deviation by position. Only some scores look for them."""
+    training_scores: Tensor | None = None
+    """Scores of the training images, each as if it had been left out, shape `(N,)`; NaN for those that were not scored.
+
+    Set by the fit of scores that know them, and not saved.
+    """
 
     def __init__(self, settings: Any, channels: Sequence[int]) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ most datasets (docs/results.md). The score has three parts, which are weak on di
 - the Mahalanobis distance, which sees what all images have in common.
 
 Each enters by its logarithm, standardised on the training images. These are scored as if they had been left out one by
-one, so no image has to be held out for it, and those unlike the rest are found.
+one, so no image has to be held out for it, and those unlike the rest can be found.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,8 +39,6 @@ DISTANT = 5
 """The distance is that to this neighbour."""
 SEARCHED = 256
 """Neighbours are searched along this many principal components, those with the largest variances."""
-UNLIKE = 4.0
-"""Training images whose score is this many standard deviations above the median are unlike the rest."""
 FEWEST = 3
 """Training images."""
 
@@ -102,8 +100,8 @@ class LocalScorer(Scorer):
         if len(training) < FEWEST:
             raise TooFewImagesError(f"the score '{self.name}' needs {FEWEST} training images, got {len(training)}")
         chosen, scores = self._fit(training, seed)
-        deviations = (scores - scores.median()) / (scores.median() - scores.quantile(0.16)).clamp(min=TINY)
-        self.unlike = {int(i): float(d) for i, d in zip(chosen, deviations, strict=True) if d > UNLIKE}
+        self.training_scores = torch.full((len(training),), torch.nan)
+        self.training_scores[chosen] = scores.cpu()
         if self.settings.trim:
             kept = chosen[(scores <= scores.quantile(1 - self.settings.trim)).cpu()]
             self._fit(Samples(training.take(kept)), seed)
