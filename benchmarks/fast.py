@@ -50,7 +50,9 @@ def main(
     channels, training, encoded = matched_features(data, store, TEST_IMAGES)
     rows: list[dict[str, Any]] = []
     for variant in VARIANTS:
-        detector = Detector(epochs=variant["epochs"], width=variant["width"], blocks=variant["blocks"])
+        detector = Detector(
+            score="residual", epochs=variant["epochs"], width=variant["width"], blocks=variant["blocks"]
+        )
         start = time.perf_counter()
         detector.fit_features(training.z0, channels, digests=training.digests)
         seconds = time.perf_counter() - start

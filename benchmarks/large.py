@@ -38,7 +38,7 @@ def main(
     start = time.perf_counter()
     epochs: list[float] = []
     with peak:
-        detector = Detector(epochs=1, false_alarm_rate=0.01).fit_features(
+        detector = Detector(score="residual", epochs=1, false_alarm_rate=0.01).fit_features(
             table, on_epoch=lambda entry, total: epochs.append(time.perf_counter() - start)
         )
     seconds = time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""Does training in bfloat16 make detection worse? The presets `default` and `paper`, trained in both precisions.
+"""Does training in bfloat16 make detection worse? The score `residual` and the preset `paper`, trained in both precisions.
 
     python benchmarks/precision.py --data ../shared/data --output docs/precision.json
 
@@ -37,7 +37,7 @@ def main(
             found, seconds = [], []
             for seed in range(seeds if preset == "default" else 1):
                 changes = {"precision": precision} | ({"epochs": paper_epochs} if preset == "paper" else {})
-                settings = resolve(preset, changes=changes, seed=seed)
+                settings = resolve(preset, "residual" if preset == "default" else None, changes, seed=seed)
                 epochs = settings.scorer.model_dump()["epochs"]
                 start = time.perf_counter()
                 scorer = fitted_scorer(fit_data(settings, channels, training))

@@ -2,7 +2,7 @@
 
     python benchmarks/quality.py --data ../shared/data --output docs/quality.json
 
-Features are kept in the feature store, so a second run encodes nothing. Writes a JSON file with all numbers, and a
+Features are those of the paper, spatial means. They are kept in the feature store, so a second run encodes nothing. Writes a JSON file with all numbers, and a
 Markdown table beside it. If the number of images is limited, they are chosen at random, with a fixed seed.
 """
 
@@ -75,7 +75,7 @@ def matched_features(
 ) -> tuple[tuple[int, ...], Encoded, dict[str, Encoded]]:
     """Channels, features of CIFAR-10 train, and of at most `test_limit` images of each other dataset, matched."""
     train, datasets = real_datasets(data, None)
-    extractor = Detector(store=store or default_store_root()).prepare_extractor()
+    extractor = Detector(pooling="mean", store=store or default_store_root()).prepare_extractor()
     with progress_bars(quiet=False) as bars:
         channels = extractor.encoder.channels
         training = extractor.encode(train, progress=bars.images("CIFAR-10 train", len(train)))
@@ -134,8 +134,8 @@ def main(
     output: Annotated[Path, typer.Option(help="JSON file to write, with a Markdown table beside it.")],
     encoder: str = "efficientnet_lite0",
     detectors: Annotated[
-        str, typer.Option(help="Names among default, mahalanobis, knn and paper, separated by commas.")
-    ] = "default,mahalanobis,knn",
+        str, typer.Option(help="Names among residual, mahalanobis, knn and paper, separated by commas.")
+    ] = "residual,mahalanobis,knn",
     seeds: int = 3,
     paper_epochs: Annotated[int, typer.Option(help="Epochs of the preset paper.")] = 2,
     limit: Annotated[
@@ -149,7 +149,7 @@ def main(
 ) -> None:
     train, datasets = real_datasets(data, limit)
     datasets = {name: images.sample(test_limit) for name, images in datasets.items()}
-    extractor = Detector(encoder, store=store or default_store_root()).prepare_extractor()
+    extractor = Detector(encoder, pooling="mean", store=store or default_store_root()).prepare_extractor()
     reports: list[dict[str, Any]] = []
     with progress_bars(quiet=False) as bars:
         channels = extractor.encoder.channels
@@ -171,7 +171,7 @@ def main(
         seconds = []
         for seed in range(1 if kind == "paper" else seeds):
             detector = {
-                "default": Detector(seed=seed),
+                "residual": Detector(score="residual", seed=seed),
                 "mahalanobis": Detector(score="mahalanobis", seed=seed),
                 "knn": Detector(score="knn", seed=seed),
                 "paper": Detector(preset="paper", epochs=paper_epochs, seed=seed),
