@@ -147,7 +147,7 @@ def main(
     everything = extractor.encode(train_images)
     transform = protocol_transform("matched")
     encoded = {name: sample(extractor.encode(images, transform=transform)) for name, images in datasets.items()}
-    settings = resolve("default", changes=BASE)
+    settings = resolve("default", "residual", BASE)
     training = fit_data(settings, channels, everything)
     names = [name for name in encoded if name != "CIFAR-10 test"]
     table = []

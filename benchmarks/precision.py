@@ -1,4 +1,4 @@
-"""Does training in bfloat16 make detection worse? The score `residual` and the preset `paper`, trained in both precisions.
+"""Does training in bfloat16 make detection worse? Scores `residual` and preset `paper`, trained in both.
 
     python benchmarks/precision.py --data ../shared/data --output docs/precision.json
 
