@@ -30,7 +30,7 @@ def restore_from(neighbours: Tensor, z0: Tensor) -> Tensor:
     mean = neighbours.mean(dim=1, keepdim=True)
     spread = neighbours - mean
     gram = spread @ spread.transpose(1, 2)
-    ridge = RIDGE * gram.diagonal(dim1=1, dim2=2).mean(dim=1)[:, None, None]
+    ridge = RIDGE * spread.square().sum(dim=2).mean(dim=1)[:, None, None]
     weights = torch.zeros_like(gram[:, :, :1])
     residual = spread @ (z0.unsqueeze(1) - mean).transpose(1, 2)
     direction, square = residual, residual.square().sum(dim=1, keepdim=True)
