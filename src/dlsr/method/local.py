@@ -14,31 +14,44 @@ TINY = 1e-12
 """Keeps the division finite for neighbours that are all the same."""
 
 
-def restore_from(neighbours: Tensor, z0: Tensor) -> Tensor:
-    """The point nearest to each sample among the affine combinations of its neighbours, with a ridge on their weights.
+def restoration_error(neighbours: Tensor, z0: Tensor) -> Tensor:
+    """What is missing from a sample in the nearest point among the affine combinations of its neighbours.
 
-    Conjugate gradients instead of a solver, which graphs of ONNX and OpenVINO do not have; as many steps as neighbours
-    are exact but for rounding.
+    A ridge keeps their weights near to equal. Only products of differences are formed: they are all that it takes,
+    and reading the neighbours is what costs time.
 
     Args:
         neighbours: shape `(N, k, c)`.
         z0: samples, shape `(N, c)`.
 
     Returns:
-        The restored samples, shape `(N, c)`.
+        The restored samples less the samples, shape `(N, c)`.
     """
-    mean = neighbours.mean(dim=1, keepdim=True)
-    spread = neighbours - mean
-    gram = spread @ spread.transpose(1, 2)
-    ridge = RIDGE * spread.square().sum(dim=2).mean(dim=1)[:, None, None]
-    weights = torch.zeros_like(gram[:, :, :1])
-    residual = spread @ (z0.unsqueeze(1) - mean).transpose(1, 2)
-    direction, square = residual, residual.square().sum(dim=1, keepdim=True)
-    for _ in range(neighbours.shape[1]):
-        image = gram @ direction + ridge * direction
+    differences = neighbours - z0.unsqueeze(1)
+    products = differences @ differences.transpose(1, 2)
+    equal = torch.full_like(products[:, :, :1], 1 / neighbours.shape[1])
+    # Products of the differences from the neighbours' mean, and with the mean's own difference.
+    rows = products @ equal
+    with_mean = rows - rows.mean(dim=1, keepdim=True)
+    spread = products - rows - with_mean.transpose(1, 2)
+    ridge = RIDGE * (spread * torch.eye(neighbours.shape[1]).to(spread)).sum(dim=(1, 2), keepdim=True) * equal[:, :1]
+    weights = equal - _solve(spread, ridge, with_mean)
+    return (weights.transpose(1, 2) @ differences).squeeze(1)
+
+
+def _solve(matrix: Tensor, ridge: Tensor, right: Tensor) -> Tensor:
+    """Solve `(matrix + ridge I) x = right`, shapes `(N, k, k)`, `(N, 1, 1)` and `(N, k, 1)`.
+
+    Conjugate gradients, as graphs of ONNX and OpenVINO have no solver. As many steps as rows are exact, but for rounding.
+    """
+    x = torch.zeros_like(right)
+    residual = direction = right
+    square = residual.square().sum(dim=1, keepdim=True)
+    for _ in range(matrix.shape[1]):
+        image = matrix @ direction + ridge * direction
         step = square / ((direction * image).sum(dim=1, keepdim=True) + TINY)
-        weights = weights + step * direction
+        x = x + step * direction
         residual = residual - step * image
         before, square = square, residual.square().sum(dim=1, keepdim=True)
         direction = residual + square / (before + TINY) * direction
-    return (mean + weights.transpose(1, 2) @ spread).squeeze(1)
+    return x

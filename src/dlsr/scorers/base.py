@@ -25,9 +25,6 @@ from dlsr.training.data import Samples
 from dlsr.training.loop import Trainer
 from dlsr.training.state import EpochLog
 
-BATCH = 512
-"""At most this many samples are scored at once."""
-
 Digests = NDArray[np.uint8]
 LayerScores = tuple[Tensor, Tensor]
 """Scores, shape `(N,)`, and scores of each layer, shape `(N, M)`."""
@@ -97,6 +94,8 @@ class Scorer(nn.Module):
     shared_network: ClassVar[str | None] = None
     """Scores of one trained network share this name: fitted once, the network serves all of them."""
 
+    batch: ClassVar[int] = 512
+    """At most this many samples are scored at once."""
     noise_vectors: int = 0
     """Vectors of noise that a score needs: K."""
     training_scores: Tensor | None = None
@@ -196,8 +195,8 @@ def new_scorer(settings: Settings, channels: Sequence[int]) -> Scorer:
 
 
 def score_features(scorer: Scorer, z0: Tensor, digests: Digests, seed: int) -> LayerScores:
-    """Score any number of features, `BATCH` at once; their noise is that of their digests and the seed."""
-    return in_batches(scorer, z0, digests, scorer.noise_vectors, seed)
+    """Score any number of features, some at once; their noise is that of their digests and the seed."""
+    return in_batches(scorer, z0, digests, scorer.noise_vectors, seed, scorer.batch)
 
 
 @torch.inference_mode()
@@ -207,11 +206,12 @@ def in_batches(
     digests: Digests,
     noise_vectors: int,
     seed: int,
+    size: int,
 ) -> tuple[Tensor, Tensor]:
-    """Apply a function of features and their noise to `BATCH` samples at once, and join what it returns."""
+    """Apply a function of features and their noise to `size` samples at once, and join what it returns."""
     parts = []
-    for start in range(0, len(z0), BATCH):
-        batch = slice(start, start + BATCH)
+    for start in range(0, len(z0), size):
+        batch = slice(start, start + size)
         noise = noise_for(digests[batch], seed, noise_vectors, z0.shape[1]).to(z0.device)
         parts.append(function(z0[batch], noise))
     return torch.cat([first for first, _ in parts]), torch.cat([second for _, second in parts])

@@ -21,9 +21,9 @@ from pydantic import Field
 from torch import Tensor
 
 from dlsr.errors import TooFewImagesError
-from dlsr.method.local import restore_from
+from dlsr.method.local import restoration_error
 from dlsr.method.scores import layer_means
-from dlsr.scorers.base import BATCH, FitData, LayerScores, Scorer, register
+from dlsr.scorers.base import FitData, LayerScores, Scorer, register
 from dlsr.scorers.gaussian import Gaussian
 from dlsr.scorers.neighbours import Neighbours
 from dlsr.scorers.settings import ScorerSettings
@@ -73,6 +73,8 @@ class LocalScorer(Scorer):
     summary = "error of restoring an image from the nearest training images, their distance, and Mahalanobis distance"
     Settings = LocalSettings
     presets: ClassVar = {"default": LocalSettings(), "fast": LocalSettings(neighbours=10, references=2_000)}
+
+    batch = 64  # so that the neighbours of all samples fit into the processor's cache
 
     settings: LocalSettings
     references: Tensor
@@ -131,7 +133,7 @@ class LocalScorer(Scorer):
         """Log mean squares of the restoration error, and of the difference to a neighbour, each `(n, 1 + M)`."""
         neighbours = self.references[nearest]
         distant = neighbours[:, :DISTANT][:, -1]
-        return self._logs(z0 - restore_from(neighbours, z0)), self._logs(z0 - distant)
+        return self._logs(restoration_error(neighbours, z0)), self._logs(z0 - distant)
 
     def _expected(self, nearest: Tensor) -> Tensor:
         """What references, shape `(n, k)`, take off the log error of a sample among them, shape `(n, 1 + M)`."""
@@ -159,7 +161,7 @@ class LocalScorer(Scorer):
         """
         indices = torch.arange(len(self.references), device=self.references.device)
         found: list[list[Tensor]] = []
-        for batch in torch.split(indices, BATCH):
+        for batch in torch.split(indices, self.batch):
             nearest, z0 = self.search.nearest_others(batch, self.settings.neighbours), self.references[batch]
             distances = self._mahalanobis(self.gaussian.coordinates(z0))
             found.append([nearest, *self._from_neighbours(z0, nearest), distances])

@@ -164,7 +164,7 @@ class ResidualScorer(Scorer):
     def standardise(self, z0: Tensor, digests: Digests, seed: int) -> None:
         """Cap the expected error and standardise the layers on held-out ID features."""
         self.location, self.spread = torch.zeros_like(self.location), torch.ones_like(self.spread)
-        _, expected = in_batches(self.log_errors, z0, digests, self.noise_vectors, seed)
+        _, expected = in_batches(self.log_errors, z0, digests, self.noise_vectors, seed, self.batch)
         self.ceiling = expected.quantile(self.settings.expected_error_quantile, dim=0)
         _, layers = score_features(self, z0, digests, seed)
         self.location = layers.mean(dim=0)
