@@ -42,7 +42,8 @@ def restoration_error(neighbours: Tensor, z0: Tensor) -> Tensor:
 def _solve(matrix: Tensor, ridge: Tensor, right: Tensor) -> Tensor:
     """Solve `(matrix + ridge I) x = right`, shapes `(N, k, k)`, `(N, 1, 1)` and `(N, k, 1)`.
 
-    Conjugate gradients, as graphs of ONNX and OpenVINO have no solver. As many steps as rows are exact, but for rounding.
+    Conjugate gradients, since graphs of ONNX and OpenVINO have no solver. As many steps as rows are exact, but for
+    rounding.
     """
     x = torch.zeros_like(right)
     residual = direction = right
