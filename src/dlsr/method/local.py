@@ -27,16 +27,18 @@ def restoration_error(neighbours: Tensor, z0: Tensor) -> Tensor:
     Returns:
         The restored samples less the samples, shape `(N, c)`.
     """
-    differences = neighbours - z0.unsqueeze(1)
+    k = neighbours.shape[1]
+    # From the nearest neighbour, not from the sample: how neighbours differ would drown in a sample that is far away.
+    differences, sample = neighbours - neighbours[:, :1], (z0 - neighbours[:, 0]).unsqueeze(2)
     products = differences @ differences.transpose(1, 2)
-    equal = torch.full_like(products[:, :, :1], 1 / neighbours.shape[1])
-    # Products of the differences from the neighbours' mean, and with the mean's own difference.
-    rows = products @ equal
-    with_mean = rows - rows.mean(dim=1, keepdim=True)
-    spread = products - rows - with_mean.transpose(1, 2)
-    ridge = RIDGE * (spread * torch.eye(neighbours.shape[1]).to(spread)).sum(dim=(1, 2), keepdim=True) * equal[:, :1]
-    weights = equal - _solve(spread, ridge, with_mean)
-    return (weights.transpose(1, 2) @ differences).squeeze(1)
+    # The products of the neighbours' differences from their mean, among themselves and with that of the sample.
+    rows = products.mean(dim=2, keepdim=True)
+    spread = products - rows - rows.transpose(1, 2) + rows.mean(dim=1, keepdim=True)
+    with_sample = differences @ sample - rows
+    with_sample = with_sample - with_sample.mean(dim=1, keepdim=True)
+    ridge = RIDGE / k * (spread * torch.eye(k).to(spread)).sum(dim=(1, 2), keepdim=True)
+    weights = 1 / k + _solve(spread, ridge, with_sample)
+    return (weights.transpose(1, 2) @ differences - sample.transpose(1, 2)).squeeze(1)
 
 
 def _solve(matrix: Tensor, ridge: Tensor, right: Tensor) -> Tensor:
