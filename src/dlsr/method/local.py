@@ -17,8 +17,7 @@ TINY = 1e-12
 def restoration_error(neighbours: Tensor, z0: Tensor) -> Tensor:
     """What is missing from a sample in the nearest point among the affine combinations of its neighbours.
 
-    A ridge keeps their weights near to equal. Only products of differences are formed: they are all that it takes,
-    and reading the neighbours is what costs time.
+    A ridge keeps their weights near to equal.
 
     Args:
         neighbours: shape `(N, k, c)`.
@@ -28,17 +27,14 @@ def restoration_error(neighbours: Tensor, z0: Tensor) -> Tensor:
         The restored samples less the samples, shape `(N, c)`.
     """
     k = neighbours.shape[1]
-    # From the nearest neighbour, not from the sample: how neighbours differ would drown in a sample that is far away.
-    differences, sample = neighbours - neighbours[:, :1], (z0 - neighbours[:, 0]).unsqueeze(2)
-    products = differences @ differences.transpose(1, 2)
-    # The products of the neighbours' differences from their mean, among themselves and with that of the sample.
-    rows = products.mean(dim=2, keepdim=True)
-    spread = products - rows - rows.transpose(1, 2) + rows.mean(dim=1, keepdim=True)
-    with_sample = differences @ sample - rows
-    with_sample = with_sample - with_sample.mean(dim=1, keepdim=True)
-    ridge = RIDGE / k * (spread * torch.eye(k).to(spread)).sum(dim=(1, 2), keepdim=True)
-    weights = 1 / k + _solve(spread, ridge, with_sample)
-    return (weights.transpose(1, 2) @ differences - sample.transpose(1, 2)).squeeze(1)
+    # Differences from the sample or from one neighbour would save a pass, but lose digits if the sample is far away.
+    mean = neighbours.mean(dim=1, keepdim=True)
+    spread, sample = neighbours - mean, z0.unsqueeze(1) - mean
+    gram = spread @ spread.transpose(1, 2)
+    # The mean of its diagonal, by a sum that OpenVINO can convert.
+    ridge = RIDGE / k * (gram * torch.eye(k).to(gram)).sum(dim=(1, 2), keepdim=True)
+    weights = _solve(gram, ridge, spread @ sample.transpose(1, 2))
+    return (weights.transpose(1, 2) @ spread - sample).squeeze(1)
 
 
 def _solve(matrix: Tensor, ridge: Tensor, right: Tensor) -> Tensor:
