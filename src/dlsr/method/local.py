@@ -11,7 +11,7 @@ from torch import Tensor
 RIDGE = 0.1
 """Ridge on the weights, relative to the mean squared distance of the neighbours from their mean."""
 TINY = 1e-12
-"""Keeps the division finite for neighbours that are all the same."""
+"""Squared differences of neighbours count as rounding if they are less than this share of the sample's."""
 
 
 def restoration_error(neighbours: Tensor, z0: Tensor) -> Tensor:
@@ -32,25 +32,28 @@ def restoration_error(neighbours: Tensor, z0: Tensor) -> Tensor:
     spread, sample = neighbours - mean, z0.unsqueeze(1) - mean
     gram = spread @ spread.transpose(1, 2)
     # The mean of its diagonal, by a sum that OpenVINO can convert.
-    ridge = RIDGE / k * (gram * torch.eye(k).to(gram)).sum(dim=(1, 2), keepdim=True)
-    weights = _solve(gram, ridge, spread @ sample.transpose(1, 2))
+    unit = (gram * torch.eye(k).to(gram)).sum(dim=(1, 2), keepdim=True) / k
+    # Neighbours that are equal differ by rounding, which must not restore a sample that is far away.
+    unit = (unit + TINY * sample.square().sum(dim=2, keepdim=True)).clamp(min=torch.finfo(unit.dtype).tiny)
+    products = spread @ sample.transpose(1, 2)
+    weights = _solve(gram / unit, (products - products.mean(dim=1, keepdim=True)) / unit)
     return (weights.transpose(1, 2) @ spread - sample).squeeze(1)
 
 
-def _solve(matrix: Tensor, ridge: Tensor, right: Tensor) -> Tensor:
-    """Solve `(matrix + ridge I) x = right`, shapes `(N, k, k)`, `(N, 1, 1)` and `(N, k, 1)`.
+def _solve(matrix: Tensor, right: Tensor) -> Tensor:
+    """Solve `(matrix + RIDGE I) x = right`, shapes `(N, k, k)` and `(N, k, 1)`.
 
     Conjugate gradients, since graphs of ONNX and OpenVINO have no solver. As many steps as rows are exact, but for
     rounding.
     """
-    x = torch.zeros_like(right)
+    x, tiny = torch.zeros_like(right), torch.finfo(right.dtype).tiny
     residual = direction = right
     square = residual.square().sum(dim=1, keepdim=True)
     for _ in range(matrix.shape[1]):
-        image = matrix @ direction + ridge * direction
-        step = square / ((direction * image).sum(dim=1, keepdim=True) + TINY)
+        image = matrix @ direction + RIDGE * direction
+        step = square / ((direction * image).sum(dim=1, keepdim=True) + tiny)
         x = x + step * direction
         residual = residual - step * image
         before, square = square, residual.square().sum(dim=1, keepdim=True)
-        direction = residual + square / (before + TINY) * direction
+        direction = residual + square / (before + tiny) * direction
     return x

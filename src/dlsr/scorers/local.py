@@ -133,7 +133,8 @@ class LocalScorer(Scorer):
         """Log mean squares of the restoration error, and of the difference to a neighbour, each `(n, 1 + M)`."""
         neighbours = self.references[nearest]
         distant = neighbours[:, :DISTANT][:, -1]
-        return self._logs(restoration_error(neighbours, z0)), self._logs(z0 - distant)
+        unit = self.gaussian.scale.square()
+        return self._logs(restoration_error(neighbours, z0), unit), self._logs(z0 - distant, unit)
 
     def _expected(self, nearest: Tensor) -> Tensor:
         """What references, shape `(n, k)`, take off the log error of a sample among them, shape `(n, 1 + M)`."""
@@ -143,11 +144,11 @@ class LocalScorer(Scorer):
         """Log mean squares of the whitened features, shape `(n, 1 + M)`."""
         return self._logs(self.gaussian.per_feature(coordinates / self.gaussian.variances.sqrt()))
 
-    def _logs(self, differences: Tensor) -> Tensor:
-        """Log mean square of all features, and of those of each layer: `(n, c)` to `(n, 1 + M)`."""
+    def _logs(self, differences: Tensor, unit: Tensor | float = 1.0) -> Tensor:
+        """Log mean square, in a unit, of all features and of those of each layer: `(n, c)` to `(n, 1 + M)`."""
         squares = differences.square()
         means = torch.cat([squares.mean(dim=1, keepdim=True), layer_means(squares, self.channels)], dim=1)
-        return (means + TINY).log()
+        return (means / unit + TINY).log()
 
     def _joined(self, *parts: Tensor) -> LayerScores:
         """Scores of images and their layers from the three parts, each of shape `(n, 1 + M)`."""
@@ -168,8 +169,9 @@ class LocalScorer(Scorer):
         nearest, errors, distances, mahalanobis = (torch.cat(parts) for parts in zip(*found, strict=True))
         self.own_errors = errors
         # Without a sample, the inverse of the scatter matrix changes by a matrix of rank one (Sherman, Morrison 1950).
-        leverage = mahalanobis[:, :1].exp() * self.references.shape[1] / n
-        parts = [errors - self._expected(nearest), distances, mahalanobis - (1 - leverage).clamp(min=TINY).log()]
+        leverage = mahalanobis[:, :1].exp() * self.references.shape[1] / (n - 1)
+        without = mahalanobis - ((1 - leverage).clamp(min=TINY) * (n - 1) / n).log()
+        parts = [errors - self._expected(nearest), distances, without]
         stacked = torch.stack(parts, dim=1)
         low, self.location, high = stacked.quantile(stacked.new_tensor([0.16, 0.5, 0.84]), dim=0)
         self.spread = ((high - low) / 2).clamp(min=TINY)
