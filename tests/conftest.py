@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from dlsr import Detector
-from shared import SMALL, patches
+from shared import patches
 
 
 def pytest_collection_modifyitems(items):
@@ -91,9 +91,9 @@ def small_encoder():
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory, image_folder, small_encoder) -> Path:
-    """A model directory, fitted to `image_folder`."""
+    """A model directory with the default score, fitted to `image_folder`."""
     folder = tmp_path_factory.mktemp("models") / "model"
-    Detector(**small_encoder, **SMALL).fit(image_folder).save(folder)
+    Detector(**small_encoder).fit(image_folder).save(folder)
     return folder
 
 

@@ -28,7 +28,7 @@ from dlsr import (
 )
 from dlsr.method.noise import row_digests
 from dlsr.scorers import ScorerSettings, resolve
-from shared import CHANNELS, SMALL, small
+from shared import CHANNELS, small
 
 
 def settings_for(score):
@@ -96,8 +96,10 @@ def test_another_score_of_the_network_is_saved_as_such(fitted, features, tmp_pat
             fitted["mse"].with_settings(score=score)
 
 
-def test_equal_fits_are_equal(features):
-    a, b = (Detector(**SMALL).fit_features(features[0], CHANNELS).score_features(features[1]) for _ in range(2))
+@pytest.mark.parametrize("score", ["local", "residual"])
+def test_equal_fits_are_equal(features, score):
+    settings = small(score, references=200)
+    a, b = (Detector(**settings).fit_features(features[0], CHANNELS).score_features(features[1]) for _ in range(2))
     np.testing.assert_array_equal(a, b)
 
 
@@ -152,16 +154,18 @@ def test_too_few_to_fit_or_calibrate():
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"score": "best"}, "residual"),
+        ({"score": "best"}, "local"),
         ({"preset": "best"}, "default, fast, paper"),
-        ({"t": 200}, r"1\.\.100"),
+        ({"score": "residual", "t": 200}, r"1\.\.100"),
         ({"score": "mse", "t": (1, 5)}, "decreasing"),
         ({"score": "residual", "t": (9, 3)}, "single t"),
-        ({"draws": 0}, "draws"),
+        ({"score": "residual", "draws": 0}, "draws"),
         ({"stages": []}, "stages"),
-        ({"width": 7}, "width"),
-        ({"epochs": 0}, "epochs"),
-        ({"score": "knn", "draws": 2}, "no setting 'draws'"),
+        ({"score": "residual", "width": 7}, "width"),
+        ({"score": "residual", "epochs": 0}, "epochs"),
+        ({"neighbours": 1}, "neighbours"),
+        ({"trim": 0.5}, "trim"),
+        ({"draws": 2}, "'local' has no setting 'draws'"),
         ({"false_alarm_rate": 0}, "between 0 and 1"),
         ({"device": "warp"}, "device"),
     ],
@@ -173,17 +177,42 @@ def test_settings_that_cannot_work_are_refused(parameters, message):
 
 
 def test_presets():
-    assert PRESETS == {"default": "residual", "fast": "residual", "paper": "mfsim"}
+    assert PRESETS == {"default": "local", "fast": "local", "paper": "mfsim"}
     paper = resolve("paper").scorer
     assert (paper.lr, paper.weight_decay, paper.batch_size, paper.epochs) == (1e-4, 1e-4, 128, 150)
     assert (paper.blocks, paper.width, paper.t) == (16, None, (3, 2, 1))
     assert resolve(score="lr").preset == "paper"
     assert resolve().preset == "default"
-    assert resolve("default", "mfsim").scorer.lr == resolve("default").scorer.lr
-    assert resolve("fast").scorer.width == 64
-    assert resolve(changes={"t": 5}).scorer.t == 5
+    assert resolve("default", "mfsim").scorer.lr == resolve("default", "residual").scorer.lr
+    assert resolve("fast").scorer.references < resolve().scorer.references
+    assert resolve("fast", "residual").scorer.width == 64
+    assert resolve(score="residual", changes={"t": 5}).scorer.t == 5
     assert resolve("paper", changes={"t": 5}).scorer.t == (5,)
-    assert resolve(changes={"epochs": 3}).scorer.min_steps == 0, "a given number of epochs holds for small datasets"
+    assert resolve(score="residual", changes={"epochs": 3}).scorer.min_steps == 0, "a given number of epochs holds for small datasets"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "pooling", "parts"),
+    [
+        ({}, "mean+std+max", 3),
+        ({"preset": "fast"}, "mean+std+max", 3),
+        ({"preset": "paper"}, "mean", 1),
+        ({"score": "mfsim"}, "mean", 1),
+        ({"score": "mahalanobis"}, "mean+std+max", 3),
+        ({"preset": "paper", "pooling": "mean+std"}, "mean+std", 2),
+        ({"pooling": "mean"}, "mean", 1),
+    ],
+)
+def test_the_preset_decides_the_pooling_unless_it_is_given(small_encoder, parameters, pooling, parts):
+    encoder = Detector(**small_encoder, **parameters).prepare_extractor().encoder
+    stages = (32, 32, 48, 192, 96)
+    assert encoder.spec.pooling == pooling
+    assert encoder.channels == tuple(parts * c for c in stages)
+
+
+def test_unknown_pooling_is_refused_before_anything_is_encoded(small_encoder, image_folder):
+    with pytest.raises(SettingsError, match=r"unknown pooling 'median'; choose one of mean, mean\+std, mean\+std\+max"):
+        Detector(**small_encoder, pooling="median").fit(image_folder)
 
 
 def test_a_loaded_detector_can_be_fitted_again(model, image_folder):
@@ -352,7 +381,8 @@ def test_a_fit_that_fails_leaves_the_detector_as_it_was(model, image_folder, odd
 @pytest.mark.parametrize(
     "parameters",
     [
-        {"epochs": 3, "width": 32, "blocks": 1},
+        {"neighbours": 7, "references": 50, "pooling": "mean+std"},
+        {"score": "residual", "epochs": 3, "width": 32, "blocks": 1},
         {"score": "mfsim", "preset": "default", "t": (9, 3), "width": 32, "blocks": 1, "epochs": 1},
         {"score": "knn", "neighbours": 2, "stages": (1, 3), "decoding": "draft", "thumbnails": 3},
         {"preset": "fast", "false_alarm_rate": 0.1, "seed": 4},
@@ -364,6 +394,8 @@ def test_a_loaded_detector_has_the_parameters_it_was_made_with(image_folder, sma
     loaded = Detector.load(tmp_path / "m", backend="torch")
     assert loaded.get_params() == detector.get_params()
     assert loaded.settings_ == detector.settings_
+    assert loaded.extractor_.spec == detector.extractor_.spec
+    assert loaded.channels_ == detector.channels_
 
 
 def test_calibrating_on_other_images(model, odd_folder):
@@ -426,7 +458,7 @@ def flip(folder):
         (lambda m: (m / "model.json").write_text("[1]"), "not of dlsr"),
         (lambda m: change(m, format="other"), "not of dlsr"),
         (lambda m: change(m, schema_version=99), "upgrade dlsr"),
-        (lambda m: change(m, schema_version=1), "reads 2; fit the model again"),
+        (lambda m: change(m, schema_version=1), "reads 3; fit the model again"),
         (lambda m: change(m, schema_version="x"), "schema_version"),
         (lambda m: change(m, channels="x"), "channels"),
         (lambda m: change(m, config={"false_alarm_rate": 7}), "between 0 and 1"),

@@ -15,7 +15,7 @@ def encoded(photographs, small_encoder):
     return Detector(**small_encoder).prepare_extractor().encode(patches(photographs[0], 1200, seed=1))
 
 
-@pytest.mark.parametrize("score", ["mahalanobis", "knn"])
+@pytest.mark.parametrize("score", ["local", "mahalanobis", "knn"])
 @pytest.mark.parametrize("rate", [0.05, 0.1, 0.3])
 def test_the_rate_holds_on_average_over_fits(encoded, score, rate):
     realised = []

@@ -26,13 +26,13 @@ def test_demo_needs_scikit_image(monkeypatch):
 
 
 def test_demo_fits_saves_and_evaluates(run, tmp_path, monkeypatch):
-    """With a small network and few images; `make demo` runs the demo as it is."""
+    """With a small encoder and few images; `make demo` runs the demo as it is."""
 
     class SmallDetector:
         load = Detector.load
 
         def __new__(cls, **options):
-            return Detector("test_resnet", weights="random", width=32, epochs=1, **options)
+            return Detector("test_resnet", weights="random", **options)
 
     train, test, ood = demo.demo_datasets()
     few = train[:100], test[:20], {name: images[:20] for name, images in ood.items()}

@@ -15,7 +15,7 @@ from dlsr.scorers import SCORES, Scorer, ScorerSettings
 from dlsr.scorers.base import in_every_preset
 
 ENCODER = ["--encoder", "test_resnet", "--weights", "random", "--backend", "torch"]
-TINY = [*ENCODER, "--epochs", "2", "--width", "32"]
+TINY = [*ENCODER, "--score", "residual", "--epochs", "2", "--width", "32"]
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def new_score(monkeypatch):
 
 
 def test_fit_writes_a_model_and_removes_its_checkpoint(run, image_folder, tmp_path):
-    done = run("fit", image_folder, "-o", tmp_path / "model", *TINY, "--score", "mfsim", "--t", "9,6,3", "--T", "50")
+    done = run("fit", image_folder, "-o", tmp_path / "model", *ENCODER, "--score", "mfsim", "--epochs", "2", "--width", "32", "--t", "9,6,3", "--T", "50")
     assert (done.status, done.out) == (0, "")
     assert "calibrated on" in done.err
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
@@ -63,6 +63,18 @@ def test_fit_prints_its_summary_as_json(run, image_folder, tmp_path):
     assert Detector.load(tmp_path / "m").settings_.scorer.neighbours == 7
 
 
+def test_pooling_is_an_option_that_info_shows(run, image_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    given = ["--pooling", "mean+std", "--score", "mahalanobis", "-q"]
+    assert run("fit", image_folder, "-o", tmp_path / "m", *ENCODER, *given).status == 0
+    assert Detector.load(tmp_path / "m").extractor_.spec.pooling == "mean+std"
+    assert "pooling mean+std\n" in re.sub(" +\n", "\n", run("info", tmp_path / "m").out)
+    refused = run("fit", image_folder, "-o", tmp_path / "n", *ENCODER, "--pooling", "max")
+    assert refused.status == 2
+    assert "mean+std+max" in refused.err
+    assert not (tmp_path / "n").exists()
+
+
 def test_the_help_of_fit_lists_every_score_and_setting(run, monkeypatch, new_score):
     monkeypatch.setenv("COLUMNS", "200")
     text = re.sub(r"[│\s]+", " ", run("fit", "--help").out)
@@ -72,7 +84,7 @@ def test_the_help_of_fit_lists_every_score_and_setting(run, monkeypatch, new_sco
             assert f"--{setting.replace('_', '-')} " in text
     assert "constant: the same score for all images." in text
     assert "--level FLOAT The score of every image." in text
-    assert "default (residual)" in text
+    assert "default (local)" in text
 
 
 def test_a_new_score_and_its_settings_need_no_change_of_the_command(run, image_folder, tmp_path, new_score):
@@ -92,7 +104,7 @@ def test_a_new_score_and_its_settings_need_no_change_of_the_command(run, image_f
         ("unknown score 'none'; choose one of", "fit {images} -o new --score none"),
         ("unknown preset 'none'; choose one of", "fit {images} -o new --preset none"),
         ("t.0: ", "fit {images} -o new --score mfsim --t a"),
-        ("lr: ", "fit {images} -o new --lr 0"),
+        ("lr: ", "fit {images} -o new --score residual --lr 0"),
         ("has no setting 't'", "fit {images} -o new --score knn --t 70"),
         ("--stages takes whole numbers", "fit {images} -o new --stages a"),
         ("stages 0..4", "fit {images} -o new {tiny} --stages 7"),
@@ -112,7 +124,7 @@ def test_an_error_is_one_line_and_leaves_no_model(run, image_folder, tmp_path, m
 
 @pytest.mark.slow
 def test_a_killed_fit_resumes_when_run_again(run, image_folder, tmp_path, monkeypatch):
-    arguments = ["fit", image_folder, "-o", tmp_path / "m", *ENCODER, "--epochs", "40", "--width", "64", "--lr", "1e-5"]
+    arguments = ["fit", image_folder, "-o", tmp_path / "m", *TINY, "--epochs", "40", "--width", "64", "--lr", "1e-5"]
     checkpoint = tmp_path / "m.checkpoint"
     process = subprocess.Popen(
         [sys.executable, "-m", "dlsr", *map(str, arguments)], env=os.environ | {"OMP_NUM_THREADS": "1"}

@@ -11,7 +11,7 @@ SCORE = "score {model} {images} --backend torch"
 @pytest.mark.parametrize(
     "command",
     [
-        pytest.param(f"{FIT} --epochs 2 --width 32", id="checkpoint"),
+        pytest.param(f"{FIT} --score residual --epochs 2 --width 32", id="checkpoint"),
         pytest.param(f"{FIT} --score mahalanobis", id="model"),
         pytest.param(f"{SCORE} --store {{output}}", id="feature store"),
         pytest.param(f"{SCORE} --no-store -o {{output}}.csv", id="csv"),

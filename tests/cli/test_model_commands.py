@@ -60,7 +60,7 @@ def test_info_shows_encoder_settings_and_threshold(run, model, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     done = run("info", model)
     assert done.status == 0
-    for text in ("test_resnet", "residual (preset default)", "epochs = 2", "at a false-alarm rate of 5 %"):
+    for text in ("test_resnet", "pooling mean+std+max", "local (preset default)", "neighbours = 20", "at a false-alarm rate of 5 %"):
         assert text in done.out
 
 

@@ -11,7 +11,7 @@ from dlsr.encoders import encoder as encoder_module
 from dlsr.encoders.weights import load_classifier
 from dlsr.images import transforms
 from dlsr.images.transforms import resize
-from dlsr.method.features import to_z0
+from dlsr.method.features import POOLINGS, to_z0
 
 SMALL = "test_resnet"
 
@@ -61,8 +61,11 @@ def test_z0_is_pooled_and_normalised_from_the_maps_of_timms_network(photographs)
         spec.std
     ).view(3, 1, 1)
     with torch.inference_mode():
-        expected = to_z0(network.eval()(x))
-    np.testing.assert_allclose(Encoder(spec, backend="torch").encode(batch), expected, atol=1e-4)
+        maps = network.eval()(x)
+    for pooling in POOLINGS:
+        encoder = Encoder(spec.model_copy(update={"pooling": pooling}), backend="torch")
+        np.testing.assert_allclose(encoder.encode(batch), to_z0(maps, pooling), atol=1e-4)
+        assert encoder.channels == tuple(stage.shape[1] * len(pooling.split("+")) for stage in maps)
 
 
 def test_stages_are_chosen_by_index():
@@ -84,10 +87,17 @@ def test_the_key_changes_with_everything_that_features_depend_on():
         spec.model_copy(update={"interpolation": {"bilinear": "bicubic", "bicubic": "bilinear"}[spec.interpolation]}),
         spec.model_copy(update={"decoding": "draft"}),
         spec.model_copy(update={"mean": (0.0, 0.0, 0.0)}),
+        encoder_spec(SMALL, weights="random", pooling="mean+std"),
+        encoder_spec(SMALL, weights="random", pooling="mean+std+max"),
     ]
     keys = {Encoder(other, backend="torch").key for other in changed}
-    assert len(keys) == 6
+    assert len(keys) == 8
     assert key not in keys
+
+
+def test_engines_of_other_poolings_have_other_keys():
+    encoders = [Encoder(encoder_spec(SMALL, weights="random", pooling=pooling), backend="torch") for pooling in POOLINGS]
+    assert len({encoder.graph().key for encoder in encoders}) == 3
 
 
 @pytest.fixture
@@ -124,15 +134,26 @@ def test_a_change_of_dlsrs_own_code_changes_the_keys(encoder, monkeypatch):
     assert encoder.graph().key != engine
 
 
-def test_openvino_agrees_with_torch(photographs):
-    pytest.importorskip("openvino")
-    spec = encoder_spec(SMALL, weights="random")
+@pytest.mark.parametrize(
+    ("backend", "pooling"),
+    [
+        ("openvino", "mean"),
+        ("openvino", "mean+std+max"),
+        ("onnxruntime", "mean+std+max"),
+        pytest.param("compile", "mean+std+max", marks=pytest.mark.slow),
+    ],
+)
+def test_backends_agree_with_torch(photographs, backend, pooling):
+    spec = encoder_spec(SMALL, weights="random", pooling=pooling)
     batch = pixels(photographs, spec)
-    fast, plain = Encoder(spec, backend="openvino"), Encoder(spec, backend="torch")
-    assert (fast.backend, plain.backend) == ("openvino", "torch")
+    fast, plain = Encoder(spec, backend=backend), Encoder(spec, backend="torch")
+    assert (fast.backend, plain.backend) == (backend, "torch")
     assert fast.key == plain.key
     np.testing.assert_allclose(fast.encode(batch), plain.encode(batch), atol=1e-4)
     np.testing.assert_allclose(fast.encode(batch[:1]), plain.encode(batch[:1]), atol=1e-4)
+    # The maps of an image of one colour hardly vary, so the z-score enlarges rounding.
+    flat = np.full_like(batch[:1], 200)
+    np.testing.assert_allclose(fast.encode(flat), plain.encode(flat), rtol=1e-4, atol=1e-4)
 
 
 def test_unknown_backends_are_refused():

@@ -1,6 +1,7 @@
 import pytest
 
 from dlsr import ENCODERS, SettingsError, encoder_spec
+from dlsr.encoders import EncoderSpec
 
 
 def test_unknown_encoders_are_refused_with_the_known_names():
@@ -13,6 +14,18 @@ def test_unknown_decodings_are_refused():
         encoder_spec("resnet50", decoding="quick")
 
 
+def test_unknown_poolings_are_refused():
+    with pytest.raises(SettingsError, match=r"unknown pooling 'max'; choose one of mean, mean\+std, mean\+std\+max"):
+        encoder_spec("resnet50", pooling="max")
+
+
+def test_a_spec_of_before_pooling_reads_as_the_mean():
+    older = ENCODERS["resnet50"].model_dump(exclude={"pooling"})
+    assert "pooling" not in older
+    assert EncoderSpec.model_validate(older) == ENCODERS["resnet50"]
+    assert EncoderSpec.model_validate(older).pooling == "mean"
+
+
 def test_a_network_of_timm_has_its_own_preprocessing_and_all_stages():
     spec = encoder_spec("test_resnet", weights="random:7")
     assert spec.stages == (0, 1, 2, 3, 4)
@@ -21,9 +34,9 @@ def test_a_network_of_timm_has_its_own_preprocessing_and_all_stages():
 
 
 def test_changes_to_a_preset_leave_the_rest_and_the_preset_as_they_are():
-    changed = encoder_spec("resnet50", stages=(2,), weights="file.pth", decoding="draft")
+    changed = encoder_spec("resnet50", stages=(2,), weights="file.pth", decoding="draft", pooling="mean+std")
     assert changed.weights_argument == "file.pth"
-    expected = ENCODERS["resnet50"].model_dump() | {"stages": (2,), "decoding": "draft"}
+    expected = ENCODERS["resnet50"].model_dump() | {"stages": (2,), "decoding": "draft", "pooling": "mean+std"}
     assert changed.model_dump(exclude={"weights"}) == {k: v for k, v in expected.items() if k != "weights"}
-    assert encoder_spec("resnet50") is ENCODERS["resnet50"]
+    assert encoder_spec("resnet50") == ENCODERS["resnet50"]
     assert encoder_spec("resnet50").weights_argument is None

@@ -47,6 +47,16 @@ def test_features_of_another_image_or_encoder_or_transform_are_not_found(encoder
     np.testing.assert_array_equal(z0(), after)
 
 
+def test_features_of_another_pooling_are_not_found(encoder, image_folder, tmp_path):
+    images = open_images(image_folder).subset(range(3))
+    encode_all(encoder, images, store=open_store(tmp_path, encoder))
+    other = Encoder(encoder_spec("test_resnet", weights="random", pooling="mean+std+max"), backend="torch")
+    assert len(open_store(tmp_path, encoder)) == 3
+    assert len(open_store(tmp_path, other)) == 0
+    assert encode_all(other, images, store=open_store(tmp_path, other)).z0.shape == (3, other.c)
+    assert len(open_store(tmp_path, encoder)) == 3
+
+
 def test_features_of_another_version_are_not_found(encoder, image_folder, tmp_path, monkeypatch):
     images = open_images(image_folder).subset(range(3))
     encode_all(encoder, images, store=open_store(tmp_path, encoder))

@@ -16,14 +16,14 @@ from shared import small
 pytestmark = pytest.mark.slow
 
 
-def fitted(image_folder, small_encoder, score="residual", **arguments):
+def fitted(image_folder, small_encoder, score="local", **arguments):
     """A detector whose graph is small: converting takes most of the time."""
     settings = {"blocks": 1} | ({"t": (9, 3)} if score in ("mfsim", "lr") else {})
     return Detector(**small_encoder, **small(score, **settings), **arguments).fit(image_folder)
 
 
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])
-@pytest.mark.parametrize("score", ["residual", "mfsim", "lr", "mahalanobis", "knn"])
+@pytest.mark.parametrize("score", ["local", "residual", "mfsim", "lr", "mahalanobis", "knn"])
 def test_the_example_scores_as_the_detector_does(image_folder, odd_folder, small_encoder, tmp_path, kind, score):
     detector = fitted(image_folder, small_encoder, score=score)
     assert export(detector, tmp_path / "out", kind, odd_folder) <= TOLERANCE

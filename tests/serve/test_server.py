@@ -16,7 +16,6 @@ from dlsr.serve.server import serve
 from dlsr.serve.service import Service
 from dlsr.serve.settings import ServeSettings
 from serving import encoded, load, serving
-from shared import SMALL
 
 CHROMIUM = shutil.which("chromium")
 CHROMIUM_OPTIONS = [
@@ -34,7 +33,7 @@ MALFORMED = [
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory, image_folder, small_encoder):
     folder = tmp_path_factory.mktemp("server") / "model"
-    Detector(**small_encoder, **SMALL, thumbnails=5).fit(image_folder).save(folder)
+    Detector(**small_encoder, thumbnails=5).fit(image_folder).save(folder)
     return folder
 
 

@@ -29,7 +29,6 @@ from dlsr.serve.bodies import read_images
 from dlsr.serve.problems import RefusedError
 from dlsr.serve.service import Service
 from dlsr.serve.settings import ServeSettings
-from shared import SMALL
 
 TOKEN = "a long secret"
 
@@ -47,7 +46,7 @@ def png_header(width, height):
 @pytest.fixture(scope="module")
 def served_model(tmp_path_factory, image_folder, small_encoder):
     folder = tmp_path_factory.mktemp("served") / "model"
-    Detector(**small_encoder, **SMALL, thumbnails=10).fit(image_folder).save(folder)
+    Detector(**small_encoder, thumbnails=10).fit(image_folder).save(folder)
     return folder
 
 

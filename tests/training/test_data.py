@@ -85,7 +85,7 @@ def test_a_gaussian_of_parts_is_that_of_the_whole():
     torch.testing.assert_close(parts.whiten(z0), whole.whiten(z0), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("score", ["residual", "mahalanobis", "knn", "mfsim", "feature-vae"])
+@pytest.mark.parametrize("score", ["local", "residual", "mahalanobis", "knn", "mfsim", "feature-vae"])
 def test_a_fit_from_a_file_detects_as_one_from_memory(tmp_path, monkeypatch, score):
     random = np.random.default_rng(0)
     mixing = random.standard_normal((4, 16))

@@ -174,7 +174,7 @@ import sys, numpy as np
 from dlsr import Detector
 random = np.random.default_rng(0)
 features = random.standard_normal((3000, 4)) @ random.standard_normal((4, 32))
-detector = Detector(width=128, blocks=2, epochs=12, seed=1)
+detector = Detector(score="residual", width=128, blocks=2, epochs=12, seed=1)
 checkpoint = sys.argv[2] if len(sys.argv) > 2 else None
 report = lambda entry, total: print(entry.epoch, flush=True)
 detector.fit_features(features, checkpoint=checkpoint, on_epoch=report).save(sys.argv[1])
@@ -233,4 +233,4 @@ with replacing(pathlib.Path(sys.argv[1])) as temporary:
 def test_small_sets_get_more_epochs(n, epochs):
     settings = TrainingSettings(epochs=4, min_steps=600, batch_size=256)
     assert most_epochs(settings, n) == epochs
-    assert most_epochs(resolve(changes={"epochs": 4}).scorer, n) == 4, "an explicit number is kept to"
+    assert most_epochs(resolve(score="residual", changes={"epochs": 4}).scorer, n) == 4, "an explicit number is kept to"
