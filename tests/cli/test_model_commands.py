@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from dlsr import Detector
+from shared import patches
 
 TORCH = ["--backend", "torch"]
 
@@ -60,7 +61,13 @@ def test_info_shows_encoder_settings_and_threshold(run, model, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     done = run("info", model)
     assert done.status == 0
-    for text in ("test_resnet", "pooling mean+std+max", "local (preset default)", "neighbours = 20", "at a false-alarm rate of 5 %"):
+    for text in (
+        "test_resnet",
+        "pooling mean+std+max",
+        "local (preset default)",
+        "neighbours = 20",
+        "at a false-alarm rate of 5 %",
+    ):
         assert text in done.out
 
 
@@ -71,8 +78,11 @@ def test_info_prints_json(run, model):
     assert described["threshold"] == detector.threshold_
 
 
-def test_drift_has_status_0_for_images_that_are_in_distribution(run, model, image_folder):
-    done = run("drift", model, image_folder, "--json", *TORCH)
+def test_drift_has_status_0_for_images_that_are_in_distribution(run, model, photographs, tmp_path):
+    """New ones: images that the model was fitted to are nearer to the training images than any new image is."""
+    for i, patch in enumerate(patches(photographs[0], 120, seed=5)):
+        Image.fromarray(patch).save(tmp_path / f"{i:03}.png")
+    done = run("drift", model, tmp_path, "--json", *TORCH)
     assert done.status == 0, done.err
     report = json.loads(done.out)
     assert (report["drifted"], report["images"], report["first_changed_path"]) == (False, 120, None)

@@ -167,8 +167,8 @@ def test_killed_processes_resume_from_the_checkpoint_of_the_first(tmp_path, alon
     np.testing.assert_allclose(losses(tmp_path / "two"), one, rtol=1e-5)
 
 
-OPTIONS = ["--encoder", "test_resnet", "--weights", "random", "--backend", "torch", "--width", "32", "--epochs", "3",
-           "--false-alarm-rate", "0.2"]  # fmt: skip
+OPTIONS = ["--encoder", "test_resnet", "--weights", "random", "--backend", "torch", "--score", "residual",
+           "--width", "32", "--epochs", "3", "--false-alarm-rate", "0.2"]  # fmt: skip
 
 
 @pytest.mark.parametrize("keeping", [True, False])

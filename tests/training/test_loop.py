@@ -161,6 +161,58 @@ def test_a_checkpoint_of_other_layers_is_not_resumed(tmp_path):
     assert epochs((15, 15)) == [1, 2, 3]
 
 
+PAPER = {"preset": "paper", "width": 16, "blocks": 1, "batch_size": 32}
+"""A tiny network, trained at a constant learning rate as the paper's is."""
+
+
+def paper_fit(checkpoint=None, stop_after=None, **changes):
+    """A detector, and the epochs that it was trained."""
+    features, done = np.random.default_rng(0).standard_normal((200, 12)).astype(np.float32), []
+
+    def on_epoch(entry, most):
+        done.append((entry.epoch, most))
+        if entry.epoch == stop_after:
+            raise KeyboardInterrupt
+
+    detector = Detector(**PAPER | changes)
+    with contextlib.suppress(KeyboardInterrupt):
+        detector.fit_features(features, checkpoint=checkpoint, on_epoch=on_epoch)
+    return detector, done
+
+
+@pytest.mark.parametrize("before", [1, 2])
+def test_a_longer_training_goes_on_from_a_shorter_one_and_ends_as_if_it_were_one(tmp_path, before):
+    whole, _ = paper_fit(epochs=3)
+    _, done = paper_fit(tmp_path / "c", epochs=before)
+    assert done == [(i + 1, before) for i in range(before)]
+    longer, done = paper_fit(tmp_path / "c", epochs=3)
+    assert done == [(i + 1, 3) for i in range(before, 3)]
+    assert same(longer.scorer_.state_dict(), whole.scorer_.state_dict())
+    assert longer.fit_summary_.log == whole.fit_summary_.log
+    assert longer.threshold_ == whole.threshold_
+
+
+def test_a_longer_training_with_a_falling_learning_rate_starts_again(tmp_path):
+    whole, _ = paper_fit(epochs=3, lr_decay="cosine")
+    paper_fit(tmp_path / "c", epochs=1, lr_decay="cosine")
+    longer, done = paper_fit(tmp_path / "c", epochs=3, lr_decay="cosine")
+    assert done == [(1, 3), (2, 3), (3, 3)]
+    assert same(longer.scorer_.state_dict(), whole.scorer_.state_dict())
+
+
+def test_a_checkpoint_of_more_epochs_than_asked_for_is_not_taken_up(tmp_path):
+    paper_fit(tmp_path / "c", epochs=3)
+    shorter, done = paper_fit(tmp_path / "c", epochs=2)
+    assert done == [(1, 2), (2, 2)]
+    assert same(shorter.scorer_.state_dict(), paper_fit(epochs=2)[0].scorer_.state_dict())
+
+
+@pytest.mark.parametrize("changes", [{"lr": 2e-4}, {"batch_size": 16}, {"seed": 1}, {"width": 32}])
+def test_a_longer_training_of_other_settings_starts_again(tmp_path, changes):
+    paper_fit(tmp_path / "c", epochs=1)
+    assert paper_fit(tmp_path / "c", epochs=2, **changes)[1] == [(1, 2), (2, 2)]
+
+
 def test_a_damaged_checkpoint_is_refused(tmp_path):
     path = tmp_path / "c"
     Checkpoint(path, "key").save(run(SETTINGS, epochs=1))
