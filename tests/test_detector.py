@@ -188,7 +188,8 @@ def test_presets():
     assert resolve("fast", "residual").scorer.width == 64
     assert resolve(score="residual", changes={"t": 5}).scorer.t == 5
     assert resolve("paper", changes={"t": 5}).scorer.t == (5,)
-    assert resolve(score="residual", changes={"epochs": 3}).scorer.min_steps == 0, "a given number of epochs holds for small datasets"
+    few = resolve(score="residual", changes={"epochs": 3})
+    assert few.scorer.min_steps == 0, "a given number of epochs holds for small datasets"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ FITS = 20
 @pytest.fixture(scope="module")
 def encoded(photographs, small_encoder):
     """Features of 1,200 patches of one photograph, encoded once."""
-    return Detector(**small_encoder).prepare_extractor().encode(patches(photographs[0], 1200, seed=1))
+    return Detector(**small_encoder, pooling="mean").prepare_extractor().encode(patches(photographs[0], 1200, seed=1))
 
 
 @pytest.mark.parametrize("score", ["local", "mahalanobis", "knn"])

@@ -73,6 +73,12 @@ def test_outliers_are_negative_and_inliers_positive(mahalanobis, features):
     np.testing.assert_allclose(decision, mahalanobis.score_samples(features) - mahalanobis.offset_)
 
 
+@pytest.mark.filterwarnings("ignore::dlsr.sklearn.TooFewSamplesWarning")
+def test_fewer_samples_than_the_score_needs_are_a_value_error():
+    with pytest.raises(ValueError, match="needs 3 training images, got 2"):
+        FeatureOutlierDetector("local").fit([[0.0, 1.0], [1.0, 0.0]])
+
+
 def test_the_false_alarm_rate_holds_on_average():
     rng = np.random.default_rng(1)
     rates = []

@@ -125,12 +125,15 @@ class FeatureOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         data = FitData(
             settings=settings,
             channels=channels,
-            training=samples_of(z0, parts.training, device),
+            training=samples_of(z0, np.sort(parts.training), device),
             validation=torch.from_numpy(validation).to(device),
             validation_digests=row_digests(validation),
         )
         scorer = new_scorer(settings, channels).to(device)
-        scorer.fit(data, Trainer(seed=settings.seed))
+        try:
+            scorer.fit(data, Trainer(seed=settings.seed))
+        except TooFewImagesError as error:
+            raise ValueError(str(error)) from error
         self.settings_ = settings
         self._device = device
         self._scorer = scorer.double()

@@ -46,7 +46,8 @@ def new_score(monkeypatch):
 
 
 def test_fit_writes_a_model_and_removes_its_checkpoint(run, image_folder, tmp_path):
-    done = run("fit", image_folder, "-o", tmp_path / "model", *ENCODER, "--score", "mfsim", "--epochs", "2", "--width", "32", "--t", "9,6,3", "--T", "50")
+    settings = ["--epochs", "2", "--width", "32", "--t", "9,6,3", "--T", "50"]
+    done = run("fit", image_folder, "-o", tmp_path / "model", *ENCODER, "--score", "mfsim", *settings)
     assert (done.status, done.out) == (0, "")
     assert "calibrated on" in done.err
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
