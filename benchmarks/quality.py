@@ -2,9 +2,9 @@
 
     python benchmarks/quality.py --data ../shared/data --output docs/quality.json
 
-Features are those of the paper, spatial means, and are kept in the feature store, so a second run encodes nothing. Writes
-a JSON file with all numbers, and a Markdown table beside it. If the number of images is limited, they are chosen at
-random, with a fixed seed.
+Features are those of the paper, spatial means, and are kept in the feature store, so a second run encodes nothing.
+Writes a JSON file with all numbers, and a Markdown table beside it. If the number of images is limited, they are chosen
+at random, with a fixed seed.
 """
 
 import json
