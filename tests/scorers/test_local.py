@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
+from torch import nn
 
 from dlsr import TooFewImagesError, evaluate_scores
 from dlsr.method.local import RIDGE as WEIGHT_RIDGE
 from dlsr.method.local import restoration_error
 from dlsr.method.noise import row_digests
+from dlsr.runtime.backends import make_engine
+from dlsr.runtime.base import Graph
 from dlsr.scorers import resolve
 from dlsr.scorers.base import FitData, new_scorer, score_features
 from dlsr.scorers.gaussian import Gaussian
@@ -79,6 +82,24 @@ def test_single_precision_is_enough_however_far_away_the_sample(distance, offset
     actual, expected = restoration_error(neighbours, z0).numpy(), restoration_error_by_numpy(neighbours, z0)
     lengths = np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(actual / lengths, expected / lengths, atol=1e-3 if offset else 1e-5)
+
+
+class Restoring(nn.Module):
+    def forward(self, neighbours, z0):
+        return (restoration_error(neighbours, z0),)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_engines_agree_where_nothing_is_left_to_solve(backend):
+    """Equal neighbours, and two neighbours, whose weights are exact after one step: divisions by zero."""
+    random = torch.Generator().manual_seed(0)
+    neighbours, z0 = torch.randn(6, 2, 24, generator=random), torch.randn(6, 24, generator=random)
+    neighbours[:2, 1] = neighbours[:2, 0]
+    z0[0] = neighbours[0, 0]
+    graph = Graph(Restoring, {"neighbours": neighbours[:2], "z0": z0[:2]}, ("error",), "restoring")
+    engine = make_engine(graph, backend, torch.device("cpu"))
+    (actual,) = engine(neighbours.numpy(), z0.numpy())
+    np.testing.assert_allclose(actual, restoration_error(neighbours, z0), atol=1e-5)
 
 
 @pytest.mark.parametrize("distance", [0.0, 1.0, 100.0, 10_000.0])

@@ -12,6 +12,8 @@ RIDGE = 0.1
 """Ridge on the weights, relative to the mean squared distance of the neighbours from their mean."""
 TINY = 1e-12
 """Squared differences of neighbours count as rounding if they are less than this share of the sample's."""
+SMALLEST = 1e-30
+"""Divisors are at least this. It is not added to them, since the conversion to ONNX leaves out such additions."""
 
 
 def restoration_error(neighbours: Tensor, z0: Tensor) -> Tensor:
@@ -34,7 +36,7 @@ def restoration_error(neighbours: Tensor, z0: Tensor) -> Tensor:
     # The mean of its diagonal, by a sum that OpenVINO can convert.
     unit = (gram * torch.eye(k).to(gram)).sum(dim=(1, 2), keepdim=True) / k
     # Neighbours that are equal differ by rounding, which must not restore a sample that is far away.
-    unit = (unit + TINY * sample.square().sum(dim=2, keepdim=True)).clamp(min=torch.finfo(unit.dtype).tiny)
+    unit = (unit + TINY * sample.square().sum(dim=2, keepdim=True)).clamp(min=SMALLEST)
     products = spread @ sample.transpose(1, 2)
     weights = _solve(gram / unit, (products - products.mean(dim=1, keepdim=True)) / unit)
     return (weights.transpose(1, 2) @ spread - sample).squeeze(1)
@@ -46,14 +48,14 @@ def _solve(matrix: Tensor, right: Tensor) -> Tensor:
     Conjugate gradients, since graphs of ONNX and OpenVINO have no solver. As many steps as rows are exact, but for
     rounding.
     """
-    x, tiny = torch.zeros_like(right), torch.finfo(right.dtype).tiny
+    x = torch.zeros_like(right)
     residual = direction = right
     square = residual.square().sum(dim=1, keepdim=True)
     for _ in range(matrix.shape[1]):
         image = matrix @ direction + RIDGE * direction
-        step = square / ((direction * image).sum(dim=1, keepdim=True) + tiny)
+        step = square / (direction * image).sum(dim=1, keepdim=True).clamp(min=SMALLEST)
         x = x + step * direction
         residual = residual - step * image
         before, square = square, residual.square().sum(dim=1, keepdim=True)
-        direction = residual + square / (before + tiny) * direction
+        direction = residual + square / before.clamp(min=SMALLEST) * direction
     return x
