@@ -25,7 +25,7 @@ from dlsr.evaluation import mean_and_std
 from dlsr.files import write_tensors
 from dlsr.images.sources import ImageDataset
 from dlsr.images.transforms import Protocol, Transform, protocol_transform
-from dlsr.scorers import SCORES
+from dlsr.scorers import SCORES, resolve
 from dlsr.training.loop import OnEpoch
 from dlsr.training.state import EpochLog
 
@@ -220,7 +220,7 @@ def _fitted_detector(
     on_epoch: OnEpoch,
 ) -> tuple[Detector, float]:
     """The fitted detector, and the seconds that fitting took. Scores that share a network are fitted once."""
-    score = str(detector.score)
+    score = resolve(detector.preset, detector.score).score
     network = SCORES[score].shared_network
     key = repr({**detector.get_params(), "score": network or score})
     if key not in fitted:
