@@ -523,3 +523,17 @@ def test_digests_can_be_given(fitted, features):
     digests = row_digests(rows)
     np.testing.assert_array_equal(detector.score_features(rows, digests), detector.score_features(rows))
     assert not np.allclose(detector.score_features(rows, digests[::-1]), detector.score_features(rows))
+
+
+def test_a_fit_names_the_images_that_are_unlike_the_rest(features):
+    inside = np.concatenate([features[0][:400], features[0][:4] + 100])
+    summary = Detector().fit_features(inside, CHANNELS).fit_summary_
+    assert summary.examined_images == 404
+    assert set(summary.unlike) >= {"400", "401", "402", "403"}
+    assert len(summary.unlike) < 10
+    assert list(summary.unlike.values()) == sorted(summary.unlike.values(), reverse=True)
+
+
+def test_a_score_that_cannot_score_its_own_training_images_examines_none(features):
+    summary = Detector(score="mahalanobis").fit_features(features[0][:400], CHANNELS).fit_summary_
+    assert (summary.examined_images, summary.unlike) == (0, {})

@@ -227,24 +227,36 @@ def two_clusters(intruders):
 def test_trimming_leaves_out_clustered_intruders_and_detects_others_like_them():
     training, others = two_clusters(50)
     inside = drawn(300, seed=8)
-    plain, trimmed = fitted(training), fitted(training, trim=0.1)
+    plain, trimmed = fitted(training, trim=0.0), fitted(training, trim=0.1)
 
     def kept(scorer):
         return int((scorer.references[:, None] == training[950:]).all(dim=2).sum())
 
     assert kept(plain) == 50
-    assert kept(trimmed) < 25
-    assert len(trimmed.references) == 900
+    assert kept(trimmed) < 20
+    assert len(trimmed.references) == 901
     assert auroc(trimmed, inside, others) > auroc(plain, inside, others) + 0.02
     assert len(trimmed.training_scores) == 1000
 
 
-def test_two_training_images_are_one_clear_error():
-    with pytest.raises(TooFewImagesError, match="the score 'local' needs 3 training images, got 2"):
-        fitted(drawn(2))
+def test_a_tight_cluster_of_intruders_is_left_out():
+    """They are each other's nearest neighbours, but not their 50th."""
+    intruders = drawn(25, seed=6, scale=0.1) + 100
+    scorer = fitted(torch.cat([drawn(975), intruders]))
+    assert len(scorer.references) == 971
+    assert (scorer.references.mean(dim=1) < 50).all()
+    # Left out, they are scored by the rest: as those of their kind will be.
+    scores = scorer.training_scores
+    torch.testing.assert_close(scored(scorer, intruders)[0], scores[975:], atol=1e-3, rtol=1e-3)
+    assert scores[975:].min() > scores[:975].max()
 
 
-@pytest.mark.parametrize("n", [3, 4, 10])
+def test_four_training_images_are_one_clear_error():
+    with pytest.raises(TooFewImagesError, match="the score 'local' needs 5 training images, got 4"):
+        fitted(drawn(4))
+
+
+@pytest.mark.parametrize("n", [5, 10])
 def test_fewer_training_images_than_neighbours(n):
     scorer = fitted(drawn(n), neighbours=20)
     scores, layers = scored(scorer, drawn(300, seed=1))
@@ -257,7 +269,7 @@ def test_fewer_training_images_than_neighbours(n):
 def test_references_are_capped_and_chosen_by_the_seed():
     training = drawn(300)
     first, again, other = (fitted(training, references=50, seed=seed) for seed in (0, 0, 1))
-    assert first.references.shape == (50, 24)
+    assert first.references.shape == (49, 24)  # 3 % of the 50 are left out
     assert torch.equal(first.references, again.references)
     assert not torch.equal(first.references, other.references)
     assert int(first.training_scores.isfinite().sum()) == 50

@@ -38,7 +38,7 @@ def info(
         return
     if unlike:
         for name, deviation in manifest.fit.unlike.items():
-            stdout.print(f"{deviation:g}\t{name}", markup=False, highlight=False, soft_wrap=True)
+            typer.echo(f"{deviation:g}\t{name}")
         return
     from rich.table import Table  # noqa: PLC0415
 

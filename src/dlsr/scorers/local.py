@@ -9,8 +9,11 @@ most datasets (docs/results.md). The score has three parts, which are weak on di
 - the distance to the fifth nearest training image, which a few intruders among them do not change;
 - the Mahalanobis distance, which sees what all images have in common.
 
-Each enters by its logarithm, standardised on the training images. These are scored as if they had been left out one by
-one, so no image has to be held out for it, and those unlike the rest can be found.
+A folder is seldom clean: a few training images do not belong. Those farthest from the others are not used to restore
+from, and the fifth neighbour is not the nearest one, so that an intruder does not make its like look in distribution.
+
+Each part enters by its logarithm, standardised on the training images. These are scored as if they had been left out
+one by one, so no image has to be held out for it, and those unlike the rest can be found.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +30,6 @@ from dlsr.scorers.base import FitData, LayerScores, Scorer, register
 from dlsr.scorers.gaussian import Gaussian
 from dlsr.scorers.neighbours import Neighbours
 from dlsr.scorers.settings import ScorerSettings
-from dlsr.training.data import Samples
 from dlsr.training.loop import Trainer
 from dlsr.training.state import EpochLog
 
@@ -39,7 +41,9 @@ DISTANT = 5
 """The distance is that to this neighbour."""
 SEARCHED = 256
 """Neighbours are searched along this many principal components, those with the largest variances."""
-FEWEST = 3
+CROWD = 50
+"""Training images far from their neighbour of this number are left out; of fewer images, a quarter of them."""
+FEWEST = 5
 """Training images."""
 
 
@@ -54,10 +58,10 @@ class LocalSettings(ScorerSettings):
     distance_weight: float = Field(default=0.25, ge=0, description="Weight of the log distance to a neighbour.")
     gaussian_weight: float = Field(default=0.3, ge=0, description="Weight of the log Mahalanobis distance.")
     trim: float = Field(
-        default=0.0,
+        default=0.03,
         ge=0,
         lt=0.5,
-        description="Share of the training images, those most unlike the rest, that is left out; for dirty folders.",
+        description="Share of the training images, those farthest from the others, that no image is restored from.",
     )
 
 
@@ -97,26 +101,42 @@ class LocalScorer(Scorer):
         self.register_buffer("weights", weights, persistent=False)
 
     def fit(self, data: FitData, trainer: Trainer) -> list[EpochLog]:
-        """See `Scorer`. Raises TooFewImagesError for fewer than three training images."""
-        seed, training = data.settings.seed, data.training
+        """See `Scorer`. Raises TooFewImagesError for fewer than five training images."""
+        training = data.training
         if len(training) < FEWEST:
             raise TooFewImagesError(f"the score '{self.name}' needs {FEWEST} training images, got {len(training)}")
-        chosen, scores = self._fit(training, seed)
-        self.training_scores = torch.full((len(training),), torch.nan)
-        self.training_scores[chosen] = scores.cpu()
-        if self.settings.trim:
-            kept = chosen[(scores <= scores.quantile(1 - self.settings.trim)).cpu()]
-            self._fit(Samples(training.take(kept)), seed)
-        return []
-
-    def _fit(self, training: Samples, seed: int) -> tuple[Tensor, Tensor]:
-        """Fit to samples. Returns the indices of the references and their scores, each as if it were left out."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(data.settings.seed)
         chosen = torch.randperm(len(training), generator=generator)[: self.settings.references].sort().values
         self.gaussian.fit(training, RIDGE)
-        self.references = training.take(chosen)
-        self.search.keep(self._searched(self.gaussian.coordinates(self.references)))
-        return chosen, self._standardise(len(training))
+        references = training.take(chosen)
+        self.search.keep(self._searched(self.gaussian.coordinates(references)))
+        kept = self._not_alone()
+        self.references = references[kept]
+        self.search.keep(self.search.references[kept])
+        scores = torch.empty(len(references), device=references.device)
+        scores[kept] = self._standardise(len(training))
+        left_out = torch.split(references[~kept], self.batch)
+        scores[~kept] = torch.cat([scores[:0], *(self(z0, z0[:, None, :0])[0] for z0 in left_out)])
+        self.training_scores = torch.full((len(training),), torch.nan)
+        self.training_scores[chosen] = scores.cpu()
+        return []
+
+    def _not_alone(self) -> Tensor:
+        """Which references are used: all but those farthest from the others, shape `(R,)`.
+
+        Distances are those to a neighbour so far down the list that a few intruders of a kind do not count as company.
+        """
+        samples = self.search.references
+        k = max(min(CROWD, len(samples) // 4), 1)
+        squares = [
+            (samples[batch] - samples[self.search.nearest_others(batch, k)[:, -1]]).square().sum(dim=1)
+            for batch in self._batches(len(samples))
+        ]
+        distances = torch.cat(squares)
+        return distances <= distances.quantile(1 - self.settings.trim, interpolation="higher")
+
+    def _batches(self, n: int) -> Sequence[Tensor]:
+        return torch.split(torch.arange(n, device=self.references.device), self.batch)
 
     def forward(self, z0: Tensor, noise: Tensor) -> LayerScores:
         """See `Scorer`."""
@@ -160,9 +180,8 @@ class LocalScorer(Scorer):
 
         Returns their scores, shape `(R,)`.
         """
-        indices = torch.arange(len(self.references), device=self.references.device)
         found: list[list[Tensor]] = []
-        for batch in torch.split(indices, self.batch):
+        for batch in self._batches(len(self.references)):
             nearest, z0 = self.search.nearest_others(batch, self.settings.neighbours), self.references[batch]
             distances = self._mahalanobis(self.gaussian.coordinates(z0))
             found.append([nearest, *self._from_neighbours(z0, nearest), distances])
