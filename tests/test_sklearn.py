@@ -75,7 +75,7 @@ def test_outliers_are_negative_and_inliers_positive(mahalanobis, features):
 
 @pytest.mark.filterwarnings("ignore::dlsr.sklearn.TooFewSamplesWarning")
 def test_fewer_samples_than_the_score_needs_are_a_value_error():
-    with pytest.raises(ValueError, match="needs 3 training images, got 2"):
+    with pytest.raises(ValueError, match="needs 5 training images, got 2"):
         FeatureOutlierDetector("local").fit([[0.0, 1.0], [1.0, 0.0]])
 
 

@@ -2,14 +2,18 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from dlsr import Detector
 from dlsr.bench import speed
-from dlsr.bench.speed import SpeedSettings, default_backends, diffusion_settings, measure_speed, measure_training
+from dlsr.bench.speed import SpeedSettings, default_backends, measure_speed, measure_training
 from dlsr.method.lfdn import LFDN
 from dlsr.reports.plots import save_speed
+from dlsr.scorers import resolve
 
 SETTINGS = SpeedSettings(
     backends=("torch",),
@@ -31,8 +35,7 @@ def in_this_process(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process")
-def test_a_report_on_speed_is_complete_and_consistent(tmp_path, image_folder, monkeypatch):
-    monkeypatch.setattr(speed, "measure_training", lambda *_: {"epoch_seconds": 2.0})
+def test_a_report_on_speed_is_complete_and_consistent(image_folder):
     messages = []
     measured = json.loads(json.dumps(measure_speed(SETTINGS, image_folder, messages.append)))
     (row,) = measured["scoring"]
@@ -47,16 +50,27 @@ def test_a_report_on_speed_is_complete_and_consistent(tmp_path, image_folder, mo
     for numbers in measured["growth"]:
         assert numbers["images_per_second"] == pytest.approx(numbers["images"] / numbers["seconds"])
         assert numbers["peak_memory_bytes"] > 100 * 2**20
-    encoding = SETTINGS.vectors / max(row["encoder_alone"].values())
-    for numbers in measured["training"]:
-        assert numbers["re_encoding_over_cached"] == pytest.approx((2 + encoding) / 2)
+    assert measured["training"] == []  # the default trains nothing
     assert messages == [
         "PyTorch in its default layout",
         "scoring with torch",
         "scoring 8 images",
         "scoring 16 images",
-        "training",
     ]
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_the_training_of_a_preset_with_a_network_is_measured(image_folder, monkeypatch):
+    monkeypatch.setattr(speed, "_scoring", lambda *_: {"end_to_end": {"1": 5.0}, "encoder_alone": {"1": 10.0}})
+    monkeypatch.setattr(speed, "_first_score_seconds", lambda *_: 1.0)
+    monkeypatch.setattr(speed, "_eager_rate", lambda *_: 1.0)
+    monkeypatch.setattr(speed, "_fitted", lambda *_: Detector(score="knn").fit_features(np.ones((64, 2))))
+    monkeypatch.setattr(speed, "measure_training", lambda network, *_: {"epoch_seconds": 2.0, "width": network.width})
+    settings = replace(SETTINGS, preset="paper", growth=())
+    measured = measure_speed(settings, image_folder)
+    assert measured["training"]
+    for row in measured["training"]:
+        assert row["re_encoding_over_cached"] == pytest.approx((2 + settings.vectors / 10) / 2)
 
 
 def test_speed_is_drawn_as_a_plot(tmp_path):
@@ -74,7 +88,7 @@ def test_measurements_run_in_their_own_process():
 
 
 def test_the_arithmetic_of_an_epoch_grows_with_its_vectors():
-    small = diffusion_settings("default").changed({"width": 32, "blocks": 1})
+    small = resolve("paper").scorer.changed({"width": 32, "blocks": 1})
     few, many = (measure_training(small, n * small.batch_size, "float32", c=16) for n in (1, 3))
     assert many["gflops"] * many["epoch_seconds"] == pytest.approx(3 * few["gflops"] * few["epoch_seconds"])
     assert many["share_of_products"] == pytest.approx(many["gflops"] / many["gflops_of_products"])

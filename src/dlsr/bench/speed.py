@@ -25,7 +25,7 @@ from PIL import Image
 from dlsr.artifact import installed_versions
 from dlsr.config import TrainingSettings
 from dlsr.detector import Detector
-from dlsr.encoding.pipeline import readable_pixels
+from dlsr.encoding.pipeline import Encoded, readable_pixels
 from dlsr.images.sources import ImageDataset, open_images
 from dlsr.method.lfdn import LFDN
 from dlsr.runtime.backends import Backend, available_backends
@@ -85,7 +85,8 @@ def measure_speed(
         on_message: callback with a line on each step.
 
     Returns:
-        Numbers for JSON: `scoring` of each backend, `growth` with the number of images, `training` of each precision.
+        Numbers for JSON: `scoring` of each backend, `growth` with the number of images, `training` of each precision,
+        if the preset trains a network.
 
     Raises:
         NoImagesError: if there are no images.
@@ -110,13 +111,15 @@ def measure_speed(
             on_message(f"scoring {count} images")
             growth.append(_alone(_growth, settings, str(model), str(source), count))
         model_bytes = sum(path.stat().st_size for path in model.iterdir())
-    on_message("training")
     rate = max(max(row["encoder_alone"].values()) for row in scoring)
+    network = resolve(settings.preset).scorer
     training = []
-    for precision in precisions():
-        row = measure_training(diffusion_settings(settings.preset), settings.vectors, precision)
-        row["re_encoding_over_cached"] = 1 + settings.vectors / rate / row["epoch_seconds"]
-        training.append(row)
+    if isinstance(network, DiffusionSettings):
+        on_message("training")
+        for precision in precisions():
+            row = measure_training(network, settings.vectors, precision)
+            row["re_encoding_over_cached"] = 1 + settings.vectors / rate / row["epoch_seconds"]
+            training.append(row)
     return {
         "images": "photographs of scikit-learn, 400x300" if images is None else images.name,
         "encoder": settings.encoder,
@@ -134,14 +137,29 @@ def measure_speed(
 
 def _fitted(settings: SpeedSettings, source: Path) -> Detector:
     """A detector of full size, fitted to few images, since its quality does not matter here."""
-    return Detector(
+    trains = isinstance(resolve(settings.preset).scorer, DiffusionSettings)
+    detector = Detector(
         settings.encoder,
         preset=settings.preset,
         weights=settings.weights,
         decoding=settings.decoding,
-        epochs=1,
+        epochs=1 if trains else None,
         workers=settings.workers,
-    ).fit(_repeated(str(source), 64))
+    )
+    few = detector.prepare_extractor().encode(_repeated(str(source), 64))
+    # A score may keep what it is fitted to, so the number of features matters, but not what they show.
+    count = max(settings.vectors, 64)
+    chosen = np.arange(count) % len(few.z0)
+    noise = np.random.default_rng(0).standard_normal((count, few.z0.shape[1]), dtype=np.float32)
+    return detector.fit_encoded(
+        Encoded(
+            names=[str(i) for i in range(count)],
+            errors=[None] * count,
+            z0=few.z0[chosen] + np.float32(0.1) * noise,
+            digests=few.digests[chosen],
+            keys=few.keys[chosen],
+        )
+    )
 
 
 def _alone(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -232,13 +250,6 @@ def _growth(settings: SpeedSettings, model: str, source: str, count: int) -> dic
 def precisions() -> tuple[Precision, ...]:
     """Precisions that this machine trains in by default, `float32` first."""
     return ("float32", "bfloat16") if uses_bfloat16(TrainingSettings(), torch.device("cpu")) else ("float32",)
-
-
-def diffusion_settings(preset: str) -> DiffusionSettings:
-    """The settings of a preset's network and training."""
-    settings = resolve(preset).scorer
-    assert isinstance(settings, DiffusionSettings)
-    return settings
 
 
 def measure_training(settings: DiffusionSettings, vectors: int, precision: Precision, c: int = 512) -> dict[str, Any]:
