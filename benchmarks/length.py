@@ -15,15 +15,15 @@ import numpy as np
 import typer
 
 from dlsr.artifact import installed_versions
-from dlsr.bench.compare import CompareSettings, scored_images
-from dlsr.bench.reproduction import PAPER_SCORES, FigureRun, PaperNetwork, Where, open_task
+from dlsr.bench.compare import CompareSettings
+from dlsr.bench.reproduction import PAPER_SCORES, FigureRun, Where, open_task
 from dlsr.calibration.metrics import evaluate_scores
 from dlsr.encoding.store import default_store_root
-from dlsr.images.transforms import protocol_transform
+from dlsr.images.transforms import Protocol
 from quality import write_report
 
 OOD = ("svhn", "textures", "mnist", "tiny-imagenet")
-PROTOCOLS = ("matched", "native")
+PROTOCOLS: tuple[Protocol, ...] = ("matched", "native")
 
 
 def main(
@@ -44,7 +44,7 @@ def main(
         network = replace(run, epochs=number).fit()
         log = network.detector.fit_summary_.log
         for protocol in PROTOCOLS:
-            measured = in_protocol(network, run, protocol)
+            measured = run.with_images(network.detector, protocol)
             for score in PAPER_SCORES:
                 by_dataset = measured.scores(network.scorer(score))
                 inside = by_dataset.pop("ID")
@@ -66,16 +66,6 @@ def main(
             "rows": rows,
         }
         write_report(output, content, markdown(content))
-
-
-def in_protocol(network: PaperNetwork, run: FigureRun, protocol: Any) -> PaperNetwork:
-    """The network with the test images of a protocol."""
-    images = scored_images(run.task, run.settings)
-    extractor = network.detector.extractor_
-    transform = protocol_transform(protocol)
-    return PaperNetwork(
-        network.detector, {name: extractor.encode(dataset, transform=transform) for name, dataset in images.items()}
-    )
 
 
 def markdown(content: dict[str, Any]) -> str:

@@ -27,7 +27,7 @@ from dlsr.calibration.metrics import evaluate_scores
 from dlsr.detector import Detector
 from dlsr.encoding.pipeline import Encoded
 from dlsr.errors import InputError, SettingsError
-from dlsr.images.transforms import protocol_transform
+from dlsr.images.transforms import Protocol, protocol_transform
 from dlsr.method.diffusion import skipping_steps
 from dlsr.scorers import SCORES, Scorer
 from dlsr.scorers.base import score_features
@@ -192,21 +192,26 @@ class FigureRun:
             device="cpu",
             **changes,
         )
-        parameters = {**detector.get_params(), "store": None}
-        model = self.folder / f"network-{key_of(parameters, settings.protocol, digest_of(train))}"
-        transform = protocol_transform(settings.protocol)
+        parameters, images = {**detector.get_params(), "store": None}, digest_of(train)
+        model = self.folder / f"network-{key_of(parameters, settings.protocol, images)}"
         if model.exists():
             detector = Detector.load(model, weights=settings.weights, store=self.store, device="cpu")
         else:
             self.on_message(f"fitting the paper's network{_described(changes)}")
             # The checkpoint stays: a later call with more epochs goes on from it.
-            same = key_of({**parameters, "epochs": None}, settings.protocol, digest_of(train))
-            detector.fit(train, transform=transform, checkpoint=self.folder / f"network-{same}.checkpoint")
+            same = key_of({**parameters, "epochs": None}, settings.protocol, images)
+            checkpoint = self.folder / f"network-{same}.checkpoint"
+            detector.fit(train, transform=protocol_transform(settings.protocol), checkpoint=checkpoint)
             detector.save(model)
-        images = scored_images(self.task, settings)
-        extractor = detector.extractor_
-        encoded = {name: extractor.encode(dataset, transform=transform) for name, dataset in images.items()}
-        return PaperNetwork(detector, encoded)
+        return self.with_images(detector, settings.protocol)
+
+    def with_images(self, detector: Detector, protocol: Protocol) -> PaperNetwork:
+        """A fitted network, and the features of the images to score in a protocol."""
+        transform, extractor = protocol_transform(protocol), detector.extractor_
+        images = scored_images(self.task, self.settings)
+        return PaperNetwork(
+            detector, {name: extractor.encode(part, transform=transform) for name, part in images.items()}
+        )
 
 
 def _described(changes: Mapping[str, Any]) -> str:
