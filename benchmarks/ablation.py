@@ -22,6 +22,7 @@ from dlsr.encoding.store import default_store_root
 from quality import write_report
 
 DEFAULT = {"detector": "dlsr"}
+NETWORK = "residual (diffusion network)"
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": DEFAULT,
     "without the neighbours' own error": DEFAULT | {"density_weight": 0.0},
@@ -36,11 +37,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "pooling mean+std": DEFAULT | {"pooling": "mean+std"},
     "pooling mean": DEFAULT | {"pooling": "mean"},
     "mahalanobis": {"detector": "mahalanobis"},
-    "residual (diffusion network)": {"detector": "dlsr+residual"},
+    NETWORK: {"detector": "dlsr+residual"},
 }
 WEIGHTS = (0.3, 1.0)
 """Of the score of the diffusion network beside the default's, both standardised on the calibration images."""
-NETWORK = "residual (diffusion network)"
 
 
 def main(

@@ -1,4 +1,4 @@
-"""The parts of the default score, varied one at a time, on cached features of real datasets, matched protocol.
+"""The parts of the score `residual`, varied one at a time, on cached features of real datasets, matched protocol.
 
     python benchmarks/ablation_residual.py --data ../shared/data --output docs/ablation-residual.json
 

@@ -1,4 +1,4 @@
-"""Does training in bfloat16 make detection worse? Scores `residual` and preset `paper`, trained in both.
+"""Does training in bfloat16 make detection worse? Score `residual` and preset `paper`, both ways.
 
     python benchmarks/precision.py --data ../shared/data --output docs/precision.json
 

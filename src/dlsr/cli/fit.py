@@ -164,6 +164,6 @@ def _print_fitted(detector: "Detector", output: Path, quiet: bool, as_json: bool
             print_message(
                 f"{len(summary.unlike)} of {summary.examined_images} images look unlike the rest, above all {name} "
                 f"({deviation:g} standard deviations): see `dlsr info {output} --unlike`. If they do not belong, "
-                "remove them and fit again, or fit with --trim",
+                "remove them and fit again, or fit with a larger --trim",
                 quiet,
             )

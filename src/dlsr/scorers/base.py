@@ -132,8 +132,8 @@ SCORES: dict[str, type[Scorer]] = {}
 PRESETS: Mapping[str, str] = {"default": "local", "fast": "local", "paper": "mfsim"}
 """The score of each preset, unless another is named.
 
-`default`: the settings that measured best, see docs/design.md. `fast`: the smallest network within 0.2 points of the
-paper's size. `paper`: the paper's settings, its code's where the paper is silent.
+`default`: the settings that measured best, see docs/design.md. `fast`: a smaller model that detects nearly as well.
+`paper`: the paper's settings, its code's where the paper is silent.
 """
 
 PRESET_POOLING: Mapping[str, Pooling] = {"default": "mean+std+max", "fast": "mean+std+max", "paper": "mean"}

@@ -48,7 +48,12 @@ class Gaussian(nn.Module):
         self.register_buffer("variances", torch.ones(c))
 
     def fit(self, z0: Iterable[Tensor], ridge: float = RIDGE) -> "Gaussian":
-        """Fit to features, shape `(N, c)` with `N >= 2`, given in parts, which are read twice. Returns itself."""
+        """Fit to features, shape `(N, c)` with `N >= 2`, given in parts, which are read twice. Returns itself.
+
+        Args:
+            z0: the features.
+            ridge: see `RIDGE`.
+        """
         n, total = 0, np.zeros(())
         for part in _chunks(z0):
             n, total = n + len(part), total + _float64(part).sum(axis=0)
