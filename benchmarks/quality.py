@@ -99,6 +99,7 @@ def fit_data(settings: Settings, channels: tuple[int, ...], encoded: Encoded) ->
         settings,
         channels,
         Samples(torch.from_numpy(encoded.z0[parts.training])),
+        torch.arange(len(parts.training)),
         torch.from_numpy(encoded.z0[parts.validation]),
         encoded.digests[parts.validation],
     )

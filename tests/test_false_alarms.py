@@ -17,12 +17,14 @@ def encoded(photographs, small_encoder):
 
 @pytest.mark.parametrize("score", ["local", "mahalanobis", "knn"])
 @pytest.mark.parametrize("rate", [0.05, 0.1, 0.3])
-def test_the_rate_holds_on_average_over_fits(encoded, score, rate):
+@pytest.mark.parametrize("calibration", ["held-out", "leave-one-out"])
+def test_the_rate_holds_on_average_over_fits(encoded, score, rate, calibration):
     realised = []
     for seed in range(FITS):
         order = np.random.default_rng(seed).permutation(len(encoded.z0))
         fitted, new = order[:400], order[400:]
-        detector = Detector(**small(score), false_alarm_rate=rate, seed=seed).fit_features(encoded.z0[fitted])
+        detector = Detector(**small(score), false_alarm_rate=rate, calibration=calibration, seed=seed)
+        detector.fit_features(encoded.z0[fitted])
         realised.append((detector.score_features(encoded.z0[new]) > detector.threshold_).mean())
     # With n calibration images the threshold passes floor(rate (n + 1)) of n + 1, and one fit's rate follows a Beta.
     n = detector.fit_summary_.calibration_images

@@ -95,13 +95,22 @@ def test_calibration_scores_give_conformal_p_values(mahalanobis, features):
 
 
 def test_too_few_samples_warn_and_take_the_quantile_of_the_training_scores(features):
-    with pytest.warns(TooFewSamplesWarning, match="43 samples are too few"):
-        adapter = FeatureOutlierDetector("mahalanobis").fit(features[:43])
-    np.testing.assert_array_equal(adapter.calibration_scores_, adapter.score_samples(features[:43]))
-    assert np.sum(adapter.predict(features[:43]) == -1) == 2  # at most 5 % of 43
+    with pytest.warns(TooFewSamplesWarning, match="38 samples are too few"):
+        adapter = FeatureOutlierDetector("mahalanobis", calibration="held-out").fit(features[:38])
+    np.testing.assert_array_equal(adapter.calibration_scores_, adapter.score_samples(features[:38]))
+    assert np.sum(adapter.predict(features[:38]) == -1) == 1  # at most 5 % of 38
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        FeatureOutlierDetector("mahalanobis").fit(features[:44])
+        FeatureOutlierDetector("mahalanobis", calibration="held-out").fit(features[:39])
+
+
+def test_leaving_samples_out_needs_fewer(features):
+    with pytest.warns(TooFewSamplesWarning, match="19 samples are too few"):
+        FeatureOutlierDetector("mahalanobis").fit(features[:19])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        adapter = FeatureOutlierDetector("mahalanobis").fit(features[:20])
+    assert len(adapter.calibration_scores_) == 20
 
 
 def test_fits_in_a_pipeline(features):

@@ -26,7 +26,7 @@ from dlsr.model import Calibration, FitSummary, FittedModel
 from dlsr.scorers.base import Settings, new_scorer
 from dlsr.training.state import EpochLog
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MANIFEST = "model.json"
 FORMATS = ("dlsr-model", "dlsr-baseline")
 
@@ -36,7 +36,7 @@ class Header(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[3] = 3
+    schema_version: Literal[4] = 4
     versions: dict[str, str]
     numbers: str = ""
     """Name of the file with the numbers."""

@@ -14,6 +14,13 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+CalibrationMethod = Literal["auto", "held-out", "leave-one-out"]
+"""Where the scores of ID images come from that decide thresholds and p-values.
+
+`held-out`: a tenth of the images, which the score is not fitted to. `leave-one-out`: all images, each scored as if it
+had been left out of the fit, which some scores can do. `auto`: the latter where it is possible.
+"""
+
 M = TypeVar("M", bound=Frozen)
 
 
@@ -73,6 +80,7 @@ class DetectorConfig(Frozen):
     decoding: str = "full"
     pooling: str | None = None
     false_alarm_rate: float = 0.05
+    calibration: CalibrationMethod = "auto"
     seed: int = Field(default=0, ge=0, lt=2**31)
     thumbnails: int = Field(default=0, ge=0)
     settings: dict[str, Any] = {}

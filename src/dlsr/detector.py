@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dlsr.artifact import read_model, write_model
 from dlsr.calibration.conformal import check_calibration_size, p_values
-from dlsr.config import DetectorConfig, validated
+from dlsr.config import CalibrationMethod, DetectorConfig, validated
 from dlsr.configured import Configured
 from dlsr.encoders.presets import weight_source
 from dlsr.encoding.examples import choose_examples
@@ -45,6 +45,7 @@ class Detector(Configured):
         pooling: what is kept of each stage's map: `mean` as in the paper, `mean+std` or `mean+std+max`; None for the
             preset's.
         false_alarm_rate: share of ID images that may be called OOD; can be changed after fitting.
+        calibration: `auto`, `held-out` or `leave-one-out`, see `dlsr.config.CalibrationMethod`.
         seed: of everything random. Noise is derived from it and each image's content.
         device: `auto`, `cpu`, `cuda`, ..
         backend: engine of the encoder: one of `dlsr.runtime.backends.BACKENDS`.
@@ -70,6 +71,7 @@ class Detector(Configured):
         decoding: str = "full",
         pooling: str | None = None,
         false_alarm_rate: float = 0.05,
+        calibration: CalibrationMethod = "auto",
         seed: int = 0,
         device: str = "auto",
         backend: Backend = "auto",
@@ -86,6 +88,7 @@ class Detector(Configured):
         self.decoding = decoding
         self.pooling = pooling
         self.false_alarm_rate = false_alarm_rate
+        self.calibration = calibration
         self.seed = seed
         self.device = device
         self.backend = backend

@@ -20,7 +20,7 @@ from dlsr.method.noise import DIGEST_BYTES, row_digests
 from dlsr.results import Results
 from dlsr.runtime.devices import torch_device
 from dlsr.scorers import SCORES, Scorer, Settings
-from dlsr.scorers.base import Digests, FitData, new_scorer, score_features
+from dlsr.scorers.base import Digests, FitData, LayerScores, leaves_out, new_scorer, score_features
 from dlsr.training.data import READ_BYTES, samples_of, taken
 from dlsr.training.loop import Trainer
 from dlsr.training.state import EpochLog
@@ -43,6 +43,8 @@ class FitSummary(BaseModel):
     calibration_images: int
     unreadable: dict[str, str] = {}
     """Reasons by name, of images that could not be read."""
+    left_out: bool = False
+    """Whether the calibration scores are those of the training images, each as if it had been left out."""
     log: list[EpochLog] = []
     examined_images: int = 0
     """Images that were compared with the rest. Only scores that can score their own training images do this."""
@@ -53,7 +55,7 @@ class FitSummary(BaseModel):
 
 @dataclass(frozen=True)
 class Calibration:
-    """Scores of held-out ID images, from which thresholds and p-values follow."""
+    """Scores of ID images that the score was not fitted to, from which thresholds and p-values follow."""
 
     scores: Array
     """Shape `(n,)`."""
@@ -91,8 +93,8 @@ class FittedModel:
 
     def calibrated(self, z0: NDArray[np.float32], digests: Digests) -> Self:
         """This model calibrated on other ID features."""
-        calibration = _calibration(self.scorer, z0, digests, self.settings.seed)
-        summary = self.summary.model_copy(update={"calibration_images": len(z0)})
+        calibration = _calibration(*self.score(z0, digests))
+        summary = self.summary.model_copy(update={"calibration_images": len(z0), "left_out": False})
         return replace(self, calibration=calibration, summary=summary)
 
     def detect(self, images: Encoded, rate: float) -> Results:
@@ -149,7 +151,9 @@ def fit_model(
     names: Sequence[str] | None = None,
     unreadable: dict[str, str] | None = None,
 ) -> FittedModel:
-    """Split features, fit the score, and calibrate it on features that it was not fitted to.
+    """Fit the score to features, and calibrate it on features that it was not fitted to.
+
+    These are held out; or each training image is left out in turn, if that is chosen and the score can do it.
 
     Args:
         config: the arguments of the detector.
@@ -165,16 +169,24 @@ def fit_model(
     Raises:
         TooFewImagesError: if there are too few features for the false-alarm rate.
         FeatureError: for digests of another shape.
-        SettingsError: if the device cannot be used.
+        SettingsError: if the device cannot be used, or images cannot be left out.
     """
     # As the score validated them: of its own types, whatever was given.
     given = {name: getattr(settings.scorer, name) for name in config.settings}
     config = config.model_copy(update={"settings": given})
     if digests is not None and digests.shape != (len(z0), DIGEST_BYTES):
         raise FeatureError(f"digests must have shape ({len(z0)}, {DIGEST_BYTES}), got {digests.shape}")
-    parts, place = split(len(z0), config.false_alarm_rate, settings.seed), torch_device(device)
+    scorer, place = new_scorer(settings, channels), torch_device(device)
+    left_out = leaves_out(scorer, len(z0), config.calibration)
+    parts = split(
+        len(z0),
+        config.false_alarm_rate,
+        settings.seed,
+        validation=scorer.needs_validation,
+        calibration=not left_out,
+    )
     training = np.sort(parts.training)
-    validation, held_out = (taken(z0, chosen) for chosen in (parts.validation, parts.calibration))
+    validation = taken(z0, parts.validation)
 
     def digests_of(chosen: NDArray[np.intp], features: NDArray[np.float32]) -> Digests:
         return row_digests(features) if digests is None else digests[chosen]
@@ -183,17 +195,22 @@ def fit_model(
         settings,
         channels,
         samples_of(z0, training, place),
+        torch.arange(len(training)),
         torch.from_numpy(validation).to(place),
         digests_of(parts.validation, validation),
     )
-    scorer = new_scorer(settings, channels).to(place)
-    log = scorer.fit(data, trainer)
-    calibration = _calibration(scorer, held_out, digests_of(parts.calibration, held_out), settings.seed)
-    scores = np.full(len(z0), np.nan)
-    if scorer.training_scores is not None:
-        scores[training] = scorer.training_scores.numpy()
-        scores[parts.validation] = _scores(scorer, validation, data.validation_digests, settings.seed)[0]
-        scores[parts.calibration] = calibration.scores
+    log = scorer.to(place).fit(data, trainer)
+    scores, calibrating = np.full(len(z0), np.nan), parts.calibration
+    if scorer.left_out is not None:
+        scores[training], layers = _numbers(scorer.left_out)
+    if left_out:
+        calibration = _calibration(scores, layers)
+    else:
+        held_out = taken(z0, calibrating)
+        seen = digests_of(calibrating, held_out)
+        calibration = _calibration(*_scores(scorer, held_out, seen, settings.seed))
+        if scorer.left_out is not None:
+            scores[calibrating] = calibration.scores
     return FittedModel(
         config=config,
         settings=settings,
@@ -205,8 +222,9 @@ def fit_model(
         summary=FitSummary(
             training_images=len(training),
             validation_images=len(parts.validation),
-            calibration_images=len(parts.calibration),
+            calibration_images=len(calibration.scores),
             unreadable=unreadable or {},
+            left_out=left_out,
             log=log,
             examined_images=int(np.isfinite(scores).sum()),
             unlike={str(i) if names is None else names[i]: deviation for i, deviation in _unlike(scores)},
@@ -328,10 +346,13 @@ def _device_of(scorer: Scorer) -> torch.device:
 def _scores(scorer: Scorer, z0: NDArray[np.float32], digests: Digests, seed: int) -> tuple[Array, Array]:
     if not len(z0):
         return np.empty(0), np.empty((0, len(scorer.channels)))
-    scores, layers = score_features(scorer, torch.from_numpy(z0).to(_device_of(scorer)), digests, seed)
-    return scores.cpu().double().numpy(), layers.cpu().double().numpy()
+    return _numbers(score_features(scorer, torch.from_numpy(z0).to(_device_of(scorer)), digests, seed))
 
 
-def _calibration(scorer: Scorer, z0: NDArray[np.float32], digests: Digests, seed: int) -> Calibration:
-    scores, layers = _scores(scorer, z0, digests, seed)
+def _numbers(scores: LayerScores) -> tuple[Array, Array]:
+    of_images, of_layers = (values.cpu().double().numpy() for values in scores)
+    return of_images, of_layers
+
+
+def _calibration(scores: Array, layers: Array) -> Calibration:
     return Calibration(scores, *layer_scale(layers))

@@ -15,13 +15,15 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
 
 from dlsr.calibration.conformal import threshold
 from dlsr.calibration.split import Split, split
+from dlsr.config import CalibrationMethod
 from dlsr.errors import SettingsError, TooFewImagesError
 from dlsr.method.noise import row_digests
 from dlsr.runtime.devices import torch_device
-from dlsr.scorers.base import FitData, new_scorer, resolve, score_features
+from dlsr.scorers.base import FitData, leaves_out, new_scorer, resolve, score_features
 from dlsr.training.data import samples_of
 from dlsr.training.loop import Trainer
 
@@ -36,10 +38,11 @@ class FeatureOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     With the same arguments, `score_samples` is the negative of `dlsr.Detector.score_features` up to rounding.
 
     A tenth of the samples, and at least `1 / false_alarm_rate - 1`, is held out for calibration, and another twentieth
-    for validation. The threshold is conformal: of new inliers at most `false_alarm_rate` are called outliers, on
-    average over calibration samples (`dlsr.threshold`). If that leaves too few samples to train on (fewer than 44 at
-    the default rate), all samples are used for everything: the threshold is the quantile of the training scores, as in
-    `sklearn.ensemble.IsolationForest`, and a `TooFewSamplesWarning` says that the rate is not guaranteed.
+    for validation if the score trains a network. The threshold is conformal: of new inliers at most `false_alarm_rate`
+    are called outliers, on average over calibration samples (`dlsr.threshold`). If that leaves too few samples to train
+    on (with the defaults, fewer than 39), all samples are used for everything: the threshold is the quantile of the
+    training scores, as in `sklearn.ensemble.IsolationForest`, and a `TooFewSamplesWarning` says that the rate is not
+    guaranteed.
 
     Features are converted to float32. Scores are computed in float64 and rounded to float32, which hides the rounding
     differences between batches: the sample that the threshold was taken from stays on its side of it.
@@ -52,6 +55,7 @@ class FeatureOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         settings: settings of the score, by name, for instance `{"neighbours": 5}`; None for the preset's.
         false_alarm_rate: share of inliers that may be called outliers, in (0, 1). Other estimators call a similar
             parameter `contamination`.
+        calibration: `auto`, `held-out` or `leave-one-out`, see `dlsr.config.CalibrationMethod`.
         random_state: a number below 2**31 gives the same results at each fit, as `seed` does in `Detector`.
         device: `auto`, `cpu`, `cuda`, ..
 
@@ -79,6 +83,7 @@ class FeatureOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         channels: Sequence[int] | None = None,
         settings: Mapping[str, Any] | None = None,
         false_alarm_rate: float = 0.05,
+        calibration: CalibrationMethod = "auto",
         random_state: int | np.random.RandomState | None = 0,
         device: str = "auto",
     ) -> None:
@@ -87,6 +92,7 @@ class FeatureOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.channels = channels
         self.settings = settings
         self.false_alarm_rate = false_alarm_rate
+        self.calibration = calibration
         self.random_state = random_state
         self.device = device
 
@@ -109,12 +115,21 @@ class FeatureOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         try:
             settings = resolve(self.preset, self.score_name, self.settings, seed=self._seed())
             device = torch_device(self.device)
+            scorer = new_scorer(settings, channels).to(device)
+            left_out = leaves_out(scorer, len(z0), self.calibration)
         except SettingsError as error:
             raise ValueError(str(error)) from error
         try:
-            parts, held_out = split(len(z0), self.false_alarm_rate, settings.seed), True
+            parts = split(
+                len(z0),
+                self.false_alarm_rate,
+                settings.seed,
+                validation=scorer.needs_validation,
+                calibration=not left_out,
+            )
+            enough = True
         except TooFewImagesError:
-            parts, held_out = Split(*[np.arange(len(z0))] * 3), False
+            parts, enough = Split(*[np.arange(len(z0))] * 3), False
             warnings.warn(
                 f"{len(z0)} samples are too few to hold some out for calibration: the threshold is a quantile of the "
                 f"training scores, and a false-alarm rate of {self.false_alarm_rate:g} is not guaranteed",
@@ -126,10 +141,10 @@ class FeatureOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             settings=settings,
             channels=channels,
             training=samples_of(z0, np.sort(parts.training), device),
+            groups=torch.arange(len(parts.training)),
             validation=torch.from_numpy(validation).to(device),
             validation_digests=row_digests(validation),
         )
-        scorer = new_scorer(settings, channels).to(device)
         try:
             scorer.fit(data, Trainer(seed=settings.seed))
         except TooFewImagesError as error:
@@ -137,9 +152,12 @@ class FeatureOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.settings_ = settings
         self._device = device
         self._scorer = scorer.double()
-        self.calibration_scores_ = self._normality(z0[parts.calibration])
+        if left_out and scorer.left_out is not None:
+            self.calibration_scores_ = _negative(scorer.left_out[0])
+        else:
+            self.calibration_scores_ = self._normality(z0[parts.calibration])
         scores, rate = -self.calibration_scores_, self.false_alarm_rate
-        self.offset_ = -(threshold(scores, rate) if held_out else np.quantile(scores, 1 - rate, method="higher"))
+        self.offset_ = -(threshold(scores, rate) if enough else np.quantile(scores, 1 - rate, method="higher"))
         return self
 
     def score_samples(self, X: ArrayLike) -> NDArray[np.float64]:
@@ -168,4 +186,9 @@ class FeatureOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     def _normality(self, z0: NDArray[np.float32]) -> NDArray[np.float64]:
         features = torch.from_numpy(z0).to(self._device, torch.float64)
         scores, _ = score_features(self._scorer, features, row_digests(z0), self.settings_.seed)
-        return -scores.float().double().cpu().numpy()
+        return _negative(scores)
+
+
+def _negative(scores: Tensor) -> NDArray[np.float64]:
+    values: NDArray[np.float64] = -scores.float().double().cpu().numpy()
+    return values

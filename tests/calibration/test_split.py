@@ -16,6 +16,13 @@ def test_each_image_is_in_one_part_of_the_expected_size(n, rate, validation, cal
     np.testing.assert_array_equal(np.sort(together), np.arange(n))
 
 
+def test_without_validation_its_images_are_training_images_and_calibration_is_the_same():
+    parts, without = split(1000, 0.05, seed=0), split(1000, 0.05, seed=0, validation=False)
+    assert not len(without.validation)
+    np.testing.assert_array_equal(without.calibration, parts.calibration)
+    np.testing.assert_array_equal(without.training, np.concatenate([parts.training, parts.validation]))
+
+
 def test_the_seed_decides_the_split():
     same, again, other = (split(100, 0.1, seed).training for seed in (0, 0, 1))
     np.testing.assert_array_equal(same, again)

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 from scipy.spatial.distance import mahalanobis
 
@@ -56,3 +57,19 @@ def test_a_large_dataset_is_read_in_chunks(monkeypatch):
     chunked = Gaussian(6).fit([correlated()])
     assert largest == [700, 700]
     torch.testing.assert_close(chunked.whiten(correlated()).norm(dim=1), whole.whiten(correlated()).norm(dim=1))
+
+
+@pytest.mark.parametrize("ridge", [0.01, 1.0])
+def test_distances_without_a_group_are_those_of_a_gaussian_fitted_without_it(ridge):
+    z0 = correlated(40)
+    groups = torch.cat([torch.tensor([5] * 5 + [0] + [2] * 10), torch.arange(6, 30)])
+    gaussian = Gaussian(6).fit([z0], ridge)
+    distances = gaussian.whiten(z0).square().sum(dim=1)
+    actual = gaussian.growth_without(z0, groups) * distances
+    for group in groups.unique():
+        members = groups == group
+        without = Gaussian(6).fit([z0[~members]], ridge)
+        expected = without.whiten(z0[members]).square().sum(dim=1)
+        torch.testing.assert_close(actual[members], expected, rtol=0.04, atol=0)
+        if members.sum() > 5:
+            assert distances[members].mean() < 0.9 * expected.mean()

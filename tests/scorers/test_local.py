@@ -14,8 +14,6 @@ from dlsr.runtime.backends import make_engine
 from dlsr.runtime.base import Graph
 from dlsr.scorers import resolve
 from dlsr.scorers.base import FitData, new_scorer, score_features
-from dlsr.scorers.gaussian import Gaussian
-from dlsr.scorers.local import RIDGE
 from dlsr.scorers.neighbours import Neighbours
 from dlsr.training.data import Samples
 from dlsr.training.loop import Trainer
@@ -31,10 +29,11 @@ def drawn(n, seed=0, c=24, scale=1.0):
     return torch.from_numpy((scale * samples).astype(np.float32))
 
 
-def fitted(training, channels=CHANNELS, seed=0, **changes):
+def fitted(training, channels=CHANNELS, seed=0, groups=None, **changes):
     settings = resolve(score="local", changes=changes, seed=seed)
     held_out = training[:2]
-    data = FitData(settings, channels, Samples(training), held_out, row_digests(held_out.numpy()))
+    groups = torch.arange(len(training)) if groups is None else groups
+    data = FitData(settings, channels, Samples(training), groups, held_out, row_digests(held_out.numpy()))
     scorer = new_scorer(settings, channels)
     assert scorer.fit(data, Trainer()) == []
     return scorer
@@ -131,50 +130,56 @@ def test_the_nearest_others_are_scikit_learns_without_the_sample_itself():
     search.keep(references)
     expected = NearestNeighbors(n_neighbors=6, algorithm="brute").fit(references.double().numpy()).kneighbors()[1]
     chosen = torch.tensor([199, 0, 77, 3])
-    np.testing.assert_array_equal(search.nearest_others(chosen, 6), expected[chosen])
+    np.testing.assert_array_equal(search.nearest_others(chosen, 6, torch.arange(200)), expected[chosen])
+
+
+def test_the_nearest_others_are_not_of_the_same_group():
+    references = drawn(60)
+    groups = torch.arange(60) // 4
+    search = Neighbours(24)
+    search.keep(references)
+    found = search.nearest_others(torch.arange(60), 60, groups)
+    assert found.shape == (60, 56)
+    assert not (groups[found] == groups[:, None]).any()
 
 
 def test_a_sample_is_not_among_its_neighbours_even_if_others_equal_it():
     search = Neighbours(3)
     search.keep(torch.tensor([[1.0, 2.0, 3.0]]).repeat(5, 1))
-    others = search.nearest_others(torch.arange(5), 10)
+    others = search.nearest_others(torch.arange(5), 10, torch.arange(5))
     assert [sorted(row) for row in others.tolist()] == [[j for j in range(5) if j != i] for i in range(5)]
 
 
 # Standardisation
 
 
-def test_the_mahalanobis_distance_of_a_training_image_is_that_without_it():
-    """30 samples of 24 dimensions, each left out of a Gaussian that is really fitted again."""
-    training = drawn(30)
-    scorer = fitted(training)
-    # Only the last part counts, so the scores are the standardised logarithm of the distance, and can be turned back.
-    scorer.weights = torch.tensor([[0.0], [0.0], [1.0]])
-    scores = scorer._standardise(30)
-    distances = (scores * scorer.spread[2, 0] + scorer.location[2, 0]).exp()
-    expected, included = [], Gaussian(24).fit([training], RIDGE).whiten(training).square().mean(dim=1)
-    for i in range(30):
-        without = torch.cat([training[:i], training[i + 1 :]])
-        expected.append(Gaussian(24).fit([without], RIDGE).whiten(training[i : i + 1]).square().mean())
-    expected = torch.stack(expected)
-    uncorrected = (included / expected - 1).abs()
-    corrected = (distances / expected - 1).abs()
-    assert uncorrected.median() > 0.15
-    assert corrected.max() < 0.02
-
-
-def test_scores_of_training_images_are_those_of_a_fit_without_them():
+@pytest.mark.parametrize(("trim", "tolerance"), [(0.0, 0.1), (0.05, 0.25)])
+def test_scores_of_training_images_are_those_of_a_fit_without_them(trim, tolerance):
     training = drawn(150)
-    scorer = fitted(training)
+    scorer = fitted(training, trim=trim)
     for i in (0, 70, 149):
-        without = fitted(torch.cat([training[:i], training[i + 1 :]]))
+        without = fitted(torch.cat([training[:i], training[i + 1 :]]), trim=trim)
         alone = scored(without, training[i : i + 1])[0]
-        assert abs(float(scorer.training_scores[i] - alone)) < 0.1 * float(scorer.training_scores.std())
+        assert abs(float(scorer.left_out[0][i] - alone)) < tolerance * float(scorer.left_out[0].std())
+
+
+def test_scores_of_training_images_are_those_of_a_fit_without_their_group():
+    """Groups of three near copies, in any order."""
+    order = torch.randperm(180, generator=torch.Generator().manual_seed(0))
+    training = (drawn(60).repeat(3, 1) + 0.05 * drawn(180, seed=1))[order]
+    groups = torch.arange(60).repeat(3)[order]
+    scorer = fitted(training, groups=groups, trim=0.0)
+    spread = float(scorer.left_out[0].std())
+    for group in (0, 7, 59):
+        rest, members = training[groups != group], training[groups == group]
+        expected = scored(fitted(rest, groups=groups[groups != group], trim=0.0), members)[0]
+        actual = scorer.left_out[0][groups == group]
+        assert (actual - expected).abs().max() < 0.15 * spread
 
 
 def test_new_images_of_the_same_kind_score_as_training_images_do():
     scorer = fitted(drawn(400))
-    new, trained = scored(scorer, drawn(2000, seed=1))[0], scorer.training_scores
+    new, trained = scored(scorer, drawn(2000, seed=1))[0], scorer.left_out[0]
     assert abs(float(new.median() - trained.median())) < 0.15 * float(trained.std())
     assert float(new.std()) == pytest.approx(float(trained.std()), rel=0.15)
 
@@ -213,7 +218,7 @@ def test_scores_do_not_depend_on_the_batch_or_its_order(count):
 
 def test_far_outliers_among_training_images_stand_out():
     training = torch.cat([drawn(990), drawn(10, seed=5, scale=10.0)])
-    scores = fitted(training).training_scores
+    scores = fitted(training).left_out[0]
     spread = scores.median() - scores.quantile(0.16)
     assert (scores[990:] > scores.median() + 4 * spread).all()
     assert (scores[:990] > scores.median() + 4 * spread).sum() <= 5
@@ -236,17 +241,17 @@ def test_trimming_leaves_out_clustered_intruders_and_detects_others_like_them():
     assert kept(trimmed) < 20
     assert len(trimmed.references) == 901
     assert auroc(trimmed, inside, others) > auroc(plain, inside, others) + 0.02
-    assert len(trimmed.training_scores) == 1000
+    assert len(trimmed.left_out[0]) == 1000
 
 
 def test_a_tight_cluster_of_intruders_is_left_out():
     """They are each other's nearest neighbours, but not their 50th."""
     intruders = drawn(25, seed=6, scale=0.1) + 100
     scorer = fitted(torch.cat([drawn(975), intruders]))
-    assert len(scorer.references) == 971
+    assert len(scorer.references) == 951
     assert (scorer.references.mean(dim=1) < 50).all()
     # Left out, they are scored by the rest: as those of their kind will be.
-    scores = scorer.training_scores
+    scores = scorer.left_out[0]
     torch.testing.assert_close(scored(scorer, intruders)[0], scores[975:], atol=1e-3, rtol=1e-3)
     assert scores[975:].min() > scores[:975].max()
 
@@ -262,27 +267,29 @@ def test_fewer_training_images_than_neighbours(n):
     scores, layers = scored(scorer, drawn(300, seed=1))
     assert scores.isfinite().all()
     assert layers.isfinite().all()
-    assert scorer.training_scores.isfinite().all()
+    assert scorer.left_out[0].isfinite().all()
     assert auroc(scorer, drawn(300, seed=1), drawn(300, seed=2, scale=20.0)) > 0.95
 
 
 def test_references_are_capped_and_chosen_by_the_seed():
     training = drawn(300)
     first, again, other = (fitted(training, references=50, seed=seed) for seed in (0, 0, 1))
-    assert first.references.shape == (49, 24)  # 3 % of the 50 are left out
+    assert first.references.shape == (48, 24)  # 5 % of the 50 are left out
     assert torch.equal(first.references, again.references)
     assert not torch.equal(first.references, other.references)
-    assert int(first.training_scores.isfinite().sum()) == 50
-    assert first.training_scores.shape == (300,)
-    # The Gaussian is that of all training images.
-    torch.testing.assert_close(first.gaussian.mean, training.mean(dim=0), atol=1e-5, rtol=1e-5)
+    assert int(first.left_out[0].isfinite().sum()) == 50
+    assert first.left_out[0].shape == (300,)
+    # The Gaussian is that of all training images but those far from the references.
+    whole = fitted(training, references=50, trim=0.0).gaussian.mean
+    torch.testing.assert_close(whole, training.mean(dim=0), atol=1e-5, rtol=1e-5)
+    assert 0 < (first.gaussian.mean - whole).norm() < 0.1 * training.std(dim=0).norm()
 
 
 def test_training_images_that_are_half_the_same_still_serve():
     training = drawn(400)
     training[200:] = training[200]
     scorer = fitted(training)
-    assert scorer.training_scores.isfinite().all()
+    assert scorer.left_out[0].isfinite().all()
     inside, outside = drawn(300, seed=1), drawn(300, seed=2).flip(dims=[1])
     assert auroc(scorer, inside, outside) > 0.9
 

@@ -15,6 +15,7 @@ from dlsr.cli.console import (
 )
 from dlsr.cli.options import (
     Address,
+    CalibrationName,
     DecodingName,
     Engine,
     EngineName,
@@ -52,6 +53,10 @@ def fit(
     ] = DecodingName.FULL,
     pooling: Pooling = None,
     false_alarm_rate: Annotated[float, typer.Option(help="Share of ID images that may be called OOD.")] = 0.05,
+    calibration: Annotated[
+        CalibrationName,
+        typer.Option(help="On held-out images, or on all, each as if left out; auto: the latter where possible."),
+    ] = CalibrationName.AUTO,
     seed: Annotated[int, typer.Option(help="Seed of the split, training and noise.")] = 0,
     thumbnails: Annotated[
         int, typer.Option(min=0, help="Keep this many training images as thumbnails, to show beside new images.")
@@ -81,6 +86,7 @@ def fit(
         decoding=decoding.value,
         pooling=None if pooling is None else pooling.value,
         false_alarm_rate=false_alarm_rate,
+        calibration=calibration.value,
         seed=seed,
         thumbnails=thumbnails,
         **runtime.arguments(),
@@ -148,13 +154,15 @@ def _beside(output: Path, suffix: str) -> Path:
 
 def _print_fitted(detector: "Detector", output: Path, quiet: bool, as_json: bool) -> None:
     summary = detector.fit_summary_
-    images = summary.training_images + summary.validation_images + summary.calibration_images
+    images = summary.training_images + summary.validation_images
+    images += 0 if summary.left_out else summary.calibration_images
     print_unreadable(summary.unreadable, images + len(summary.unreadable))
     if as_json:
         print_json(summary.model_dump() | {"model": str(output), "threshold": detector.threshold_})
     else:
         print_message(
-            f"fitted to {summary.training_images} images, calibrated on {summary.calibration_images} others; "
+            f"fitted to {summary.training_images} images, calibrated on "
+            f"{'each, left out in turn' if summary.left_out else f'{summary.calibration_images} others'}; "
             f"threshold {detector.threshold_:.6g} at a false-alarm rate of {100 * detector.false_alarm_rate:g} %; "
             f"model in {output}",
             quiet,

@@ -64,7 +64,8 @@ def _described(manifest: "Manifest", threshold: float) -> dict[str, str]:
         "seed": str(settings.seed),
         "training": f"{len(summary.log)} epochs" if summary.log else "none needed",
         "images": f"{summary.training_images} training, {summary.validation_images} validation, "
-        f"{summary.calibration_images} calibration, {len(summary.unreadable)} unreadable",
+        f"{summary.calibration_images} calibration{', each left out in turn' if summary.left_out else ''}, "
+        f"{len(summary.unreadable)} unreadable",
         "unlike the rest": f"{len(summary.unlike)} of {summary.examined_images} images examined",
         "threshold": f"{threshold:.6g} at a false-alarm rate of {100 * manifest.config.false_alarm_rate:g} %",
         "made with": ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),

@@ -40,6 +40,14 @@ class DecodingName(StrEnum):
     DRAFT = "draft"
 
 
+class CalibrationName(StrEnum):
+    """Where the scores come from that decide thresholds and p-values."""
+
+    AUTO = "auto"
+    HELD_OUT = "held-out"
+    LEAVE_ONE_OUT = "leave-one-out"
+
+
 class PoolingName(StrEnum):
     """What is kept of the encoder's maps."""
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
 from torch import Tensor, nn
 
-from dlsr.config import Frozen, validated
+from dlsr.config import CalibrationMethod, Frozen, validated
 from dlsr.errors import SettingsError
 from dlsr.method.features import Pooling
 from dlsr.method.noise import noise_for
@@ -57,8 +57,10 @@ class FitData:
     """Dimensions of each layer, M numbers that sum to `c`."""
     training: Samples
     """Features, shape `(N, c)`, on the device to train on."""
+    groups: Tensor
+    """A whole number for each, shape `(N,)`: images of a group are more alike than they and new ones will be."""
     validation: Tensor
-    """Held-out ID features, shape `(V, c)`, on the same device."""
+    """Held-out ID features, shape `(V, c)`, on the same device; none if the score does not need them."""
     validation_digests: Digests
     """Their content digests, shape `(V, 16)`."""
 
@@ -94,12 +96,16 @@ class Scorer(nn.Module):
     shared_network: ClassVar[str | None] = None
     """Scores of one trained network share this name: fitted once, the network serves all of them."""
 
+    needs_validation: ClassVar[bool] = True
+    """Whether held-out images decide when its training stops, or what its scores are scaled to.
+
+    If not, these are training images, too."""
     batch: ClassVar[int] = 512
     """At most this many samples are scored at once."""
     noise_vectors: int = 0
     """Vectors of noise that a score needs: K."""
-    training_scores: Tensor | None = None
-    """Scores of the training images, each as if it had been left out, shape `(N,)`; NaN for those that were not scored.
+    left_out: LayerScores | None = None
+    """Scores of the training images, each as if it and its group had been left out; NaN for those that were not scored.
 
     Set by the fit of scores that know them, and not saved.
     """
@@ -121,10 +127,17 @@ class Scorer(nn.Module):
         """
         raise NotImplementedError
 
+    def leaves_out(self, n: int) -> bool:
+        """Whether its fit sets `left_out` for each of `n` training images."""
+        return False
+
     def forward(self, z0: Tensor, noise: Tensor) -> LayerScores:
         """Score `z0`, shape `(N, c)`, with standard normal noise, shape `(N, K, c)`."""
         raise NotImplementedError
 
+
+MOST_LEFT_OUT = 10_000
+"""At most this many images are left out one by one."""
 
 SCORES: dict[str, type[Scorer]] = {}
 """All scores by name."""
@@ -192,6 +205,20 @@ def new_scorer(settings: Settings, channels: Sequence[int]) -> Scorer:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         return scorer_of(settings.score)(settings.scorer, channels).eval()
+
+
+def leaves_out(scorer: Scorer, n: int, method: CalibrationMethod) -> bool:
+    """Whether a score that is fitted to `n` images is calibrated by leaving out each of them, see `CalibrationMethod`.
+
+    Raises:
+        SettingsError: if that was chosen, and the score cannot do it.
+    """
+    possible = scorer.leaves_out(n)
+    if method == "leave-one-out" and not possible:
+        raise SettingsError(
+            f"the score '{scorer.name}' cannot be calibrated by leaving out each of {n} images; choose held-out"
+        )
+    return possible and method != "held-out"
 
 
 def score_features(scorer: Scorer, z0: Tensor, digests: Digests, seed: int) -> LayerScores:

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dlsr.method.scores import layer_means
-from dlsr.scorers.base import FitData, LayerScores, Scorer, in_every_preset, register
+from dlsr.scorers.base import MOST_LEFT_OUT, FitData, LayerScores, Scorer, in_every_preset, register
 from dlsr.scorers.neighbours import Neighbours
 from dlsr.scorers.settings import ScorerSettings
 from dlsr.training.loop import Trainer
@@ -29,6 +29,7 @@ class KnnScorer(Scorer):
     summary = "distance to the k-th nearest training image"
     Settings = KnnSettings
     presets = in_every_preset(KnnSettings())
+    needs_validation = False
 
     settings: KnnSettings
 
@@ -39,12 +40,27 @@ class KnnScorer(Scorer):
     def fit(self, data: FitData, trainer: Trainer) -> list[EpochLog]:
         """See `Scorer`."""
         generator = torch.Generator().manual_seed(data.settings.seed)
-        chosen = torch.randperm(len(data.training), generator=generator)[: self.settings.references]
+        chosen = torch.randperm(len(data.training), generator=generator)[: self.settings.references].sort().values
         self.neighbours.keep(data.training.take(chosen))
+        if self.leaves_out(len(data.training)):
+            z0, groups = self.neighbours.references, data.groups.to(data.training.device)
+            kth = torch.cat(
+                [
+                    self.neighbours.nearest_others(batch, self.settings.neighbours, groups)[:, -1]
+                    for batch in torch.split(torch.arange(len(z0), device=z0.device), self.batch)
+                ]
+            )
+            self.left_out = self._to(kth, z0)
         return []
+
+    def leaves_out(self, n: int) -> bool:
+        """See `Scorer`."""
+        return n <= min(self.settings.references, MOST_LEFT_OUT)
 
     def forward(self, z0: Tensor, noise: Tensor) -> LayerScores:
         """See `Scorer`."""
-        kth = self.neighbours.nearest(z0, self.settings.neighbours)[:, -1]
+        return self._to(self.neighbours.nearest(z0, self.settings.neighbours)[:, -1], z0)
+
+    def _to(self, kth: Tensor, z0: Tensor) -> LayerScores:
         squares = (z0 - self.neighbours.references[kth]).square()
         return squares.sum(dim=1).sqrt(), layer_means(squares, self.channels).sqrt()

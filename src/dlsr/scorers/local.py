@@ -6,16 +6,17 @@ most datasets (docs/results.md). The score has three parts, which are weak on di
 
 - the error of the restoration, which counts for less where the training images themselves are restored badly, as in
   the local outlier factor (Breunig et al. 2000);
-- the distance to the fifth nearest training image, which a few intruders among them do not change;
+- the distance to a near training image, though not to the nearest ones, among which there may be intruders;
 - the Mahalanobis distance, which sees what all images have in common.
 
-A folder is seldom clean: a few training images do not belong. Those farthest from the others are not used to restore
-from, and the fifth neighbour is not the nearest one, so that an intruder does not make its like look in distribution.
+A folder is seldom clean: a few training images do not belong. Those farthest from the others are left out, and the
+distance is not that to the nearest image, so that an intruder does not make its like look in distribution.
 
 Each part enters by its logarithm, standardised on the training images. These are scored as if they had been left out
 one by one, so no image has to be held out for it, and those unlike the rest can be found.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -26,10 +27,11 @@ from torch import Tensor
 from dlsr.errors import TooFewImagesError
 from dlsr.method.local import restoration_error
 from dlsr.method.scores import layer_means
-from dlsr.scorers.base import FitData, LayerScores, Scorer, register
+from dlsr.scorers.base import MOST_LEFT_OUT, FitData, LayerScores, Scorer, register
 from dlsr.scorers.gaussian import Gaussian
 from dlsr.scorers.neighbours import Neighbours
 from dlsr.scorers.settings import ScorerSettings
+from dlsr.training.data import Samples
 from dlsr.training.loop import Trainer
 from dlsr.training.state import EpochLog
 
@@ -37,12 +39,14 @@ TINY = 1e-6
 """Keeps logarithms and divisions finite."""
 RIDGE = 1.0
 """Of the Gaussian, see `dlsr.scorers.gaussian.RIDGE`: the large variances are what the other parts do not see."""
-DISTANT = 5
-"""The distance is that to this neighbour."""
+DISTANT = 20
+"""The distance is that to this neighbour; if there are fewer than `DISTANT * ONE_IN` images, to a nearer one."""
+ONE_IN = 150
+"""The distance is that to the first neighbour if there are no more images than this."""
 SEARCHED = 256
 """Neighbours are searched along this many principal components, those with the largest variances."""
 CROWD = 50
-"""Training images far from their neighbour of this number are left out; of fewer images, a quarter of them."""
+"""Training images far from their neighbour of this number are left out, or of the number of a quarter of the images."""
 FEWEST = 5
 """Training images."""
 
@@ -58,10 +62,10 @@ class LocalSettings(ScorerSettings):
     distance_weight: float = Field(default=0.25, ge=0, description="Weight of the log distance to a neighbour.")
     gaussian_weight: float = Field(default=0.3, ge=0, description="Weight of the log Mahalanobis distance.")
     trim: float = Field(
-        default=0.03,
+        default=0.05,
         ge=0,
         lt=0.5,
-        description="Share of the training images, those farthest from the others, that no image is restored from.",
+        description="Share of the training images, those farthest from the others, that are left out.",
     )
 
 
@@ -77,6 +81,7 @@ class LocalScorer(Scorer):
     summary = "error of restoring an image from the nearest training images, their distance, and Mahalanobis distance"
     Settings = LocalSettings
     presets: ClassVar = {"default": LocalSettings(), "fast": LocalSettings(neighbours=10, references=2_000)}
+    needs_validation = False
 
     batch = 64  # so that the neighbours of all samples fit into the processor's cache
 
@@ -107,33 +112,55 @@ class LocalScorer(Scorer):
             raise TooFewImagesError(f"the score '{self.name}' needs {FEWEST} training images, got {len(training)}")
         generator = torch.Generator().manual_seed(data.settings.seed)
         chosen = torch.randperm(len(training), generator=generator)[: self.settings.references].sort().values
-        self.gaussian.fit(training, RIDGE)
         references = training.take(chosen)
-        self.search.keep(self._searched(self.gaussian.coordinates(references)))
-        kept = self._not_alone()
-        self.references = references[kept]
-        self.search.keep(self.search.references[kept])
-        scores = torch.empty(len(references), device=references.device)
-        scores[kept] = self._standardise(len(training))
-        left_out = torch.split(references[~kept], self.batch)
-        scores[~kept] = torch.cat([scores[:0], *(self(z0, z0[:, None, :0])[0] for z0 in left_out)])
-        self.training_scores = torch.full((len(training),), torch.nan)
-        self.training_scores[chosen] = scores.cpu()
+        self._search_among(references, training)
+        groups = data.groups.to(references.device)[chosen]
+        belong = self._belonging(training, chosen, groups)
+        kept = belong[chosen]
+        self._search_among(references[kept], training.subset(belong.nonzero().squeeze(1)))
+        scored = torch.full((len(training), 1 + len(self.channels)), torch.nan, device=references.device)
+        scored[chosen[kept]] = torch.column_stack(self._standardise(groups[kept]))
+        for few in torch.split(chosen[~kept], self.batch):
+            z0 = training.take(few)
+            scored[few] = torch.column_stack(self(z0, z0[:, None, :0]))
+        self.left_out = scored[:, 0], scored[:, 1:]
         return []
 
-    def _not_alone(self) -> Tensor:
-        """Which references are used: all but those farthest from the others, shape `(R,)`.
+    def leaves_out(self, n: int) -> bool:
+        """See `Scorer`."""
+        return n <= min(self.settings.references, MOST_LEFT_OUT)
 
-        Distances are those to a neighbour so far down the list that a few intruders of a kind do not count as company.
+    def _search_among(self, references: Tensor, training: Samples) -> None:
+        """Search among references, along the principal components of the training images."""
+        self.gaussian.fit(training, RIDGE)
+        self.references = references
+        self.search.keep(self._searched(self.gaussian.coordinates(references)))
+
+    def _belonging(self, training: Samples, chosen: Tensor, groups: Tensor) -> Tensor:
+        """Which training images are used, shape `(N,)`: all but those farthest from the references.
+
+        References are the chosen images, whose groups are given. Distances are those to a neighbour so far down the
+        list that a few intruders of a kind do not count as company.
         """
-        samples = self.search.references
-        k = max(min(CROWD, len(samples) // 4), 1)
-        squares = [
-            (samples[batch] - samples[self.search.nearest_others(batch, k)[:, -1]]).square().sum(dim=1)
-            for batch in self._batches(len(samples))
-        ]
-        distances = torch.cat(squares)
-        return distances <= distances.quantile(1 - self.settings.trim, interpolation="higher")
+        if not self.settings.trim:
+            return torch.ones(len(training), dtype=torch.bool)
+        references = self.search.references
+        k = max(min(CROWD, len(references) // 4), 1)
+
+        def to_last(samples: Tensor, nearest: Tensor) -> Tensor:
+            return (samples - references[nearest[:, -1]]).square().sum(dim=1)
+
+        among = torch.cat(
+            [to_last(references[i], self.search.nearest_others(i, k, groups)) for i in self._batches(len(references))]
+        )
+        farthest = among.quantile(1 - self.settings.trim, interpolation="higher")
+        distances = among.new_empty(len(training))
+        if len(references) < len(training):
+            samples = training.map(lambda z0: self._searched(self.gaussian.coordinates(z0)))
+            batches = (batch for part in samples for batch in torch.split(part, self.batch))
+            distances = torch.cat([to_last(batch, self.search.nearest(batch, k)) for batch in batches])
+        distances[chosen] = among
+        return (distances <= farthest).cpu()
 
     def _batches(self, n: int) -> Sequence[Tensor]:
         return torch.split(torch.arange(n, device=self.references.device), self.batch)
@@ -141,9 +168,18 @@ class LocalScorer(Scorer):
     def forward(self, z0: Tensor, noise: Tensor) -> LayerScores:
         """See `Scorer`."""
         coordinates = self.gaussian.coordinates(z0)
-        nearest = self.search.nearest(self._searched(coordinates), self.settings.neighbours)
+        nearest = self.search.nearest(self._searched(coordinates), self._searched_for)
         errors, distances = self._from_neighbours(z0, nearest)
         return self._joined(errors - self._expected(nearest), distances, self._mahalanobis(coordinates))
+
+    @property
+    def _rank(self) -> int:
+        """The number of the neighbour whose distance counts. Intruders of a kind grow in number with all images."""
+        return min(math.ceil(len(self.references) / ONE_IN), DISTANT)
+
+    @property
+    def _searched_for(self) -> int:
+        return max(self.settings.neighbours, self._rank)
 
     @staticmethod
     def _searched(coordinates: Tensor) -> Tensor:
@@ -151,14 +187,15 @@ class LocalScorer(Scorer):
 
     def _from_neighbours(self, z0: Tensor, nearest: Tensor) -> tuple[Tensor, Tensor]:
         """Log mean squares of the restoration error, and of the difference to a neighbour, each `(n, 1 + M)`."""
-        neighbours = self.references[nearest]
-        distant = neighbours[:, :DISTANT][:, -1]
+        neighbours = self.references[nearest[:, : self.settings.neighbours]]
+        distant = self.references[nearest[:, self._rank - 1]]
         unit = self.gaussian.scale.square()
         return self._logs(restoration_error(neighbours, z0), unit), self._logs(z0 - distant, unit)
 
     def _expected(self, nearest: Tensor) -> Tensor:
         """What references, shape `(n, k)`, take off the log error of a sample among them, shape `(n, 1 + M)`."""
-        return self.settings.density_weight * self.own_errors[nearest].mean(dim=1)
+        neighbours = nearest[:, : self.settings.neighbours]
+        return self.settings.density_weight * self.own_errors[neighbours].mean(dim=1)
 
     def _mahalanobis(self, coordinates: Tensor) -> Tensor:
         """Log mean squares of the whitened features, shape `(n, 1 + M)`."""
@@ -175,26 +212,24 @@ class LocalScorer(Scorer):
         joined = ((torch.stack(parts, dim=1) - self.location) / self.spread * self.weights).sum(dim=1)
         return joined[:, 0], joined[:, 1:]
 
-    def _standardise(self, n: int) -> Tensor:
-        """Location and spread of the parts over the references, each scored as if it were not among the `n` images.
+    def _standardise(self, groups: Tensor) -> LayerScores:
+        """Location and spread of the parts over the references, each scored as if its group had been left out.
 
-        Returns their scores, shape `(R,)`.
+        Returns their scores.
         """
         found: list[list[Tensor]] = []
         for batch in self._batches(len(self.references)):
-            nearest, z0 = self.search.nearest_others(batch, self.settings.neighbours), self.references[batch]
+            nearest, z0 = self.search.nearest_others(batch, self._searched_for, groups), self.references[batch]
             distances = self._mahalanobis(self.gaussian.coordinates(z0))
             found.append([nearest, *self._from_neighbours(z0, nearest), distances])
         nearest, errors, distances, mahalanobis = (torch.cat(parts) for parts in zip(*found, strict=True))
         self.own_errors = errors
-        # Without a sample, the inverse of the scatter matrix changes by a matrix of rank one (Sherman, Morrison 1950).
-        leverage = mahalanobis[:, :1].exp() * self.references.shape[1] / (n - 1)
-        without = mahalanobis - ((1 - leverage).clamp(min=TINY) * (n - 1) / n).log()
-        parts = [errors - self._expected(nearest), distances, without]
+        growth = self.gaussian.growth_without(self.references, groups)
+        parts = [errors - self._expected(nearest), distances, mahalanobis + growth[:, None].log()]
         stacked = torch.stack(parts, dim=1)
         low, self.location, high = stacked.quantile(stacked.new_tensor([0.16, 0.5, 0.84]), dim=0)
         self.spread = ((high - low) / 2).clamp(min=TINY)
-        return self._joined(*parts)[0]
+        return self._joined(*parts)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         # How many references there are is known only now.

@@ -45,14 +45,18 @@ class Neighbours(nn.Module):
         """
         return self._order(samples).topk(min(k, len(self.references)), dim=1, largest=False).indices
 
-    def nearest_others(self, chosen: Tensor, k: int) -> Tensor:
-        """Indices of the `k` references nearest to each of the chosen ones, other than itself: `(n,)` to `(n, k)`.
+    def nearest_others(self, chosen: Tensor, k: int, groups: Tensor) -> Tensor:
+        """Indices of the `k` references nearest to each of the chosen ones, of other groups: `(n,)` to `(n, k)`.
 
-        `k` is lowered to the number of the others.
+        Args:
+            chosen: indices of references.
+            k: lowered to the number of the references outside the largest group.
+            groups: a whole number for each reference, shape `(R,)`.
         """
+        others = len(groups) - int(groups.bincount().max())
         order = self._order(self.references[chosen])
-        order[torch.arange(len(chosen), device=order.device), chosen] = torch.inf
-        return order.topk(min(k, len(self.references) - 1), dim=1, largest=False).indices
+        order[groups[chosen, None] == groups] = torch.inf
+        return order.topk(min(k, others), dim=1, largest=False).indices
 
     def _order(self, samples: Tensor) -> Tensor:
         # A sample's own square adds the same to all its distances, so the order does not need it.

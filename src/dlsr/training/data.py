@@ -43,6 +43,10 @@ class Samples:
         """The samples at these indices."""
         return self._samples[chosen.to(self.device)]
 
+    def subset(self, chosen: Tensor) -> "Samples":
+        """Only the samples at these indices, which ascend."""
+        return Samples(self.take(chosen))
+
     def map(self, function: Callable[[Tensor], Tensor]) -> "Samples":
         """`function` applied to all samples."""
         return Samples(function(self._samples))
@@ -96,6 +100,10 @@ class SamplesOnDisk(Samples):
     def take(self, chosen: Tensor) -> Tensor:
         """See `Samples`."""
         return self._function(torch.from_numpy(taken(self._table, self._chosen[chosen.numpy()])).to(self.device))
+
+    def subset(self, chosen: Tensor) -> Samples:
+        """See `Samples`."""
+        return SamplesOnDisk(self._table, self._chosen[chosen.numpy()], self.device, self._function)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Samples:
         """See `Samples`."""
