@@ -239,7 +239,7 @@ def test_trimming_leaves_out_clustered_intruders_and_detects_others_like_them():
 
     assert kept(plain) == 50
     assert kept(trimmed) < 20
-    assert len(trimmed.references) == 901
+    assert 901 <= len(trimmed.references) < 950
     assert auroc(trimmed, inside, others) > auroc(plain, inside, others) + 0.02
     assert len(trimmed.left_out[0]) == 1000
 

@@ -9,7 +9,7 @@ most datasets (docs/results.md). The score has three parts, which are weak on di
 - the distance to a near training image, though not to the nearest ones, among which there may be intruders;
 - the Mahalanobis distance, which sees what all images have in common.
 
-A folder is seldom clean: a few training images do not belong. Those farthest from the others are left out, and the
+A folder is seldom clean: a few training images do not belong. Those unusually far from the others are left out, and the
 distance is not that to the nearest image, so that an intruder does not make its like look in distribution.
 
 Each part enters by its logarithm, standardised on the training images. These are scored as if they had been left out
@@ -47,6 +47,8 @@ SEARCHED = 256
 """Neighbours are searched along this many principal components, those with the largest variances."""
 CROWD = 50
 """Training images far from their neighbour of this number are left out, or of the number of a quarter of the images."""
+UNUSUAL = 2.0
+"""This many standard deviations above the median of the log distances; those of the lower half, without intruders."""
 FEWEST = 5
 """Training images."""
 
@@ -65,7 +67,7 @@ class LocalSettings(ScorerSettings):
         default=0.05,
         ge=0,
         lt=0.5,
-        description="Share of the training images, those farthest from the others, that are left out.",
+        description="At most this share of the training images, those unusually far from the others, is left out.",
     )
 
 
@@ -153,7 +155,9 @@ class LocalScorer(Scorer):
         among = torch.cat(
             [to_last(references[i], self.search.nearest_others(i, k, groups)) for i in self._batches(len(references))]
         )
-        farthest = among.quantile(1 - self.settings.trim, interpolation="higher")
+        low, median = among.clamp(min=torch.finfo().tiny).log().quantile(among.new_tensor([0.16, 0.5]))
+        usual = (median + UNUSUAL * (median - low)).exp()
+        farthest = torch.maximum(usual, among.quantile(1 - self.settings.trim, interpolation="higher"))
         distances = among.new_empty(len(training))
         if len(references) < len(training):
             samples = training.map(lambda z0: self._searched(self.gaussian.coordinates(z0)))
