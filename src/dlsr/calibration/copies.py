@@ -1,0 +1,141 @@
+"""Groups of exact and near copies: images that are not independent of each other.
+
+Exact copies have equal digests. Near copies (augmented copies, frames of one video, several shots of one part) are
+images much nearer to each other than the folder's density around them allows. The nearest of `K` neighbours that lie
+evenly around an image, in `m` dimensions, is nearer than `r` times the distance of the `K`-th with a probability of at
+most `K r^m` (the model of Levina and Bickel 2004, "Maximum likelihood estimation of intrinsic dimension"). A distance
+relative to those of further neighbours is a known test for true matches (Lowe 2004, "Distinctive image features from
+scale-invariant keypoints", section 7.1), and depends neither on the features' scale nor on how dense a class is.
+
+The constants are chosen on real folders, see `docs/copies.md` and `benchmarks/copies.py`.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+COMPONENTS = 64
+"""Principal components in which distances are measured, at most."""
+FITTED_TO = 2048
+"""The components and the dimension are those of this many random images."""
+NEIGHBOURS = 20
+"""An image's distances are compared with that of its neighbour of this rank, at most a quarter of the images."""
+NEAR = 0.5
+"""Near copies are at most this times as far as that neighbour ..."""
+STRANGERS = 0.02
+""".. and so near that at most this many of an image's neighbours are expected there by chance."""
+ROUNDING = 1e-4
+"""Distances below this times the usual one are zero."""
+FEWEST = 20
+"""Near copies are looked for among at least this many distinct images."""
+CELL = 50_000
+"""Among more images than this, near copies are looked for in cells of at most so many."""
+FORESTS = 2
+"""Number of divisions into cells. Copies that one division separates may share a cell of the other."""
+BLOCK = 4096
+"""Images projected at once."""
+
+Array = NDArray[np.float32]
+Indices = NDArray[np.intp]
+
+
+def found_groups(z0: NDArray[np.float32], digests: NDArray[np.uint8]) -> Indices:
+    """Groups of exact and near copies.
+
+    The time grows with the square of the number of distinct images up to `CELL`, and linearly beyond, where copies that
+    no division into cells leaves together are missed. Which images share a group does not depend on their order.
+
+    Args:
+        z0: features, shape `(N, c)`, which may be memory-mapped.
+        digests: content digests, shape `(N, 16)`. Images with equal digests are exact copies.
+
+    Returns:
+        A whole number from 0 for each image, shape `(N,)`: the same for images of one group.
+    """
+    from scipy.sparse import coo_array  # noqa: PLC0415 - slow to import, and scoring does not need it
+    from scipy.sparse.csgraph import connected_components  # noqa: PLC0415
+
+    # Sorted by content, so that neither the random images nor rounding depends on the order.
+    _, first, distinct = np.unique(digests, axis=0, return_index=True, return_inverse=True)
+    n, distinct = len(first), distinct.reshape(-1)
+    if n < FEWEST:
+        return distinct.astype(np.intp)
+    points = _projected(z0, first)
+    left, right = _near_copies(points)
+    links = coo_array((np.ones(len(left), np.bool_), (left, right)), shape=(n, n))
+    group: Indices = connected_components(links, directed=False)[1].astype(np.intp)
+    return group[distinct]
+
+
+def _projected(z0: NDArray[np.float32], rows: Indices) -> Array:
+    """These rows of the features in their leading principal components, shape `(n, COMPONENTS)` or narrower.
+
+    Columns are standardised first. Components are divided by the square root of their standard deviation: half-way
+    to equal ones, since small components tell copies from other images, too, but the smallest are noise.
+    """
+    from sklearn.decomposition import PCA  # noqa: PLC0415 - slow to import
+
+    sample = z0[rows[_some(len(rows), FITTED_TO)]]
+    mean, deviation = sample.mean(axis=0), sample.std(axis=0)
+    deviation[deviation <= ROUNDING * np.abs(mean)] = np.inf
+    components = min(COMPONENTS, len(sample) - 1, z0.shape[1])
+    fitted = PCA(components, random_state=0).fit((sample - mean) / deviation)
+    axes = (fitted.components_ / np.maximum(fitted.explained_variance_, 1e-12)[:, None] ** 0.25 / deviation).T
+    axes = np.ascontiguousarray(axes, np.float32)
+    return np.concatenate([(z0[rows[i : i + BLOCK]] - mean) @ axes for i in range(0, len(rows), BLOCK)])
+
+
+def _near_copies(points: Array) -> tuple[Indices, Indices]:
+    """Pairs of near copies."""
+    from sklearn.neighbors import NearestNeighbors  # noqa: PLC0415 - slow to import
+
+    k = min(NEIGHBOURS, len(points) // 4)
+    ratio = min(NEAR, (STRANGERS / k) ** (1 / _dimension(points)))
+    # The distance of the k-th neighbour. A cell shows only some of the neighbours, so the smallest is the truest.
+    reach = np.full(len(points), np.inf)
+    pairs: list[tuple[Indices, Indices, NDArray[np.float64]]] = []
+    for cell in _cells(points):
+        search = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(points[cell])
+        distances, neighbours = search.kneighbors()
+        reach[cell] = np.minimum(reach[cell], distances[:, -1])
+        i, rank = np.nonzero(distances <= np.maximum(ratio * distances[:, -1:], ROUNDING * np.median(distances)))
+        pairs.append((cell[i], cell[neighbours[i, rank]], distances[i, rank]))
+    left, right, distance = (np.concatenate(part) for part in zip(*pairs, strict=True))
+    # Near as seen from both: an image in a sparse region must not join a dense one.
+    allowed = np.maximum(ratio * np.minimum(reach[left], reach[right]), ROUNDING * np.median(reach))
+    return left[distance <= allowed], right[distance <= allowed]
+
+
+def _dimension(points: Array) -> float:
+    """Intrinsic dimension of the points: twice as many neighbours lie within `2^(1 / dimension)` times the distance.
+
+    Taken where half of the images lie, since nearer neighbours may be copies.
+    """
+    from scipy.spatial.distance import cdist  # noqa: PLC0415 - slow to import
+
+    some = points[_some(len(points), FITTED_TO)]
+    distances = np.sort(cdist(some[: FITTED_TO // 4], some), axis=1)
+    quarter, half = distances[:, len(some) // 4], distances[:, len(some) // 2]
+    growth = float(np.median(half / np.maximum(quarter, np.finfo(np.float32).tiny)))
+    return np.log(2) / np.log(max(growth, 1 + 1e-6))
+
+
+def _cells(points: Array) -> Iterator[Indices]:
+    """The points, or several divisions of them into cells of near ones, halved along random directions until small."""
+    for forest in range(FORESTS if len(points) > CELL else 1):
+        random = np.random.default_rng(forest)
+        cells = [np.arange(len(points))]
+        while len(cells[0]) > CELL:
+            direction = random.standard_normal(points.shape[1], np.float32)
+            cells = [
+                half
+                for cell in cells
+                for half in np.array_split(cell[np.argsort(points[cell] @ direction, kind="stable")], 2)
+            ]
+        yield from cells
+
+
+def _some(n: int, limit: int) -> Indices:
+    """Indices of at most `limit` random ones of `n`."""
+    return np.random.default_rng(0).permutation(n)[:limit]
