@@ -5,6 +5,7 @@ from scipy.stats import kstest
 from dlsr import InputError, SettingsError
 from dlsr.calibration.conformal import p_values
 from dlsr.calibration.drift import Martingale, capital, drift, stream_test, window_test, windows
+from dlsr.calibration.two_samples import Sample
 
 
 def normal(seed, count, shift=0.0):
@@ -85,3 +86,62 @@ def test_too_few_images_and_impossible_settings_are_refused():
         drift(normal(0, 50), normal(1, 50), alpha=1)
     with pytest.raises(SettingsError, match="at least 20 images, got 5"):
         drift(normal(0, 50), normal(1, 50), window=5)
+
+
+def sample(seed, count, share=0.5):
+    """Images of two classes that lie symmetrically, the second with this share: the mix leaves scores as they are."""
+    random = np.random.default_rng(seed)
+    sides = np.where(random.random(count) < share, 3.0, -3.0)
+    z0 = (random.standard_normal((count, 8)) + sides[:, None]).astype(np.float32)
+    return Sample(z0, {"brightness": random.random(count)}), np.linalg.norm(z0, axis=1)
+
+
+def test_with_reference_images_too_drift_is_reported_with_at_most_the_probability_alpha():
+    found = []
+    for i in range(100):
+        (before, _), (after, scores) = sample(i, 40), sample(1000 + i, 40)
+        report = drift(scores, sample(2000 + i, 100)[1], alpha=0.3, samples=(before, after), stream=i % 2 == 0)
+        assert report.drifted == bool(report.drifted_in)
+        found.append(report.drifted)
+    assert np.mean(found) < 0.4
+
+
+def test_a_changed_mix_with_equal_scores_is_seen_in_the_features_only():
+    (before, _), (after, scores) = sample(0, 200), sample(1, 150, share=0.85)
+    calibration = sample(2, 300)[1]
+    assert not drift(scores, calibration).drifted
+    report = drift(scores, calibration, samples=(before, after))
+    assert report.drifted_in == ["features"]
+    assert report.first_changed is None
+    assert (report.reference.images, report.reference.reference_images) == (150, 200)
+
+
+def test_properties_that_moved_are_named():
+    (before, _), (after, scores) = sample(0, 100), sample(1, 100)
+    darker = Sample(after.z0, {"brightness": after.properties["brightness"] / 2})
+    report = drift(scores, sample(2, 300)[1], samples=(before, darker))
+    assert report.drifted_in == ["brightness"]
+    assert [test.name for test in report.reference.moved] == ["brightness"]
+
+
+def test_each_test_gets_a_third_of_alpha_if_there_are_reference_images():
+    (before, _), (after, _) = sample(0, 100), sample(1, 100)
+    calibration = normal(0, 200)
+    scores = next(
+        shifted
+        for shift in np.linspace(0, 1, 200)
+        if 0.02 < window_test(shifted := normal(1, 100, shift), calibration).p_value < 0.04
+    )
+    assert drift(scores, calibration, alpha=0.05).drifted_in == ["scores"]
+    assert "scores" not in drift(scores, calibration, alpha=0.05, samples=(before, after)).drifted_in
+    assert "scores" in drift(scores, calibration, alpha=0.15, samples=(before, after)).drifted_in
+
+
+def test_too_few_images_or_reference_images_to_compare_are_refused():
+    (few, _), (enough, scores) = sample(0, 19), sample(1, 20)
+    with pytest.raises(InputError, match="19 reference images are too few to compare; give 20 or more"):
+        drift(scores, normal(0, 50), samples=(few, enough))
+    with pytest.raises(InputError, match="19 images are too few to compare"):
+        drift(scores, normal(0, 50), samples=(enough, few))
+    with pytest.raises(SettingsError, match="allow a higher alpha"):
+        drift(scores, normal(0, 50), alpha=0.0001, samples=(enough, enough))

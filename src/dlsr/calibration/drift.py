@@ -3,6 +3,8 @@
 The null hypothesis is that new scores and the scores of the calibration images are exchangeable. All conformal p-values
 share the same calibration images and are therefore dependent. The tests below allow for that; tests that assume
 independent p-values are not valid here.
+
+With reference images, tests of features and of simple properties say what changed, see `dlsr.calibration.two_samples`.
 """
 
 import bisect
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dlsr.calibration.two_samples import FeatureTest, PropertyTest, Sample, feature_test, property_tests
 from dlsr.errors import InputError, SettingsError
 
 SMALLEST_WINDOW = 20
@@ -158,6 +161,30 @@ def capital(scores: Scores, calibration: Scores, seed: int = 0) -> Iterator[floa
 
 
 @dataclass(frozen=True)
+class ReferenceTest:
+    """Result of the tests of images against reference images, which tell what changed."""
+
+    images: int
+    """Number of images compared."""
+    reference_images: int
+    level: float
+    """A p-value at most as large is drift: of the features, or of a property."""
+    features: FeatureTest
+    properties: Sequence[PropertyTest]
+    """The most changed first. Properties with one value in all images are left out."""
+
+    @property
+    def features_moved(self) -> bool:
+        """Whether the features are distributed otherwise than those of the reference images."""
+        return self.features.p_value <= self.level
+
+    @property
+    def moved(self) -> list[PropertyTest]:
+        """The properties that changed."""
+        return [test for test in self.properties if test.p_value <= self.level]
+
+
+@dataclass(frozen=True)
 class DriftReport:
     """Result of `drift`."""
 
@@ -168,9 +195,14 @@ class DriftReport:
     windows: Sequence[WindowTest]
     stream: StreamTest | None
     """Result of the sequential test; None if it was not made."""
+    reference: ReferenceTest | None
+    """Result of the tests against reference images; None without them."""
     drifted: bool
+    drifted_in: Sequence[str]
+    """What changed: `scores`, `features` and the names of properties."""
     first_changed: int | None
-    """Estimated index of the first image after the change; None if there is none or the order of images is unknown."""
+    """Estimated index of the first image after the change of the scores; None if there is none, or the order of images
+    is unknown."""
 
 
 def drift(
@@ -180,9 +212,14 @@ def drift(
     alpha: float = 0.01,
     window: int | None = None,
     stream: bool = False,
+    samples: tuple[Sample, Sample] | None = None,
     seed: int = 0,
 ) -> DriftReport:
     """Test whether images as a whole are still in distribution.
+
+    With reference images, a third of `alpha` is for the scores, a third for the features, and a third for all
+    properties together. Without them, all of it is for the scores. Their share is split equally between the windows and
+    the sequential test, if there is one.
 
     Args:
         scores: scores of the images in their order, shape `(n,)`; larger = more OOD.
@@ -190,25 +227,61 @@ def drift(
         alpha: largest probability of reporting drift for ID images, in (0, 1), over all tests together.
         window: images in a window; None tests all images together.
         stream: whether the images are in the order of time, so that the sequential test is made as well.
-        seed: seed of the random order of ties.
+        samples: reference images, and the images to compare with them (all, or some of them drawn at random); None for
+            tests of the scores only.
+        seed: of the random order of ties, and of permutations.
 
     Raises:
-        SettingsError: for an alpha outside (0, 1), or a window that is too small.
-        InputError: if there are fewer images than `SMALLEST_WINDOW`.
+        SettingsError: for an alpha outside (0, 1), or too small for a test of features, or a window that is too small.
+        InputError: if there are fewer images, or fewer reference images, than `SMALLEST_WINDOW`.
     """
     if not 0 < alpha < 1:
         raise SettingsError(f"alpha must lie between 0 and 1, got {alpha}")
-    share = alpha / 2 if stream else alpha
+    of_scores = alpha if samples is None else alpha / 3
+    share = of_scores / 2 if stream else of_scores
     tested = [window_test(scores, calibration)] if window is None else windows(scores, calibration, window)
     # Bonferroni correction over the windows.
     drifted = next((result.start for result in tested if result.p_value <= share / len(tested)), None)
     watched = stream_test(scores, calibration, share, seed) if stream else None
     changed = watched.changed if watched and watched.changed is not None else drifted
+    compared = None if samples is None else reference_test(*samples, alpha / 3, seed)
+    drifted_in = ["scores"] if changed is not None else []
+    if compared is not None:
+        drifted_in += ["features"] if compared.features_moved else []
+        drifted_in += [test.name for test in compared.moved]
     return DriftReport(
         images=len(scores),
         alpha=alpha,
         windows=tested,
         stream=watched,
-        drifted=changed is not None,
+        reference=compared,
+        drifted=bool(drifted_in),
+        drifted_in=drifted_in,
         first_changed=changed if window is not None or stream else None,
+    )
+
+
+def reference_test(before: Sample, after: Sample, level: float, seed: int = 0) -> ReferenceTest:
+    """Compare images with reference images.
+
+    Args:
+        before: the reference images, at least `SMALLEST_WINDOW`.
+        after: the images, at least `SMALLEST_WINDOW`.
+        level: largest probability that the test of the features fires for exchangeable images, and that any test of a
+            property does.
+        seed: of permutations.
+
+    Raises:
+        InputError: if there are too few of either.
+        SettingsError: if the level is too low for a test of features.
+    """
+    for name, sample in (("images", after), ("reference images", before)):
+        if len(sample.z0) < SMALLEST_WINDOW:
+            raise InputError(f"{len(sample.z0)} {name} are too few to compare; give {SMALLEST_WINDOW} or more")
+    return ReferenceTest(
+        images=len(after.z0),
+        reference_images=len(before.z0),
+        level=level,
+        features=feature_test(before.z0, after.z0, level=level, seed=seed),
+        properties=property_tests(before.properties, after.properties),
     )

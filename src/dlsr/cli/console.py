@@ -3,7 +3,7 @@
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,8 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from dlsr.baselines import DetectorInfo
-    from dlsr.calibration.drift import DriftReport
+    from dlsr.calibration.drift import DriftReport, ReferenceTest
+    from dlsr.calibration.two_samples import PropertyTest
     from dlsr.evaluation import Report
     from dlsr.training.state import EpochLog
 
@@ -90,6 +91,13 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def promise(rate: float, confidence: float | None) -> str:
+    """A false-alarm rate in words."""
+    return f"a false-alarm rate of {100 * rate:g} %" + (
+        "" if confidence is None else f" with confidence {confidence:g}"
+    )
+
+
 def print_unreadable(unreadable: Mapping[str, str], total: int) -> None:
     """Name the images that could not be read, with reasons. Printed even if quiet: nothing is dropped silently."""
     if not unreadable:
@@ -139,8 +147,14 @@ def print_evaluation(report: "Report") -> None:
     )
 
 
-def print_drift(report: "DriftReport", first: str | None) -> None:
-    """Print a drift test; `first` names the image at which the change began."""
+def print_drift(report: "DriftReport", first: str | None, typical: Sequence[str] = ()) -> None:
+    """Print a drift test.
+
+    Args:
+        report: the test.
+        first: names the image at which the change began.
+        typical: name the images that are most typical of a change of the features.
+    """
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("images", "mean p-value", "Kolmogorov-Smirnov p"):
         table.add_column(name, justify="right")
@@ -150,11 +164,51 @@ def print_drift(report: "DriftReport", first: str | None) -> None:
     stdout.print(table)
     if report.stream is not None:
         stdout.print(f"test martingale: maximum 10^{report.stream.log10_capital:.1f}")
+    others = "the calibration images"
+    if report.reference is not None:
+        _print_causes(report.reference, "scores" in report.drifted_in, typical)
+        others += f" and the {report.reference.reference_images} reference images"
     if not report.drifted:
-        stdout.print(f"no drift: {report.images} images match the calibration images (alpha {report.alpha:g})")
-        return
-    since = f", since about {first}" if first is not None else ""
-    stdout.print(f"drift: {report.images} images differ from the calibration images (alpha {report.alpha:g}){since}")
+        stdout.print(f"no drift: {report.images} images match {others} (alpha {report.alpha:g})", soft_wrap=True)
+    else:
+        since = f", since about {first}" if first is not None else ""
+        where = f" in {', '.join(report.drifted_in)}" if report.reference is not None else ""
+        line = f"drift: {report.images} images differ from {others}{where} (alpha {report.alpha:g}){since}"
+        stdout.print(line, markup=False, soft_wrap=True)
+    if report.reference is None:
+        stdout.print("give --reference FOLDER, images of before, to be told what changed")
+
+
+def _print_causes(test: "ReferenceTest", scores_moved: bool, typical: Sequence[str]) -> None:
+    lines = [f"scores {'moved' if scores_moved else 'did not move'}"]
+    lines.append(f"features {'moved' if test.features_moved else 'did not move'} (p = {test.features.p_value:.2g})")
+    if test.features_moved:
+        lines.append(f"  most typical of the change: {', '.join(typical)}")
+    lines += [f"{moved.name} moved: {_change_of(moved)} (p = {moved.p_value:.2g})" for moved in test.moved]
+    still = [result.name for result in test.properties if result.p_value > test.level]
+    if still:
+        lines.append(f"did not move: {', '.join(still)}")
+    for line in lines:
+        stdout.print(line, markup=False, soft_wrap=True)
+
+
+def _change_of(test: "PropertyTest") -> str:
+    """What a property was before, and what it is now: of equal medians, the shares above the most telling value."""
+    before, after, widest = _shown(test.before), _shown(test.after), test.widest
+    if widest is not None and before == after:
+        earlier, later = 100 * widest.before_above, 100 * widest.after_above
+        return f"{earlier:.3g} % above {_number(widest.value)} before, {later:.3g} % now"
+    return f"{'' if widest is None else 'median '}{before} before, {after} now"
+
+
+def _shown(value: float | Mapping[str, float]) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{100 * share:.3g} % {name}" for name, share in value.items() if share)
+    return _number(value)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def print_speed(measured: Mapping[str, Any]) -> None:

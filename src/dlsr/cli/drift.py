@@ -1,15 +1,30 @@
 """`dlsr drift`."""
 
-from dataclasses import asdict
-from typing import Annotated
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dlsr.cli.console import print_drift, print_json, print_unreadable, progress_bars
+from dlsr.cli.console import (
+    ProgressBars,
+    print_drift,
+    print_json,
+    print_message,
+    print_unreadable,
+    progress_bars,
+)
 from dlsr.cli.options import Images, Json, Model, Quiet, Runtime, with_groups
+
+if TYPE_CHECKING:
+    from dlsr.calibration.two_samples import Sample
+    from dlsr.detector import Detector
+    from dlsr.images.sources import ImageDataset
 
 DRIFTED = 1
 """Exit status if the images are no longer in distribution."""
+MOST_COMPARED = 2000
+"""Images, and reference images, that are compared: so many are drawn at random from more."""
 
 app = typer.Typer()
 
@@ -19,13 +34,20 @@ app = typer.Typer()
 def drift(
     model: Model,
     images: Images,
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="In-distribution images of before, such as those of the fit: what changed is then named."),
+    ] = None,
     alpha: Annotated[float, typer.Option(help="Probability of an alarm on in-distribution images.")] = 0.01,
     window: Annotated[
-        int | None, typer.Option(help="Test this many images at a time, in order. Default: all at once.")
+        int | None, typer.Option(help="Test the scores of this many images at a time, in order. Default: all at once.")
     ] = None,
     stream: Annotated[
         bool, typer.Option("--stream", help="Also test the order of the images: sorted by name, as they arrived.")
     ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Write a picture of the scores, and of what moved: a .png, .svg or .pdf file.")
+    ] = None,
     *,
     runtime: Runtime,
     quiet: Quiet = False,
@@ -38,23 +60,73 @@ def drift(
     from dlsr.images.sources import open_images  # noqa: PLC0415
 
     detector = runtime.load(model)
-    dataset = open_images(images)
+    dataset, seed = open_images(images), detector.settings_.seed
+    past = None if reference is None else open_images(reference)
+    before = after = None
     with progress_bars(quiet) as bars:
+        if past is not None:
+            before = _compared(detector, past.sample(MOST_COMPARED, seed), "reference images", bars)
         results = list(detector.results(dataset, progress=bars.images("scoring", len(dataset))))
+        if past is not None:
+            after = _compared(detector, dataset.sample(MOST_COMPARED, seed), "images", bars)
     unreadable = {result.path: result.error for result in results if result.error is not None}
     print_unreadable(unreadable, len(dataset))
+    if before is not None:
+        print_unreadable(before.unreadable, before.images)
     readable = [result for result in results if result.error is None]
+    scores = np.array([result.score for result in readable])
+    samples = (before.sample, after.sample) if before and after else None
     report = test_drift(
-        np.array([result.score for result in readable]),
+        scores,
         detector.calibration_scores_,
         alpha=alpha,
         window=window,
         stream=stream,
-        seed=detector.settings_.seed,
+        samples=samples,
+        seed=seed,
     )
     first = None if report.first_changed is None else readable[report.first_changed].path
+    typical = [after.names[i] for i in report.reference.features.most_typical] if after and report.reference else []
     if as_json:
-        print_json(asdict(report) | {"first_changed_path": first, "unreadable": unreadable})
+        paths: dict[str, Any] = {"first_changed_path": first, "most_typical_paths": typical, "unreadable": unreadable}
+        print_json(asdict(report) | paths | {"reference_unreadable": before.unreadable if before else {}})
     else:
-        print_drift(report, first)
+        print_drift(report, first, typical)
+    if plot is not None:
+        from dlsr.reports.drift import save_drift  # noqa: PLC0415
+
+        moved = [test.name for test in report.reference.moved] if report.reference else []
+        save_drift(plot, scores, detector.calibration_scores_, samples, moved)
+        print_message(f"wrote {plot}", quiet)
     raise typer.Exit(DRIFTED if report.drifted else 0)
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """Images that are compared with others."""
+
+    sample: "Sample"
+    names: list[str]
+    """Of the images that could be read."""
+    images: int
+    """Number of all."""
+    unreadable: dict[str, str]
+
+
+def _compared(detector: "Detector", images: "ImageDataset", name: str, bars: ProgressBars) -> _Compared:
+    """Features and properties of images.
+
+    Raises:
+        NoImagesError: if none of them can be read.
+    """
+    from dlsr.calibration.two_samples import Sample  # noqa: PLC0415
+    from dlsr.errors import NoImagesError  # noqa: PLC0415
+    from dlsr.images.properties import measure  # noqa: PLC0415
+
+    encoded = detector.extractor_.encode(images, progress=bars.images(f"encoding {name}", len(images)))
+    if not len(encoded.z0):
+        path, reason = next(iter(encoded.unreadable.items()))
+        raise NoImagesError(f"none of {len(images)} {name} can be read; the first, {path}: {reason}")
+    measured = measure(images, workers=detector.workers, progress=bars.images(f"measuring {name}", len(images)))
+    names = [path for path, error in zip(encoded.names, encoded.errors, strict=True) if error is None]
+    return _Compared(Sample(encoded.z0, measured.properties), names, len(images), encoded.unreadable)
