@@ -4,7 +4,7 @@ from scipy.stats import kstest
 
 from dlsr import InputError, SettingsError
 from dlsr.calibration.conformal import p_values
-from dlsr.calibration.drift import Martingale, capital, drift, stream_test, window_test, windows
+from dlsr.calibration.drift import Martingale, capital, drift, one_of_each_group, stream_test, window_test, windows
 from dlsr.calibration.two_samples import Sample
 
 
@@ -135,6 +135,25 @@ def test_each_test_gets_a_third_of_alpha_if_there_are_reference_images():
     assert drift(scores, calibration, alpha=0.05).drifted_in == ["scores"]
     assert "scores" not in drift(scores, calibration, alpha=0.05, samples=(before, after)).drifted_in
     assert "scores" in drift(scores, calibration, alpha=0.15, samples=(before, after)).drifted_in
+
+
+def test_calibration_images_of_one_group_count_as_one():
+    def grouped(seed):
+        random = np.random.default_rng(seed)
+        return np.repeat(random.normal(size=60), 10) + 0.1 * random.normal(size=600)
+
+    groups = np.random.default_rng(0).permutation(60).repeat(10)
+    found = [drift(normal(i, 200), grouped(1000 + i), alpha=0.1, groups=groups).drifted for i in range(200)]
+    assert np.mean(found) < 0.16
+    assert drift(normal(0, 200, 1.0), grouped(0), alpha=0.01, groups=groups).drifted
+
+
+def test_one_score_of_each_group_is_drawn_in_order():
+    scores, groups = np.arange(9.0), np.array([5, 5, 5, 1, 1, 8, 7, 7, 7])
+    drawn = np.array([one_of_each_group(scores, groups, seed) for seed in range(50)])
+    assert (groups[drawn.astype(int)] == [5, 1, 8, 7]).all()
+    assert set(drawn[:, 0]) == {0, 1, 2}
+    np.testing.assert_array_equal(one_of_each_group(scores, np.arange(9)), scores)
 
 
 def test_too_few_images_or_reference_images_to_compare_are_refused():

@@ -212,6 +212,7 @@ def drift(
     alpha: float = 0.01,
     window: int | None = None,
     stream: bool = False,
+    groups: NDArray[np.integer] | None = None,
     samples: tuple[Sample, Sample] | None = None,
     seed: int = 0,
 ) -> DriftReport:
@@ -227,9 +228,11 @@ def drift(
         alpha: largest probability of reporting drift for ID images, in (0, 1), over all tests together.
         window: images in a window; None tests all images together.
         stream: whether the images are in the order of time, so that the sequential test is made as well.
+        groups: a number for each calibration image, shape `(m,)`, the same for images of one group, see
+            `one_of_each_group`; None if each is a group of its own.
         samples: reference images, and the images to compare with them (all, or some of them drawn at random); None for
             tests of the scores only.
-        seed: of the random order of ties, and of permutations.
+        seed: of the random order of ties, of the images drawn from groups, and of permutations.
 
     Raises:
         SettingsError: for an alpha outside (0, 1), or too small for a test of features, or a window that is too small.
@@ -237,6 +240,8 @@ def drift(
     """
     if not 0 < alpha < 1:
         raise SettingsError(f"alpha must lie between 0 and 1, got {alpha}")
+    if groups is not None:
+        calibration = one_of_each_group(calibration, groups, seed)
     of_scores = alpha if samples is None else alpha / 3
     share = of_scores / 2 if stream else of_scores
     tested = [window_test(scores, calibration)] if window is None else windows(scores, calibration, window)
@@ -259,6 +264,24 @@ def drift(
         drifted_in=drifted_in,
         first_changed=changed if window is not None or stream else None,
     )
+
+
+def one_of_each_group(calibration: Scores, groups: NDArray[np.integer], seed: int = 0) -> Scores:
+    """Scores of one calibration image drawn from each group, such as a video: those of one group are not independent.
+
+    Tests with them hold for new images of other groups, no two of one group.
+
+    Args:
+        calibration: scores, shape `(m,)`.
+        groups: a number for each score, shape `(m,)`, the same for images of one group.
+        seed: of the draw.
+
+    Returns:
+        Scores of shape `(number of groups,)`, in their order.
+    """
+    order = np.random.default_rng(seed).permutation(len(groups))
+    drawn = np.unique(np.asarray(groups)[order], return_index=True)[1]
+    return calibration[np.sort(order[drawn])]
 
 
 def reference_test(before: Sample, after: Sample, level: float, seed: int = 0) -> ReferenceTest:
