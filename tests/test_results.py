@@ -1,11 +1,13 @@
 """What `Detector.detect` returns."""
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from dlsr import Detector, MissingExtraError, UnreadableImagesWarning, open_images
+from dlsr import Detector, MissingExtraError, SettingsError, UnreadableImagesWarning, open_images
+from dlsr.calibration.fdr import rejected
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +101,31 @@ def test_pandas(results, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pandas", None)
     with pytest.raises(MissingExtraError, match=r"dlsr\[pandas\]"):
         results.to_pandas()
+
+
+def test_verdicts_at_a_false_discovery_rate(detector, image_folder, odd_folder, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    names = [item.name for folder in (odd_folder, image_folder) for item in open_images(folder).items[:40]]
+    with pytest.warns(UnreadableImagesWarning):
+        plain = detector.detect([str(tmp_path / "broken.png"), *names])
+    results = plain.at_fdr(0.9)
+    assert 0 < results.ood < 80
+    np.testing.assert_array_equal(results.verdicts[1:] == 1, rejected(plain.p_values[1:], 0.9))
+    np.testing.assert_array_equal(results.verdicts[1:] == 1, plain.scores[1:] > results.threshold)
+    assert results.verdicts[0] == -1
+    assert [result.is_ood for result in results] == [None, *(results.verdicts[1:] == 1)]
+    assert "at a false discovery rate of 90 %" in repr(results)
+    assert "at a false-alarm rate of 5 %" in repr(plain)
+    with pytest.raises(SettingsError, match="false discovery rate"):
+        plain.at_fdr(1.0)
+
+
+def test_no_image_or_every_image_may_be_rejected(results):
+    every = replace(results, p_values=np.where(results.verdicts < 0, np.nan, 0.01)).at_fdr(0.1)
+    none = replace(results, p_values=np.where(results.verdicts < 0, np.nan, 0.9)).at_fdr(0.1)
+    assert every.verdicts.tolist() == [1, 1, 1, -1, 1, 1]
+    assert none.verdicts.tolist() == [0, 0, 0, -1, 0, 0]
+    readable = results.scores[results.verdicts >= 0]
+    assert (readable > every.threshold).all()
+    assert not (readable > none.threshold).any()
+    assert np.isfinite([every.threshold, none.threshold]).all()

@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import IO, Any, overload
@@ -10,6 +10,7 @@ from typing import IO, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from dlsr.calibration.fdr import rejected
 from dlsr.errors import MissingExtraError
 from dlsr.files import replacing
 
@@ -31,7 +32,7 @@ class Result:
     p_value: float | None = None
     """Share of ID images at least as far out, in (0, 1]."""
     is_ood: bool | None = None
-    """Whether the p-value is at most the false-alarm rate."""
+    """Whether the p-value is at most the false-alarm rate, or is rejected at a false discovery rate."""
     top_layer: str | None = None
     """The layer that deviates most from the calibration images."""
     error: str | None = None
@@ -69,10 +70,12 @@ class Results(Sequence[Result]):
     """Images with a higher score are called OOD."""
     nearest: NDArray[np.intp] | None = None
     """Shape `(N, k)`: the nearest of the kept training images, see `Detector.examples_`; None if none are kept."""
+    fdr: float | None = None
+    """The false discovery rate, if verdicts follow one instead of the false-alarm rate; see `at_fdr`."""
 
     @classmethod
     def joined(cls, parts: Sequence["Results"]) -> "Results":
-        """Several results of one detector as one. Needs at least one."""
+        """Several results of one detector, with verdicts at its false-alarm rate, as one. Needs at least one."""
         first = parts[0]
         return cls(
             paths=[path for part in parts for path in part.paths],
@@ -126,6 +129,34 @@ class Results(Sequence[Result]):
         """Number of images called OOD."""
         return int((self.verdicts == 1).sum())
 
+    @property
+    def rule(self) -> str:
+        """What verdicts follow, in words."""
+        if self.fdr is None:
+            return promise(self.false_alarm_rate)
+        return f"a false discovery rate of {100 * self.fdr:g} %"
+
+    def at_fdr(self, rate: float) -> "Results":
+        """These results with verdicts at a false discovery rate: the share of ID images among those called OOD.
+
+        The rate limits the expected share. A verdict depends on all images: take all that are judged together. See
+        `dlsr.calibration.fdr`.
+
+        Args:
+            rate: in (0, 1).
+
+        Raises:
+            SettingsError: for a rate outside (0, 1).
+        """
+        is_ood, readable = rejected(self.p_values, rate), self.verdicts >= 0
+        kept, threshold = self.scores[readable & ~is_ood], self.threshold
+        if len(kept):
+            threshold = float(kept.max())
+        elif readable.any():
+            threshold = float(np.nextafter(self.scores[readable].min(), -np.inf))
+        verdicts = np.where(readable, is_ood, -1).astype(np.int8)
+        return replace(self, verdicts=verdicts, threshold=threshold, fdr=rate)
+
     def to_pandas(self) -> Any:
         """A `pandas.DataFrame` with `COLUMNS` and a column for each layer's deviation.
 
@@ -150,8 +181,8 @@ class Results(Sequence[Result]):
 
     def __repr__(self) -> str:
         lines = [
-            f"Results of {len(self)} images: {self.ood} out of distribution, {len(self.unreadable)} unreadable, at a "
-            f"false-alarm rate of {100 * self.false_alarm_rate:g} %",
+            f"Results of {len(self)} images: {self.ood} out of distribution, {len(self.unreadable)} unreadable, at "
+            f"{self.rule}",
             f"  scores, p_values, verdicts: shape {self.scores.shape}; threshold {self.threshold:.6g}",
             f"  layers: shape {self.layers.shape}, {', '.join(self.layer_names)}",
         ]
@@ -169,6 +200,12 @@ class Results(Sequence[Result]):
         rest = f"<p>and {len(order) - SHOWN} more images with lower scores</p>" if len(order) > SHOWN else ""
         summary = escape(repr(self).splitlines()[0])
         return f"<p>{summary}</p><table><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table>{rest}"
+
+
+def promise(rate: float, confidence: float | None = None) -> str:
+    """A false-alarm rate in words."""
+    sure = "" if confidence is None else f" with confidence {confidence:g}"
+    return f"a false-alarm rate of {100 * rate:g} %{sure}"
 
 
 def write_csv(file: IO[str], results: Iterable[Result]) -> None:

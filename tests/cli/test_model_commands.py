@@ -111,6 +111,13 @@ def test_report_is_one_page_with_a_title(run, model, odd_folder, tmp_path):
     assert "of 40 images are out of distribution" in done.err
 
 
+def test_a_report_at_a_false_discovery_rate(run, model, odd_folder, tmp_path):
+    done = run("report", model, odd_folder, "-o", tmp_path / "report.html", "--fdr", "0.0001", *TORCH)
+    assert done.status == 0, done.err
+    assert "0 of 40 images are out of distribution at a false discovery rate of 0.01 %" in done.err
+    assert "no image can be rejected: the smallest p-value there can be is" in done.err
+
+
 def test_images_unlike_the_rest_are_told_at_the_fit_and_listed(run, image_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("dlsr.model.UNLIKE", 2.0)  # an encoder with random weights sees little
     done = run("fit", image_folder, "-o", tmp_path / "model", "--encoder", "test_resnet", "--weights", "random", *TORCH)

@@ -9,6 +9,17 @@ import pytest
 from dlsr import Detector
 
 
+@pytest.fixture
+def mixed_folder(image_folder, odd_folder, tmp_path):
+    """20 images that are in distribution, and 40 that are out of it."""
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for source, name in ((image_folder, "in"), (odd_folder, "out")):
+        for i, path in enumerate(sorted(source.rglob("*.png"))[: 20 if name == "in" else 40]):
+            (folder / f"{name}-{i}.png").write_bytes(path.read_bytes())
+    return folder
+
+
 def test_scores_are_written_to_stdout_as_csv(run, model, odd_folder):
     done = run("score", model, odd_folder, "--backend", "torch")
     rows = list(csv.DictReader(done.out.splitlines()))
@@ -26,12 +37,12 @@ def test_scores_are_written_to_stdout_as_json_lines(run, model, odd_folder):
     assert [json.loads(line)["error"] for line in done.out.splitlines()] == [None] * 40
 
 
-def test_the_false_alarm_rate_moves_the_verdicts_only(run, model, image_folder):
+def test_the_false_alarm_rate_moves_the_verdicts_only(run, model, odd_folder):
     def rows(rate):
-        done = run("score", model, image_folder, "--json", "-q", "--backend", "torch", "--false-alarm-rate", rate)
+        done = run("score", model, odd_folder, "--json", "-q", "--backend", "torch", "--false-alarm-rate", rate)
         return [json.loads(line) for line in done.out.splitlines()]
 
-    strict, lax = rows(0.05), rows(0.5)
+    strict, lax = rows(0.05), rows(0.95)
     assert [row["score"] for row in strict] == [row["score"] for row in lax]
     assert sum(row["is_ood"] for row in strict) < sum(row["is_ood"] for row in lax)
 
@@ -76,3 +87,43 @@ def test_a_missing_extra_is_one_line(run, model, image_folder, tmp_path, monkeyp
 
 def test_ray_needs_a_folder_for_its_results(run, model, image_folder):
     assert "--engine ray needs --output FOLDER" in run("score", model, image_folder, "--engine", "ray").error
+
+
+def rows_of(done):
+    return list(csv.DictReader(done.out.splitlines()))
+
+
+def test_verdicts_follow_a_false_discovery_rate(run, model, mixed_folder):
+    (mixed_folder / "broken.png").write_bytes(b"no image")
+    done = run("score", model, mixed_folder, "--fdr", 0.9, "--backend", "torch")
+    assert done.status == 0
+    results = Detector.load(model, backend="torch").detect(sorted(map(str, mixed_folder.glob("[io]*"))))
+    expected = results.at_fdr(0.9)
+    rows = [row for row in rows_of(done) if not row["error"]]
+    assert [row["is_ood"] for row in rows] == [str(bool(verdict)) for verdict in expected.verdicts]
+    assert f"{expected.ood} of 60 images are out of distribution at a false discovery rate of 90 %" in done.err
+    assert 0 < expected.ood != results.ood
+    assert done.err.count("broken.png") == 1
+
+
+def test_the_summary_says_when_calibration_images_are_too_few_to_reject_any(run, model, image_folder, tmp_path):
+    done = run("score", model, image_folder, "--fdr", 0.0001, "-o", tmp_path / "a.csv", "--json", "--backend", "torch")
+    summary = json.loads(done.out)
+    assert (summary["fdr"], summary["ood"]) == (0.0001, 0)
+    assert summary["why_none"].startswith("no image can be rejected: the smallest p-value there can be is")
+    assert summary["why_none"] in done.err
+
+
+@pytest.mark.parametrize("command", ["score", "report"])
+def test_a_false_discovery_rate_that_cannot_be_is_one_line(run, model, image_folder, tmp_path, command):
+    output = tmp_path / ("r.html" if command == "report" else "r.csv")
+    for rate in (0, 1, 1.5, "nan"):
+        assert "must lie between 0 and 1" in run(command, model, image_folder, "--fdr", rate, "-o", output).error
+    both = run(command, model, image_folder, "--fdr", 0.1, "--false-alarm-rate", 0.1, "-o", output)
+    assert "--fdr decides instead of --false-alarm-rate" in both.error
+    assert not output.exists()
+
+
+def test_a_false_discovery_rate_needs_all_images_on_this_machine(run, model, image_folder, tmp_path):
+    done = run("score", model, image_folder, "--engine", "ray", "-o", tmp_path / "out", "--fdr", 0.1)
+    assert "--fdr needs the p-values of all images at once; score without --engine ray" in done.error

@@ -75,3 +75,24 @@ def test_a_report_needs_a_readable_image(model, tmp_path):
     with pytest.raises(NoImagesError, match="empty file"):
         write_html_report(tmp_path / "report.html", Detector.load(model, backend="torch"), tmp_path, title="")
     assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.filterwarnings("ignore::dlsr.UnreadableImagesWarning")
+def test_a_report_at_a_false_discovery_rate_says_so(model, mixed, tmp_path):
+    detector = Detector.load(model, backend="torch")
+    expected = detector.detect(mixed).at_fdr(0.9)
+    summary = write_html_report(tmp_path / "report.html", detector, mixed, title="", fdr=0.9)
+    text = Page((tmp_path / "report.html").read_text()).text
+    assert summary.ood == expected.ood > 0
+    assert f"{summary.ood} of 40 images" in text
+    assert "at a false discovery rate of 90 %. Expect at most about" in text
+    assert f"{expected.threshold:.6g} at a false discovery rate of 90 %" in text
+    assert "false-alarm rate" not in text
+
+
+@pytest.mark.filterwarnings("ignore::dlsr.UnreadableImagesWarning")
+def test_a_report_says_when_calibration_images_are_too_few_to_reject_any(model, mixed, tmp_path):
+    detector = Detector.load(model, backend="torch")
+    summary = write_html_report(tmp_path / "report.html", detector, mixed, title="", fdr=0.0001)
+    assert summary.ood == 0
+    assert "No image can be rejected: the smallest p-value" in Page((tmp_path / "report.html").read_text()).text

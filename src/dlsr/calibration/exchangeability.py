@@ -323,6 +323,4 @@ def _message(neighbours: NamedNeighbours | None, drift: NamedDrift | None, copie
             f"{abs(100 * drift.shift):.0f} percentile points {way}): images of other days or sorted files; calibrate "
             "on recent images"
         )
-    if seen:
-        return "the false-alarm rate may not hold: " + "; ".join(seen)
-    return "nothing seen that speaks against the false-alarm rate"
+    return "; also, ".join(seen) if seen else "nothing seen that speaks against the false-alarm rate"

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from dlsr.cli.console import print_message, print_unreadable, progress_bars
-from dlsr.cli.options import FalseAlarmRate, Images, Model, Quiet, Runtime, with_groups
+from dlsr.cli.console import no_unreadable_warnings, print_message, print_unreadable, progress_bars
+from dlsr.cli.options import FalseAlarmRate, Fdr, Images, Model, Quiet, Runtime, check_fdr_option, with_groups
 
 app = typer.Typer()
 
@@ -19,6 +19,7 @@ def report(
     output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")],
     title: Annotated[str | None, typer.Option(help="Title of the page. Default: the path of the images.")] = None,
     false_alarm_rate: FalseAlarmRate = None,
+    fdr: Fdr = None,
     *,
     runtime: Runtime,
     quiet: Quiet = False,
@@ -27,11 +28,16 @@ def report(
     from dlsr.images.sources import open_images  # noqa: PLC0415
     from dlsr.reports.html import write_html_report  # noqa: PLC0415
 
+    check_fdr_option(fdr, false_alarm_rate)
     detector = runtime.load(model, false_alarm_rate)
     dataset = open_images(images)
-    with progress_bars(quiet) as bars:
-        summary = write_html_report(
-            output, detector, dataset, title=title or str(images), progress=bars.images("scoring", len(dataset))
-        )
+    with no_unreadable_warnings(), progress_bars(quiet) as bars:
+        progress = bars.images("scoring", len(dataset))
+        summary = write_html_report(output, detector, dataset, title=title or str(images), fdr=fdr, progress=progress)
     print_unreadable(summary.unreadable, len(dataset))
-    print_message(f"{summary.ood} of {len(summary.scores)} images are out of distribution; report in {output}", quiet)
+    print_message(
+        f"{summary.ood} of {len(summary.scores)} images are out of distribution at {summary.rule}; report in {output}",
+        quiet,
+    )
+    if summary.why_none is not None:
+        print_message(summary.why_none, quiet)

@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dlsr.cli.console import print_json, print_message, print_unreadable, progress_bars
+from dlsr.cli.console import no_unreadable_warnings, print_json, print_message, print_unreadable, progress_bars, promise
 from dlsr.cli.options import (
     Address,
     Engine,
     EngineName,
     FalseAlarmRate,
+    Fdr,
     ImagesPerPart,
     Json,
     Model,
     Quiet,
     Runtime,
+    check_fdr_option,
     with_groups,
 )
 from dlsr.errors import NoImagesError, SettingsError
@@ -46,6 +48,7 @@ def score(
         ),
     ] = None,
     false_alarm_rate: FalseAlarmRate = None,
+    fdr: Fdr = None,
     *,
     runtime: Runtime,
     engine: Engine = EngineName.LOCAL,
@@ -55,8 +58,11 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Score images: how anomalous each is, its p-value, and whether it is out of distribution."""
+    check_fdr_option(fdr, false_alarm_rate)
     if engine is EngineName.LOCAL:
-        _score_here(model, images, output, false_alarm_rate, runtime, quiet, as_json)
+        _score_here(model, images, output, false_alarm_rate, fdr, runtime, quiet, as_json)
+    elif fdr is not None:
+        raise SettingsError("--fdr needs the p-values of all images at once; score without --engine ray")
     elif output is None:
         raise SettingsError("--engine ray needs --output FOLDER")
     else:
@@ -68,10 +74,14 @@ def _score_here(
     source: str,
     output: str | None,
     false_alarm_rate: float | None,
+    fdr: float | None,
     runtime: Runtime,
     quiet: bool,
     as_json: bool,
 ) -> None:
+    import numpy as np  # noqa: PLC0415
+
+    from dlsr.calibration.fdr import why_none  # noqa: PLC0415
     from dlsr.images.sources import open_images  # noqa: PLC0415
     from dlsr.reports.tables import check_format, write_jsonl, write_results  # noqa: PLC0415
     from dlsr.results import write_csv  # noqa: PLC0415
@@ -80,23 +90,34 @@ def _score_here(
         check_format(Path(output))
     detector = runtime.load(model, false_alarm_rate)
     dataset = open_images(Path(source))
-    counter = _Counter()
+    counter, why = _Counter(), None
     with progress_bars(quiet) as bars:
-        results = counter.count(detector.results(dataset, progress=bars.images("scoring", len(dataset))))
-        if output is not None:
-            write_results(Path(output), results)
+        progress = bars.images("scoring", len(dataset))
+        if fdr is None:
+            results: Iterable[Result] = detector.results(dataset, progress=progress)
+            rule = promise(detector.false_alarm_rate, detector.confidence)
         else:
-            (write_jsonl if as_json else write_csv)(sys.stdout, results)
+            with no_unreadable_warnings():
+                together = detector.detect(dataset, progress=progress).at_fdr(fdr)
+            results, rule = together, together.rule
+            why = why_none(together.p_values, float(detector.p_values_of([np.inf])[0]), fdr)
+        if output is not None:
+            write_results(Path(output), counter.count(results))
+        else:
+            (write_jsonl if as_json else write_csv)(sys.stdout, counter.count(results))
     if output is not None and as_json:
-        print_json({"images": len(dataset), "ood": counter.ood, "unreadable": counter.unreadable, "output": output})
+        summary = {"images": len(dataset), "ood": counter.ood, "unreadable": counter.unreadable, "output": output}
+        print_json(summary if fdr is None else summary | {"fdr": fdr, "why_none": why})
     print_unreadable(counter.unreadable, len(dataset))
     if len(counter.unreadable) == len(dataset):
         raise NoImagesError(f"none of the {len(dataset)} images can be read; see the reasons above")
     print_message(
-        f"{counter.ood} of {len(dataset) - len(counter.unreadable)} images are out of distribution at a false-alarm "
-        f"rate of {100 * detector.false_alarm_rate:g} %" + (f"; results in {output}" if output else ""),
+        f"{counter.ood} of {len(dataset) - len(counter.unreadable)} images are out of distribution at {rule}"
+        + (f"; results in {output}" if output else ""),
         quiet,
     )
+    if why is not None:
+        print_message(why, quiet)
 
 
 def _score_with_ray(

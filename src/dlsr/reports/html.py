@@ -14,9 +14,9 @@ from string import Template
 
 import numpy as np
 from matplotlib import rc_context
-from numpy.typing import NDArray
 
 from dlsr.artifact import installed_versions
+from dlsr.calibration.fdr import why_none
 from dlsr.detector import Detector
 from dlsr.encoding.examples import thumbnail
 from dlsr.encoding.pipeline import Progress
@@ -25,7 +25,7 @@ from dlsr.files import replacing
 from dlsr.images.decode import reason_of
 from dlsr.images.sources import ImageDataset, ImagesLike, open_images
 from dlsr.reports.plots import score_histogram
-from dlsr.results import Result
+from dlsr.results import Result, promise
 
 SHOWN = 24
 """Thumbnails of the highest scores, and of the lowest."""
@@ -39,6 +39,14 @@ THUMBNAIL = 160
 class Summary:
     """The numbers in a report, collected from a stream of results. Memory grows by one number per image."""
 
+    rule: str
+    """What verdicts follow, in words."""
+    threshold: float
+    """Images with a higher score are called OOD."""
+    fdr: float | None = None
+    """The false discovery rate, if verdicts follow one."""
+    why_none: str | None = None
+    """Why no image is rejected, see `dlsr.calibration.fdr.why_none`."""
     scores: list[float] = field(default_factory=list)
     ood: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
@@ -78,7 +86,13 @@ def _keep(heap: list[tuple[float, int, Result]], entry: tuple[float, int, Result
 
 
 def write_html_report(
-    path: Path, detector: Detector, images: ImagesLike, *, title: str, progress: Progress | None = None
+    path: Path,
+    detector: Detector,
+    images: ImagesLike,
+    *,
+    title: str,
+    fdr: float | None = None,
+    progress: Progress | None = None,
 ) -> Summary:
     """Score images and write the report.
 
@@ -87,6 +101,8 @@ def write_html_report(
         detector: fitted.
         images: see `dlsr.open_images`.
         title: heading of the report.
+        fdr: false discovery rate that verdicts follow instead of the false-alarm rate, see `Results.at_fdr`; then all
+            results are held in memory.
         progress: callback with the number of images that were scored since the last call.
 
     Returns:
@@ -95,9 +111,16 @@ def write_html_report(
     Raises:
         NoImagesError: if no image can be read.
         OutputError: if the file cannot be written.
+        SettingsError: for a false discovery rate outside (0, 1).
     """
     found = open_images(images)
-    summary = Summary().add(detector.results(found, progress=progress))
+    if fdr is None:
+        summary = Summary(promise(detector.false_alarm_rate, detector.confidence), detector.threshold_)
+        summary.add(detector.results(found, progress=progress))
+    else:
+        results = detector.detect(found, progress=progress).at_fdr(fdr)
+        why = why_none(results.p_values, float(detector.p_values_of([np.inf])[0]), fdr)
+        summary = Summary(results.rule, results.threshold, fdr, why).add(results)
     if not summary.scores:
         name, reason = next(iter(summary.unreadable.items()))
         raise NoImagesError(f"none of {len(found)} images can be read; the first, {name}: {reason}")
@@ -110,12 +133,17 @@ def write_html_report(
 def _page(detector: Detector, images: ImageDataset, summary: Summary, title: str) -> str:
     template = Template(files("dlsr.reports").joinpath("page.html").read_text(encoding="utf-8"))
     judged = len(summary.scores)
-    share = summary.ood / judged
-    rate = detector.false_alarm_rate
     verdict = (
-        f"{summary.ood} of {judged} images ({100 * share:.1f} %) are out of distribution at a false-alarm rate of "
-        f"{100 * rate:g} %. If all were in distribution, expect at most about {rate * judged:.0f} false alarms."
+        f"{summary.ood} of {judged} images ({100 * summary.ood / judged:.1f} %) are out of distribution at "
+        f"{summary.rule}."
     )
+    if summary.why_none is not None:
+        verdict += f" {summary.why_none[:1].upper()}{summary.why_none[1:]}."
+    elif summary.fdr is not None:
+        verdict += f" Expect at most about {summary.fdr * summary.ood:.0f} of them to be in distribution."
+    else:
+        alarms = detector.false_alarm_rate * judged
+        verdict += f" If all were in distribution, expect at most about {alarms:.0f} false alarms."
     return template.substitute(
         title=html.escape(title),
         verdict=html.escape(verdict),
@@ -124,17 +152,18 @@ def _page(detector: Detector, images: ImageDataset, summary: Summary, title: str
         inside=judged - summary.ood,
         ood=summary.ood,
         unreadable=len(summary.unreadable),
-        histogram=_histogram(detector, np.array(summary.scores)),
+        histogram=_histogram(detector, summary),
         highest=_gallery(sorted(summary.highest, reverse=True), images),
         lowest=_gallery(sorted(summary.lowest, reverse=True), images),
         layers=_layers(detector, summary),
         failures=_failures(summary.unreadable),
-        settings=_settings(detector),
+        settings=_settings(detector, summary),
     )
 
 
-def _histogram(detector: Detector, scores: NDArray[np.float64]) -> str:
-    figure = score_histogram(detector.calibration_scores_, {"these images": scores}, detector.threshold_)
+def _histogram(detector: Detector, summary: Summary) -> str:
+    scores = {"these images": np.array(summary.scores)}
+    figure = score_histogram(detector.calibration_scores_, scores, summary.threshold)
     buffer = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "dlsr"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -185,12 +214,12 @@ def _failures(unreadable: Mapping[str, str]) -> str:
     return f"<table><thead><tr><th>file</th><th>reason</th></tr></thead><tbody>{rows}</tbody></table>{more}"
 
 
-def _settings(detector: Detector) -> str:
+def _settings(detector: Detector, summary: Summary) -> str:
     settings, fit = detector.settings_, detector.fit_summary_
     rows = {
         "score": f"{settings.score} (preset {settings.preset})",
         "encoder": detector.encoder_name_,
-        "threshold": f"{detector.threshold_:.6g} at a false-alarm rate of {100 * detector.false_alarm_rate:g} %",
+        "threshold": f"{summary.threshold:.6g} at {summary.rule}",
         "fitted to": f"{fit.training_images} images ({len(fit.unreadable)} unreadable images skipped)",
         "calibrated on": f"{len(detector.calibration_scores_)} images",
         "seed": settings.seed,
