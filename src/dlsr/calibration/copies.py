@@ -10,6 +10,8 @@ scale-invariant keypoints", section 7.1), and depends neither on the features' s
 The constants are chosen on real folders, see `docs/copies.md` and `benchmarks/copies.py`.
 """
 
+import itertools
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -17,22 +19,28 @@ from numpy.typing import NDArray
 
 COMPONENTS = 64
 """Principal components in which distances are measured, at most."""
+SCALES = (0.05, 0.25, 0.5)
+"""The dimension follows from the distances within which these shares of the images lie."""
 FITTED_TO = 2048
 """The components and the dimension are those of this many random images."""
-NEIGHBOURS = 20
+NEIGHBOURS = 30
 """An image's distances are compared with that of its neighbour of this rank, at most a quarter of the images."""
-NEAR = 0.5
+NEAR = 0.47
 """Near copies are at most this times as far as that neighbour ..."""
 STRANGERS = 0.02
 """.. and so near that at most this many of an image's neighbours are expected there by chance."""
-ROUNDING = 1e-4
+ROUNDING = 1e-3
 """Distances below this times the usual one are zero."""
+CONSTANT = 1e-6
+"""Columns of the features that vary less than this, relative to their mean, are left out."""
 FEWEST = 20
 """Near copies are looked for among at least this many distinct images."""
 CELL = 50_000
 """Among more images than this, near copies are looked for in cells of at most so many."""
 FORESTS = 2
 """Number of divisions into cells. Copies that one division separates may share a cell of the other."""
+SMALLEST = 1e-12
+"""Divisors are at least this."""
 BLOCK = 4096
 """Images projected at once."""
 
@@ -74,16 +82,17 @@ def _projected(z0: NDArray[np.float32], rows: Indices) -> Array:
     Columns are standardised first. Components are divided by the square root of their standard deviation: half-way
     to equal ones, since small components tell copies from other images, too, but the smallest are noise.
     """
-    from sklearn.decomposition import PCA  # noqa: PLC0415 - slow to import
+    from sklearn.utils.extmath import randomized_svd  # noqa: PLC0415 - slow to import
 
     sample = z0[rows[_some(len(rows), FITTED_TO)]]
-    mean, deviation = sample.mean(axis=0), sample.std(axis=0)
-    deviation[deviation <= ROUNDING * np.abs(mean)] = np.inf
+    mean, deviation = sample.mean(axis=0, dtype=np.float64), sample.std(axis=0, dtype=np.float64)
+    deviation[deviation <= CONSTANT * np.abs(mean)] = np.inf
     components = min(COMPONENTS, len(sample) - 1, z0.shape[1])
-    fitted = PCA(components, random_state=0).fit((sample - mean) / deviation)
-    axes = (fitted.components_ / np.maximum(fitted.explained_variance_, 1e-12)[:, None] ** 0.25 / deviation).T
-    axes = np.ascontiguousarray(axes, np.float32)
-    return np.concatenate([(z0[rows[i : i + BLOCK]] - mean) @ axes for i in range(0, len(rows), BLOCK)])
+    standardised = ((sample - mean) / deviation).astype(np.float32)
+    _, strengths, directions = randomized_svd(standardised, components, random_state=0)
+    axes = (directions / np.sqrt(np.maximum(strengths, SMALLEST))[:, None] / deviation).T.astype(np.float32)
+    centre = mean.astype(np.float32)
+    return np.concatenate([(z0[rows[i : i + BLOCK]] - centre) @ axes for i in range(0, len(rows), BLOCK)])
 
 
 def _near_copies(points: Array) -> tuple[Indices, Indices]:
@@ -91,7 +100,7 @@ def _near_copies(points: Array) -> tuple[Indices, Indices]:
     from sklearn.neighbors import NearestNeighbors  # noqa: PLC0415 - slow to import
 
     k = min(NEIGHBOURS, len(points) // 4)
-    ratio = min(NEAR, (STRANGERS / k) ** (1 / _dimension(points)))
+    ratio = min(NEAR, (STRANGERS / k) ** (1 / _dimension(points, k)))
     # The distance of the k-th neighbour. A cell shows only some of the neighbours, so the smallest is the truest.
     reach = np.full(len(points), np.inf)
     pairs: list[tuple[Indices, Indices, NDArray[np.float64]]] = []
@@ -107,18 +116,24 @@ def _near_copies(points: Array) -> tuple[Indices, Indices]:
     return left[distance <= allowed], right[distance <= allowed]
 
 
-def _dimension(points: Array) -> float:
-    """Intrinsic dimension of the points: twice as many neighbours lie within `2^(1 / dimension)` times the distance.
+def _dimension(points: Array, nearest: int) -> float:
+    """Intrinsic dimension of the points: within `r` times the distance lie `r^dimension` times as many neighbours.
 
-    Taken where half of the images lie, since nearer neighbours may be copies.
+    The least of those at two scales, since a curved surface or separate classes seem to have more dimensions at the
+    larger one. Still nearer neighbours, or the `nearest`, may be copies.
     """
     from scipy.spatial.distance import cdist  # noqa: PLC0415 - slow to import
 
     some = points[_some(len(points), FITTED_TO)]
     distances = np.sort(cdist(some[: FITTED_TO // 4], some), axis=1)
-    quarter, half = distances[:, len(some) // 4], distances[:, len(some) // 2]
-    growth = float(np.median(half / np.maximum(quarter, np.finfo(np.float32).tiny)))
-    return np.log(2) / np.log(max(growth, 1 + 1e-6))
+    least = max(SCALES[0], nearest / len(points))
+    scales = (least, *SCALES[1:]) if 2 * least <= SCALES[1] else SCALES[1:]
+    found = []
+    for a, b in itertools.pairwise(scales):
+        inner, outer = (distances[:, int(share * len(some))] for share in (a, b))
+        growth = float(np.median(outer / np.maximum(inner, SMALLEST)))
+        found.append(math.log(b / a) / math.log(max(growth, 1 + ROUNDING)))
+    return min(found)
 
 
 def _cells(points: Array) -> Iterator[Indices]:
