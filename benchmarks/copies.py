@@ -3,17 +3,20 @@
     python benchmarks/copies.py --data ../shared/data --output docs/copies.json
 
 Folders of exchangeable images (random images of a dataset) should stay ungrouped, though some datasets have copies of
-their own. Folders with groups: tracks of traffic signs (three frames of each), CIFAR-10 images with four augmented copies
-each, and crops that slide over photographs, each overlapping the one before by 80 to 95 %. Time is that of features of
-normal random numbers.
+their own. Folders with known groups: tracks of traffic signs (three frames each), digits cut from one house number,
+images with four augmented copies each, and crops that slide over photographs, each overlapping the one before by 80 to
+95 %. Small folders are drawn from the large ones, group by group, ten times. Time is that of independent normal random
+features.
 """
 
 import io
-import json
+import os
+import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,6 +39,10 @@ FRAMES = 8
 """Crops of each photograph."""
 OVERLAPS = (0.8, 0.95)
 """Overlap of a crop with the one before, drawn anew for each photograph."""
+DRAWS = 10
+"""Small folders are drawn this many times."""
+COLUMNS = 3360
+"""Width of the features of the largest preset, for which the time is taken."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,8 @@ def main(
     output: Annotated[Path, typer.Option(help="JSON file to write, with a Markdown table beside it.")],
     images: Annotated[int, typer.Option(help="Images of each exchangeable folder, at most.")] = 1000,
     originals: Annotated[int, typer.Option(help="Originals, tracks or photographs of each folder with groups.")] = 150,
-    timed: Annotated[int, typer.Option(help="Images whose search is timed.")] = 50_000,
+    small: Annotated[str, typer.Option(help="Sizes of small folders, separated by commas.")] = "60,250",
+    timed: Annotated[str, typer.Option(help="Sizes for which the time is taken, separated by commas.")] = "10000,50000",
     store: Path | None = None,
 ) -> None:
     extractor = Detector(store=store or default_store_root()).prepare_extractor()
@@ -59,12 +67,19 @@ def main(
     with progress_bars(quiet=False) as bars:
         for name, folder in (*exchangeable(data, images), *grouped(data, originals)):
             encoded = extractor.encode(folder.images, progress=bars.images(name, len(folder.images)))
-            found = found_groups(encoded.z0, encoded.digests)
-            rows.append({"folder": name, **measured(found, folder.siblings)})
+            for size in (*map(int, small.split(",")), len(encoded.z0)):
+                draws = [
+                    measured(found_groups(encoded.z0[drawn], encoded.digests[drawn]), folder.siblings[drawn])
+                    for drawn in some_groups(folder.siblings, size)
+                ]
+                row = {key: mean(draw[key] for draw in draws) for key in draws[0]}
+                rows.append({"folder": name, "draws": len(draws), **row})
     content = {
         "command": "python benchmarks/copies.py " + " ".join(sys.argv[1:]),
         "rows": rows,
-        "timed": {"images": timed, "columns": 3360, "seconds": seconds_taken(timed, 3360)},
+        "times": [time_of(size) for size in map(int, timed.split(","))],
+        "cores": os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count(),
+        "load": os.getloadavg()[0],
         "versions": installed_versions(),
     }
     write_report(output, content, markdown(content))
@@ -75,7 +90,6 @@ def exchangeable(data: Path, limit: int) -> Iterator[tuple[str, Folder]]:
     for name, tar, part in (
         ("CIFAR-10", "cifar10.tar", "/train/"),
         ("CIFAR-10 dogs", "cifar10.tar", "/train/dog/"),
-        ("SVHN crops", "svhn_crops.tar", ""),
         ("MNIST", "mnist_test.tar", ""),
         ("MNIST ones", "mnist_test.tar", "/test/1/"),
         ("Fashion-MNIST", "fashion_mnist_train.tar", ""),
@@ -92,6 +106,8 @@ def exchangeable(data: Path, limit: int) -> Iterator[tuple[str, Folder]]:
 def grouped(data: Path, originals: int) -> Iterator[tuple[str, Folder]]:
     """Folders whose groups are known."""
     yield "GTSRB tracks", tracks(data / "gtsrb.tar", originals)
+    # Names are `DIGIT/NUMBER_POSITION.png`.
+    yield "SVHN crops of a number", named(data / "svhn_crops.tar", r"train/\d/(\d+)_", 1000)
     for name, tar, part in (("CIFAR-10", "cifar10.tar", "/train/"), ("DTD", "dtd_5classes.tar", "")):
         yield f"{name}, augmented", derived(sample(data / tar, part, originals, 1), augmented)
     for name, tar, part in (
@@ -107,23 +123,26 @@ def sample(tar: Path, part: str, limit: int, seed: int) -> ImageDataset:
     return ImageDataset([item for item in open_images(tar).items if part in item.name]).sample(limit, seed)
 
 
+def named(tar: Path, pattern: str, limit: int) -> Folder:
+    """The images of random groups, which their names tell."""
+    items = [(item, match[1]) for item in open_images(tar).items if (match := re.search(pattern, item.name))]
+    keys = np.unique([key for _, key in items])
+    chosen = set(np.random.default_rng(1).permutation(keys)[:limit])
+    kept = [(item, key) for item, key in items if key in chosen]
+    return Folder(ImageDataset([item for item, _ in kept]), np.searchsorted(keys, [key for _, key in kept]))
+
+
 def tracks(tar: Path, limit: int) -> Folder:
     """All frames of random tracks of GTSRB's training images, whose names are `CLASS/TRACK_FRAME.png`."""
-    items = [item for item in open_images(tar).items if "/train/" in item.name]
-    names = np.unique([item.name.rpartition("_")[0] for item in items])
-    chosen = set(np.random.default_rng(1).permutation(names)[:limit])
-    kept = [item for item in items if item.name.rpartition("_")[0] in chosen]
-    return Folder(ImageDataset(kept), np.searchsorted(names, [item.name.rpartition("_")[0] for item in kept]))
+    return named(tar, r"train/(\d+/\d+)_", limit)
 
 
-def derived(
-    originals: ImageDataset, derive: Callable[[Image.Image, np.random.Generator], list[Image.Image]]
-) -> Folder:
+def derived(originals: ImageDataset, derive: Callable[[Image.Image, np.random.Generator], list[Image.Image]]) -> Folder:
     """A folder of what is made of each original."""
     items, siblings = [], []
     for i, item in enumerate(originals.items):
         for j, image in enumerate(derive(decode(item.read()), np.random.default_rng(i))):
-            items.append(ImageItem(f"{i:04}-{j}", lambda image=image: image))
+            items.append(ImageItem(f"{i:04}-{j}", partial(Image.Image.copy, image)))
             siblings.append(i)
     return Folder(ImageDataset(items), np.array(siblings))
 
@@ -133,8 +152,8 @@ def augmented(original: Image.Image, random: np.random.Generator) -> list[Image.
     copies = [original]
     for _ in range(4):
         copy = original
-        for way in random.choice(WAYS, random.integers(1, 3), replace=False):
-            copy = way(copy, random)
+        for way in random.choice(len(WAYS), random.integers(1, 3), replace=False):
+            copy = WAYS[way](copy, random)
         copies.append(copy)
     return copies
 
@@ -204,33 +223,74 @@ def measured(found: NDArray[np.intp], siblings: NDArray[np.intp]) -> dict[str, A
     _, of_both, both_sizes = np.unique(both, return_inverse=True, return_counts=True)
     has_sibling, with_sibling = known_sizes[of_known] > 1, both_sizes[of_both] > 1
     with_stranger = found_sizes[of_found] > both_sizes[of_both]
-    result: dict[str, Any] = {
+    known = has_sibling.any()
+    return {
         "images": len(found),
         "known_groups": len(known_sizes),
         "found_groups": len(found_sizes),
         "largest_found": int(found_sizes.max()),
         "share_in_groups": float(np.mean(found_sizes[of_found] > 1)),
         "share_with_strangers": float(np.mean(with_stranger)),
+        "recall_of_images": float(np.mean(with_sibling[has_sibling])) if known else None,
+        "recall_of_pairs": pairs(both) / pairs(siblings) if known else None,
+        "precision_of_pairs": pairs(both) / pairs(found) if known and pairs(found) else None,
     }
-    if has_sibling.any():
-        result["recall_of_images"] = float(np.mean(with_sibling[has_sibling]))
-        result["recall_of_pairs"] = pairs(both) / pairs(siblings)
-        result["precision_of_pairs"] = pairs(both) / pairs(found) if pairs(found) else None
-    return result
 
 
-def seconds_taken(images: int, columns: int) -> float:
+def mean(values: Iterable[float | None]) -> float | None:
+    """Mean of those that are numbers, if any."""
+    numbers = [value for value in values if value is not None]
+    return float(np.mean(numbers)) if numbers else None
+
+
+def some_groups(siblings: NDArray[np.intp], size: int) -> Iterator[NDArray[np.intp]]:
+    """Images of random whole groups, about `size` of them, several times; or once all images."""
+    if size >= len(siblings):
+        yield np.arange(len(siblings))
+        return
+    for seed in range(DRAWS):
+        order = np.random.default_rng(seed).permutation(siblings.max() + 1)[siblings]
+        yield np.flatnonzero(order <= np.sort(order)[size - 1])
+
+
+def time_of(images: int) -> dict[str, Any]:
     random = np.random.default_rng(0)
-    z0 = random.standard_normal((images, columns), dtype=np.float32)
+    z0 = random.standard_normal((images, COLUMNS), dtype=np.float32)
     digests = random.integers(0, 256, (images, 16), np.uint8)
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     found_groups(z0, digests)
-    return time.perf_counter() - start
+    return {
+        "images": images,
+        "columns": COLUMNS,
+        "seconds": time.perf_counter() - start,
+        "cpu_seconds": time.process_time() - cpu,
+    }
 
 
 def markdown(content: dict[str, Any]) -> str:
-    """The table in Markdown."""
-    return json.dumps(content)
+    """The tables in Markdown."""
+    lines = [
+        f"`{content['command']}`",
+        "",
+        "Groups: known and found. In groups: images that share a found group with another, %. Recall: images with a "
+        "sibling in the folder that were found to share a group with one, and pairs of siblings, %. Precision: pairs "
+        "found that are siblings, %.",
+        "",
+        "| folder | images | known | found | largest | in groups | recall, images | recall, pairs | precision, pairs |",
+        "|---" * 9 + "|",
+    ]
+    for row in content["rows"]:
+        shares = ("share_in_groups", "recall_of_images", "recall_of_pairs", "precision_of_pairs")
+        cells = [f"{row[key]:.0f}" for key in ("images", "known_groups", "found_groups", "largest_found")]
+        cells += ["" if row[key] is None else f"{100 * row[key]:.1f}" for key in shares]
+        lines.append(f"| {row['folder']} | {' | '.join(cells)} |")
+    lines += ["", "| images | columns | seconds | CPU seconds |", "|---|---|---|---|"]
+    lines += [
+        f"| {row['images']:,} | {row['columns']:,} | {row['seconds']:.1f} | {row['cpu_seconds']:.1f} |"
+        for row in content["times"]
+    ]
+    lines += ["", f"{content['cores']} cores, load {content['load']:.1f} (other work went on beside)."]
+    return "\n".join([*lines, ""])
 
 
 if __name__ == "__main__":

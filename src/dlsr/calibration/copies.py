@@ -18,13 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 COMPONENTS = 64
-"""Principal components in which distances are measured, at most."""
+"""Distances are measured in this many principal components, at most a quarter of the number of images."""
 SCALES = (0.05, 0.25, 0.5)
 """The dimension follows from the distances within which these shares of the images lie."""
 FITTED_TO = 2048
 """The components and the dimension are those of this many random images."""
 NEIGHBOURS = 30
-"""An image's distances are compared with that of its neighbour of this rank, at most a quarter of the images."""
+"""An image's distances are compared with that of its neighbour of this rank, at most an eighth of the images ..."""
+FEWEST_NEIGHBOURS = 5
+""".. but at least this."""
 NEAR = 0.47
 """Near copies are at most this times as far as that neighbour ..."""
 STRANGERS = 0.02
@@ -87,7 +89,7 @@ def _projected(z0: NDArray[np.float32], rows: Indices) -> Array:
     sample = z0[rows[_some(len(rows), FITTED_TO)]]
     mean, deviation = sample.mean(axis=0, dtype=np.float64), sample.std(axis=0, dtype=np.float64)
     deviation[deviation <= CONSTANT * np.abs(mean)] = np.inf
-    components = min(COMPONENTS, len(sample) - 1, z0.shape[1])
+    components = min(COMPONENTS, len(sample) // 4, z0.shape[1])
     standardised = ((sample - mean) / deviation).astype(np.float32)
     _, strengths, directions = randomized_svd(standardised, components, random_state=0)
     axes = (directions / np.sqrt(np.maximum(strengths, SMALLEST))[:, None] / deviation).T.astype(np.float32)
@@ -99,7 +101,7 @@ def _near_copies(points: Array) -> tuple[Indices, Indices]:
     """Pairs of near copies."""
     from sklearn.neighbors import NearestNeighbors  # noqa: PLC0415 - slow to import
 
-    k = min(NEIGHBOURS, len(points) // 4)
+    k = min(NEIGHBOURS, max(len(points) // 8, FEWEST_NEIGHBOURS))
     ratio = min(NEAR, (STRANGERS / k) ** (1 / _dimension(points, k)))
     # The distance of the k-th neighbour. A cell shows only some of the neighbours, so the smallest is the truest.
     reach = np.full(len(points), np.inf)
