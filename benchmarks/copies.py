@@ -78,7 +78,8 @@ def main(
         "command": "python benchmarks/copies.py " + " ".join(sys.argv[1:]),
         "rows": rows,
         "times": [time_of(size) for size in map(int, timed.split(","))],
-        "cores": os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count(),
+        "cores": os.cpu_count(),
+        "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
         "load": os.getloadavg()[0],
         "versions": installed_versions(),
     }
@@ -289,7 +290,11 @@ def markdown(content: dict[str, Any]) -> str:
         f"| {row['images']:,} | {row['columns']:,} | {row['seconds']:.1f} | {row['cpu_seconds']:.1f} |"
         for row in content["times"]
     ]
-    lines += ["", f"{content['cores']} cores, load {content['load']:.1f} (other work went on beside)."]
+    lines += [
+        "",
+        f"{content['threads']} threads on {content['cores']} cores, at a load of {content['load']:.1f}: above the number of "
+        "cores, the CPU seconds tell more.",
+    ]
     return "\n".join([*lines, ""])
 
 

@@ -21,7 +21,7 @@ COMPONENTS = 64
 """Distances are measured in this many principal components, at most a quarter of the number of images."""
 SCALES = (0.05, 0.25, 0.5)
 """The dimension follows from the distances within which these shares of the images lie."""
-FITTED_TO = 2048
+FITTED_TO = 1024
 """The components and the dimension are those of this many random images."""
 NEIGHBOURS = 30
 """An image's distances are compared with that of its neighbour of this rank, at most an eighth of the images ..."""
@@ -34,7 +34,7 @@ STRANGERS = 0.02
 ROUNDING = 1e-3
 """Distances below this times the usual one are zero."""
 CONSTANT = 1e-6
-"""Columns of the features that vary less than this, relative to their mean, are left out."""
+"""Columns that vary less than this, relative to their mean, are left out; so are components, relative to the first."""
 FEWEST = 20
 """Near copies are looked for among at least this many distinct images."""
 CELL = 50_000
@@ -84,15 +84,19 @@ def _projected(z0: NDArray[np.float32], rows: Indices) -> Array:
     Columns are standardised first. Components are divided by the square root of their standard deviation: half-way
     to equal ones, since small components tell copies from other images, too, but the smallest are noise.
     """
-    from sklearn.utils.extmath import randomized_svd  # noqa: PLC0415 - slow to import
+    from scipy.linalg import eigh  # noqa: PLC0415 - slow to import, and scoring does not need it
 
     sample = z0[rows[_some(len(rows), FITTED_TO)]]
     mean, deviation = sample.mean(axis=0, dtype=np.float64), sample.std(axis=0, dtype=np.float64)
     deviation[deviation <= CONSTANT * np.abs(mean)] = np.inf
+    standardised = (sample - mean) / deviation
     components = min(COMPONENTS, len(sample) // 4, z0.shape[1])
-    standardised = ((sample - mean) / deviation).astype(np.float32)
-    _, strengths, directions = randomized_svd(standardised, components, random_state=0)
-    axes = (directions / np.sqrt(np.maximum(strengths, SMALLEST))[:, None] / deviation).T.astype(np.float32)
+    # From the products of the samples, which are fewer than the columns of the larger presets.
+    chosen = (len(sample) - components, len(sample) - 1)
+    strengths, weights = eigh(standardised @ standardised.T, subset_by_index=chosen)
+    kept = strengths >= CONSTANT**2 * strengths[-1]
+    scale = np.maximum(strengths[kept], SMALLEST) ** 0.75
+    axes = (standardised.T @ (weights[:, kept] / scale) / deviation[:, None]).astype(np.float32)
     centre = mean.astype(np.float32)
     return np.concatenate([(z0[rows[i : i + BLOCK]] - centre) @ axes for i in range(0, len(rows), BLOCK)])
 
@@ -127,7 +131,7 @@ def _dimension(points: Array, nearest: int) -> float:
     from scipy.spatial.distance import cdist  # noqa: PLC0415 - slow to import
 
     some = points[_some(len(points), FITTED_TO)]
-    distances = np.sort(cdist(some[: FITTED_TO // 4], some), axis=1)
+    distances = np.sort(cdist(some[: FITTED_TO // 2], some), axis=1)
     least = max(SCALES[0], nearest / len(points))
     scales = (least, *SCALES[1:]) if 2 * least <= SCALES[1] else SCALES[1:]
     found = []
