@@ -292,8 +292,8 @@ def markdown(content: dict[str, Any]) -> str:
     ]
     lines += [
         "",
-        f"{content['threads']} threads on {content['cores']} cores, at a load of {content['load']:.1f}. If that is above "
-        "the number of cores, the CPU seconds tell more.",
+        f"Threads: {content['threads']}, on {content['cores']} cores, at a load of {content['load']:.1f}. If that is "
+        "above the number of cores, the CPU seconds tell more.",
     ]
     return "\n".join([*lines, ""])
 
