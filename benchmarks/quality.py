@@ -94,7 +94,7 @@ def matched_features(
 
 def fit_data(settings: Settings, channels: tuple[int, ...], encoded: Encoded) -> FitData:
     """Features of ID images as a fit splits them, without the calibration part."""
-    parts = split(len(encoded.z0), 0.05, settings.seed)
+    parts = split(np.arange(len(encoded.z0)), 0.05, settings.seed)
     return FitData(
         settings,
         channels,

@@ -21,6 +21,13 @@ CalibrationMethod = Literal["auto", "held-out", "leave-one-out"]
 had been left out of the fit, which some scores can do. `auto`: the latter where it is possible.
 """
 
+AUTO = "auto"
+"""Of `DetectorConfig.group_by`: exact and near copies are found and grouped."""
+NONE = "none"
+"""Of `DetectorConfig.group_by`: each image is a group of its own."""
+GIVEN = "given"
+"""In place of `DetectorConfig.group_by`: groups were given to `fit`."""
+
 M = TypeVar("M", bound=Frozen)
 
 
@@ -81,6 +88,8 @@ class DetectorConfig(Frozen):
     pooling: str | None = None
     false_alarm_rate: float = 0.05
     calibration: CalibrationMethod = "auto"
+    confidence: float | None = None
+    group_by: str = AUTO
     seed: int = Field(default=0, ge=0, lt=2**31)
     thumbnails: int = Field(default=0, ge=0)
     settings: dict[str, Any] = {}
@@ -98,6 +107,13 @@ class DetectorConfig(Frozen):
         if not 0 < rate < 1:
             raise SettingsError(f"the false-alarm rate must lie between 0 and 1, got {rate:g}")
         return rate
+
+    @field_validator("confidence")
+    @classmethod
+    def _is_a_probability(cls, confidence: float | None) -> float | None:
+        if confidence is not None and not 0 < confidence < 1:
+            raise SettingsError(f"the confidence must lie between 0 and 1, got {confidence:g}")
+        return confidence
 
     def arguments(self) -> dict[str, Any]:
         """The arguments of `Detector` that give this config again."""

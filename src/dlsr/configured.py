@@ -1,20 +1,27 @@
 """The parameters of a detector as one validated config, and the feature extractor that they describe."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dlsr.config import DetectorConfig, validated
+import numpy as np
+from numpy.typing import NDArray
+
+from dlsr.calibration.copies import found_groups
+from dlsr.calibration.groups import Groups
+from dlsr.config import AUTO, GIVEN, NONE, DetectorConfig, validated
 from dlsr.encoders import encoder_spec
 from dlsr.encoding.extractor import FeatureExtractor
 from dlsr.errors import NotFittedError, SettingsError
 from dlsr.estimator import Estimator
+from dlsr.images.groups import group_labels
+from dlsr.method.noise import row_digests
 from dlsr.model import FittedAttributes
 from dlsr.runtime.backends import Backend, choose_backend
 from dlsr.runtime.devices import torch_device
 from dlsr.scorers import Settings, resolve
-from dlsr.scorers.base import PRESET_POOLING, setting_names
+from dlsr.scorers.base import PRESET_POOLING, Digests, setting_names
 
 _CONFIG = tuple(name for name in DetectorConfig.model_fields if name != "settings")
 
@@ -23,6 +30,7 @@ class Configured(FittedAttributes, Estimator):
     """Base of `Detector`: its parameters, the settings that they resolve to, and their feature extractor."""
 
     encoder: str
+    group_by: str
     stages: Sequence[int] | None
     weights: str | os.PathLike[str] | None
     device: str
@@ -59,6 +67,30 @@ class Configured(FittedAttributes, Estimator):
     def _resolved(self) -> Settings:
         config = self._config()
         return resolve(config.preset, config.score, config.settings, seed=config.seed)
+
+    def _grouped(
+        self,
+        names: Sequence[str] | None,
+        z0: NDArray[np.float32],
+        digests: Digests | None,
+        groups: Sequence[Hashable] | None,
+    ) -> Groups:
+        """Groups of feature vectors: as given, or as `group_by` says.
+
+        Raises:
+            SettingsError, InputError: if groups cannot be had this way.
+        """
+        if groups is not None:
+            if len(groups) != len(z0):
+                raise SettingsError(f"there are {len(z0)} features, but {len(groups)} groups; give a label for each")
+            return Groups.of(groups, GIVEN)
+        if self.group_by == NONE:
+            return Groups(np.arange(len(z0)), NONE)
+        if self.group_by == AUTO:
+            return Groups(found_groups(z0, row_digests(z0) if digests is None else digests), AUTO)
+        if names is None:
+            raise SettingsError(f"features have no names to group by '{self.group_by}'; give groups instead")
+        return Groups.of(group_labels(names, self.group_by), self.group_by)
 
     def prepare_extractor(self) -> FeatureExtractor:
         """The feature extractor that `fit` will use: encodes images before or without fitting.

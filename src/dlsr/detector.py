@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dlsr.artifact import read_model, write_model
-from dlsr.calibration.conformal import check_calibration_size, p_values
-from dlsr.config import CalibrationMethod, DetectorConfig, validated
+from dlsr.calibration.groups import Groups
+from dlsr.config import AUTO, CalibrationMethod, DetectorConfig, validated
 from dlsr.configured import Configured
 from dlsr.encoders.presets import weight_source
 from dlsr.encoding.examples import choose_examples
 from dlsr.encoding.extractor import FeatureExtractor
 from dlsr.encoding.pipeline import Encoded, Progress
-from dlsr.errors import FeatureError, NoImagesError
+from dlsr.errors import FeatureError, NoImagesError, SettingsError
 from dlsr.images.sources import ImagesLike, open_images, warn_of_unreadable
 from dlsr.images.transforms import Transform
 from dlsr.method.noise import row_digests
@@ -45,7 +45,12 @@ class Detector(Configured):
         pooling: what is kept of each stage's map: `mean` as in the paper, `mean+std` or `mean+std+max`; None for the
             preset's.
         false_alarm_rate: share of ID images that may be called OOD; can be changed after fitting.
+        confidence: probability with which that rate holds for the model at hand, such as 0.95; None for a rate that
+            holds on average over models. Can be changed after fitting.
         calibration: `auto`, `held-out` or `leave-one-out`, see `dlsr.config.CalibrationMethod`.
+        group_by: images of one group, such as frames of one video, are never split between training and calibration.
+            `folder`: groups are folders; a regular expression or a CSV file, see `dlsr.images.groups.group_labels`;
+            `auto`: exact and near copies are found and grouped; `none`: each image is a group of its own.
         seed: of everything random. Noise is derived from it and each image's content.
         device: `auto`, `cpu`, `cuda`, ..
         backend: engine of the encoder: one of `dlsr.runtime.backends.BACKENDS`.
@@ -71,7 +76,9 @@ class Detector(Configured):
         decoding: str = "full",
         pooling: str | None = None,
         false_alarm_rate: float = 0.05,
+        confidence: float | None = None,
         calibration: CalibrationMethod = "auto",
+        group_by: str = AUTO,
         seed: int = 0,
         device: str = "auto",
         backend: Backend = "auto",
@@ -88,7 +95,9 @@ class Detector(Configured):
         self.decoding = decoding
         self.pooling = pooling
         self.false_alarm_rate = false_alarm_rate
+        self.confidence = confidence
         self.calibration = calibration
+        self.group_by = group_by
         self.seed = seed
         self.device = device
         self.backend = backend
@@ -102,17 +111,19 @@ class Detector(Configured):
         images: ImagesLike,
         y: object = None,
         *,
+        groups: Sequence[Hashable] | None = None,
         transform: Transform | None = None,
         progress: Progress | None = None,
         **training: Unpack[TrainingOptions],
     ) -> "Detector":
-        """Learn what in-distribution images look like, and calibrate on some of them that are held out.
+        """Learn what in-distribution images look like, and calibrate on images that are not fitted to.
 
         A fit that fails leaves the detector as it was.
 
         Args:
             images: see `dlsr.open_images`.
             y: ignored, for scikit-learn.
+            groups: a label for each image, the same for images of one group; None for groups as `group_by` says.
             transform: applied to each image first, for benchmarks.
             progress: callback with the number of images that were encoded since the last call.
             **training: checkpoint, callback and processes, see `dlsr.training.loop.TrainingOptions`.
@@ -132,15 +143,17 @@ class Detector(Configured):
             ranks.wait()
             progress = None
         encoded = extractor.encode(found, transform=transform, progress=progress)
-        model = self._fit_encoded(encoded, extractor, trainer)
+        model = self._fit_encoded(encoded, extractor, trainer, groups)
         examples = choose_examples(found, encoded, self.thumbnails, self.seed) if self.thumbnails else None
         self._model, self._extractor = replace(model, examples=examples), extractor
         return self
 
-    def fit_encoded(self, encoded: Encoded, **training: Unpack[TrainingOptions]) -> "Detector":
+    def fit_encoded(
+        self, encoded: Encoded, *, groups: Sequence[Hashable] | None = None, **training: Unpack[TrainingOptions]
+    ) -> "Detector":
         """As `fit`, to images that were encoded by `prepare_extractor`, here or on a cluster. Raises as `fit` does."""
         extractor, trainer = self.prepare_extractor(), Trainer.of(self._resolved().seed, training)
-        self._model, self._extractor = self._fit_encoded(encoded, extractor, trainer), extractor
+        self._model, self._extractor = self._fit_encoded(encoded, extractor, trainer, groups), extractor
         return self
 
     def fit_features(
@@ -149,6 +162,7 @@ class Detector(Configured):
         channels: Sequence[int] | None = None,
         *,
         digests: Digests | None = None,
+        groups: Sequence[Hashable] | None = None,
         **training: Unpack[TrainingOptions],
     ) -> "Detector":
         """Fit to features of your own instead of images.
@@ -157,6 +171,7 @@ class Detector(Configured):
             features: finite, shape `(N, c)`; a memory-mapped float32 array may be larger than memory.
             channels: dimensions of each layer that the features are joined from; None for a single layer.
             digests: content digests from which noise is derived, shape `(N, 16)`; None for digests of the features.
+            groups: a label for each feature vector, as for `fit`.
             **training: as for `fit`.
 
         Raises:
@@ -168,11 +183,18 @@ class Detector(Configured):
         if sum(layers) != z0.shape[1] or min(layers) < 1:
             raise FeatureError(f"channels {list(layers)} do not add up to the {z0.shape[1]} columns of the features")
         trainer = Trainer.of(settings.seed, training)
-        self._model = fit_model(self._config(), settings, z0, digests, layers, self.device, trainer)
+        grouped = self._grouped(None, z0, digests, groups)
+        self._model = fit_model(self._config(), settings, z0, digests, layers, grouped, self.device, trainer)
         self._extractor = None
         return self
 
-    def _fit_encoded(self, encoded: Encoded, extractor: FeatureExtractor, trainer: Trainer) -> FittedModel:
+    def _fit_encoded(
+        self,
+        encoded: Encoded,
+        extractor: FeatureExtractor,
+        trainer: Trainer,
+        groups: Sequence[Hashable] | None,
+    ) -> FittedModel:
         if not len(encoded.z0):
             name, reason = next(iter(encoded.unreadable.items()))
             raise NoImagesError(f"none of {len(encoded.names)} images can be read; the first, {name}: {reason}")
@@ -184,15 +206,32 @@ class Detector(Configured):
             encoded.z0,
             encoded.digests,
             encoder.channels,
+            self._groups_of(encoded, groups),
             self.device,
             trainer,
-            [name for name, error in zip(encoded.names, encoded.errors, strict=True) if error is None],
+            encoded.readable_names,
             encoded.unreadable,
         )
         return replace(model, encoder=encoder.spec, encoder_sha256=encoder.weights_sha256)
 
-    def calibrate(self, images: ImagesLike, *, progress: Progress | None = None) -> "Detector":
+    def _groups_of(self, encoded: Encoded, groups: Sequence[Hashable] | None) -> Groups:
+        if groups is not None:
+            if len(groups) != len(encoded.names):
+                raise SettingsError(
+                    f"there are {len(encoded.names)} images, but {len(groups)} groups; give a label for each image"
+                )
+            groups = [group for group, error in zip(groups, encoded.errors, strict=True) if error is None]
+        return self._grouped(encoded.readable_names, encoded.z0, encoded.digests, groups)
+
+    def calibrate(
+        self, images: ImagesLike, *, groups: Sequence[Hashable] | None = None, progress: Progress | None = None
+    ) -> "Detector":
         """Replace the calibration images by others that are known to be in distribution, without refitting.
+
+        Args:
+            images: see `dlsr.open_images`.
+            groups: a label for each image, as for `fit`.
+            progress: callback with the number of images that were encoded since the last call.
 
         Raises:
             NotFittedError, InputError: as `detect`.
@@ -200,8 +239,9 @@ class Detector(Configured):
         """
         encoded = self.extractor_.encode(images, progress=progress)
         warn_of_unreadable(encoded.unreadable)
-        check_calibration_size(len(encoded.z0), self.false_alarm_rate)
-        self._model = self._fitted().calibrated(encoded.z0, encoded.digests)
+        model = self._fitted().calibrated(encoded.z0, encoded.digests, self._groups_of(encoded, groups))
+        model.calibration.check_size(self.false_alarm_rate, self.confidence)
+        self._model = model
         return self
 
     def detect(
@@ -245,9 +285,9 @@ class Detector(Configured):
 
     def _detected(self, images: ImagesLike, **options: Any) -> Iterator[Results]:
         model, rate = self._fitted(), self.false_alarm_rate
-        check_calibration_size(len(model.calibration.scores), rate)
+        model.calibration.check_size(rate, self.confidence)
         for chunk in self.extractor_.encode_chunks(images, **options):
-            yield model.detect(chunk, rate)
+            yield model.detect(chunk, rate, self.confidence)
 
     def score_samples(self, images: ImagesLike, *, transform: Transform | None = None) -> Array:
         """Scores of images, shape `(N,)`, larger = more OOD; NaN, and a warning, for unreadable ones."""
@@ -277,7 +317,7 @@ class Detector(Configured):
 
     def p_values_of(self, scores: ArrayLike) -> Array:
         """Conformal p-values of scores, shape `(N,)`."""
-        return p_values(np.asarray(scores, dtype=np.float64), self.calibration_scores_)
+        return self._fitted().calibration.p_values(np.asarray(scores, dtype=np.float64), self.confidence)
 
     def with_settings(self, *, seed: int | None = None, score: str | None = None) -> "Detector":
         """The same trained model scoring with the noise of another seed, or another score of the same network.
@@ -299,7 +339,8 @@ class Detector(Configured):
             OutputError: if it cannot be written.
         """
         model = self._fitted()
-        config = model.config.model_dump() | {"false_alarm_rate": self.false_alarm_rate}
+        changes = {"false_alarm_rate": self.false_alarm_rate, "confidence": self.confidence}
+        config = model.config.model_dump() | changes
         write_model(Path(folder), replace(model, config=validated(DetectorConfig, config)))
 
     @classmethod
@@ -313,6 +354,7 @@ class Detector(Configured):
         store: str | os.PathLike[str] | None = None,
         workers: int = 2,
         false_alarm_rate: float | None = None,
+        confidence: float | None = None,
     ) -> "Detector":
         """Read a model directory.
 
@@ -324,12 +366,17 @@ class Detector(Configured):
             store: as for the class.
             workers: as for the class.
             false_alarm_rate: instead of the model's; None for the model's.
+            confidence: instead of the model's; None for the model's.
 
         Raises:
             ArtifactError: if it is missing, damaged, foreign or from another version of the schema.
         """
         model = read_model(Path(folder), torch_device(device))
-        changes = {"weights": None if weights is None else os.fspath(weights), "false_alarm_rate": false_alarm_rate}
+        changes = {
+            "weights": None if weights is None else os.fspath(weights),
+            "false_alarm_rate": false_alarm_rate,
+            "confidence": confidence,
+        }
         config = model.config.model_copy(update={name: value for name, value in changes.items() if value is not None})
         if weights is not None and model.encoder is not None:
             spec = model.encoder.model_copy(update={"weights": weight_source(os.fspath(weights))})

@@ -9,7 +9,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict
 
-from dlsr.calibration.conformal import layer_scale, p_values, threshold
+from dlsr.calibration.conformal import check_calibration_size, layer_scale, p_value_table, p_values, threshold
+from dlsr.calibration.exchangeability import ExchangeabilityCheck, check
+from dlsr.calibration.groups import Groups
 from dlsr.calibration.split import split
 from dlsr.config import DetectorConfig
 from dlsr.encoders import EncoderSpec
@@ -43,11 +45,17 @@ class FitSummary(BaseModel):
     calibration_images: int
     unreadable: dict[str, str] = {}
     """Reasons by name, of images that could not be read."""
+    groups: int
+    """Groups of all these images: as many as images if each is a group of its own."""
+    grouped_by: str
+    """`DetectorConfig.group_by`, or `given`."""
     left_out: bool = False
     """Whether the calibration scores are those of the training images, each as if it had been left out."""
     log: list[EpochLog] = []
     examined_images: int = 0
     """Images that were compared with the rest. Only scores that can score their own training images do this."""
+    check: ExchangeabilityCheck
+    """Whether the images look exchangeable, which the false-alarm rate assumes."""
     unlike: dict[str, float] = {}
     """Images unlike the rest, by name, the most unlike first: their scores' distance from the median, in standard
     deviations. They may not be in distribution at all."""
@@ -63,6 +71,24 @@ class Calibration:
     """Mean of each layer's score, shape `(M,)`."""
     layer_std: Array
     """Standard deviation of each layer's score, shape `(M,)`."""
+    groups: NDArray[np.int64]
+    """A number for each score, shape `(n,)`, the same for images of one group."""
+
+    def p_values(self, scores: Array, confidence: float | None) -> Array:
+        """See `dlsr.calibration.conformal.p_values`."""
+        return p_values(scores, self.scores, self.groups, confidence)
+
+    def threshold(self, rate: float, confidence: float | None) -> float:
+        """See `dlsr.calibration.conformal.threshold`. Raises TooFewImagesError as that does."""
+        return threshold(self.scores, rate, self.groups, confidence)
+
+    def table(self, confidence: float | None) -> tuple[Array, Array]:
+        """See `dlsr.calibration.conformal.p_value_table`."""
+        return p_value_table(self.scores, self.groups, confidence)
+
+    def check_size(self, rate: float, confidence: float | None) -> None:
+        """Raise TooFewImagesError if there are too few images, or groups of them, for a rate."""
+        check_calibration_size(len(self.scores), rate, self.groups, confidence)
 
 
 @dataclass(frozen=True)
@@ -91,15 +117,16 @@ class FittedModel:
         """Scores, shape `(N,)`, and scores of each layer, shape `(N, M)`, of features, shape `(N, c)`."""
         return _scores(self.scorer, z0, digests, self.settings.seed)
 
-    def calibrated(self, z0: NDArray[np.float32], digests: Digests) -> Self:
+    def calibrated(self, z0: NDArray[np.float32], digests: Digests, groups: Groups) -> Self:
         """This model calibrated on other ID features."""
-        calibration = _calibration(*self.score(z0, digests))
+        calibration = _calibration(*self.score(z0, digests), groups.numbers)
         summary = self.summary.model_copy(update={"calibration_images": len(z0), "left_out": False})
         return replace(self, calibration=calibration, summary=summary)
 
-    def detect(self, images: Encoded, rate: float) -> Results:
+    def detect(self, images: Encoded, rate: float, confidence: float | None) -> Results:
         """Scores, p-values and verdicts of encoded images, at a false-alarm rate."""
-        cut, calibration, readable = threshold(self.calibration.scores, rate), self.calibration, images.readable
+        calibration, readable = self.calibration, images.readable
+        cut = calibration.threshold(rate, confidence)
         scores, layers = self.score(images.z0, images.digests)
 
         def spread(values: NDArray[Any], missing: float) -> NDArray[Any]:
@@ -110,7 +137,7 @@ class FittedModel:
         return Results(
             paths=images.names,
             scores=spread(scores, np.nan),
-            p_values=spread(p_values(scores, calibration.scores), np.nan),
+            p_values=spread(calibration.p_values(scores, confidence), np.nan),
             verdicts=spread((scores > cut).astype(np.int8), -1),
             layers=spread((layers - calibration.layer_mean) / calibration.layer_std, np.nan),
             errors=images.errors,
@@ -146,6 +173,7 @@ def fit_model(
     z0: NDArray[np.float32],
     digests: Digests | None,
     channels: tuple[int, ...],
+    groups: Groups,
     device: str,
     trainer: Trainer,
     names: Sequence[str] | None = None,
@@ -161,6 +189,7 @@ def fit_model(
         z0: features, shape `(N, c)`.
         digests: their content digests, shape `(N, 16)`; None for digests of the features themselves.
         channels: dimensions of each layer.
+        groups: of the features; those of one group stay together.
         device: `auto`, `cpu`, `cuda`, ..
         trainer: trains networks.
         names: of the features, by which those unlike the rest are told; None for their positions.
@@ -179,9 +208,10 @@ def fit_model(
     scorer, place = new_scorer(settings, channels), torch_device(device)
     left_out = leaves_out(scorer, len(z0), config.calibration)
     parts = split(
-        len(z0),
+        groups.numbers,
         config.false_alarm_rate,
         settings.seed,
+        confidence=config.confidence,
         validation=scorer.needs_validation,
         calibration=not left_out,
     )
@@ -195,7 +225,7 @@ def fit_model(
         settings,
         channels,
         samples_of(z0, training, place),
-        torch.arange(len(training)),
+        torch.from_numpy(np.unique(groups.numbers[training], return_inverse=True)[1]),
         torch.from_numpy(validation).to(place),
         digests_of(parts.validation, validation),
     )
@@ -204,13 +234,16 @@ def fit_model(
     if scorer.left_out is not None:
         scores[training], layers = _numbers(scorer.left_out)
     if left_out:
-        calibration = _calibration(scores, layers)
+        calibration = _calibration(scores, layers, groups.numbers)
     else:
         held_out = taken(z0, calibrating)
         seen = digests_of(calibrating, held_out)
-        calibration = _calibration(*_scores(scorer, held_out, seen, settings.seed))
-        if scorer.left_out is not None:
-            scores[calibrating] = calibration.scores
+        calibration = _calibration(*_scores(scorer, held_out, seen, settings.seed), groups.numbers[calibrating])
+        scores[calibrating] = calibration.scores
+    # Positions in a list are no names: it may be sorted by class.
+    ordered = None if names is None or all(name.isdigit() for name in names) else names
+    # Without scores of the training images there is nothing to compare those of the others with.
+    compared = scores if scorer.left_out is not None else np.empty(0)
     return FittedModel(
         config=config,
         settings=settings,
@@ -224,10 +257,13 @@ def fit_model(
             validation_images=len(parts.validation),
             calibration_images=len(calibration.scores),
             unreadable=unreadable or {},
+            groups=groups.count,
+            grouped_by=groups.by,
             left_out=left_out,
             log=log,
-            examined_images=int(np.isfinite(scores).sum()),
-            unlike={str(i) if names is None else names[i]: deviation for i, deviation in _unlike(scores)},
+            examined_images=int(np.isfinite(compared).sum()),
+            check=check(ordered, z0, scores, groups.numbers, settings.seed),
+            unlike={str(i) if names is None else names[i]: deviation for i, deviation in _unlike(compared)},
         ),
     )
 
@@ -273,6 +309,7 @@ class FittedAttributes:
 
     _model: FittedModel
     false_alarm_rate: float
+    confidence: float | None
 
     def _fitted(self) -> FittedModel:
         if not hasattr(self, "_model"):
@@ -284,12 +321,12 @@ class FittedAttributes:
 
     @property
     def threshold_(self) -> float:
-        """The score above which an image is called OOD, at `false_alarm_rate`.
+        """The score above which an image is called OOD, at `false_alarm_rate` and `confidence`.
 
         Raises:
             TooFewImagesError: if the calibration images are too few for the rate.
         """
-        return threshold(self.calibration_scores_, self.false_alarm_rate)
+        return self._fitted().calibration.threshold(self.false_alarm_rate, self.confidence)
 
     @property
     def calibration_(self) -> Calibration:
@@ -354,5 +391,5 @@ def _numbers(scores: LayerScores) -> tuple[Array, Array]:
     return of_images, of_layers
 
 
-def _calibration(scores: Array, layers: Array) -> Calibration:
-    return Calibration(scores, *layer_scale(layers))
+def _calibration(scores: Array, layers: Array, groups: NDArray[np.int64]) -> Calibration:
+    return Calibration(scores, *layer_scale(layers), groups)

@@ -96,12 +96,14 @@ class FeatureOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         self.random_state = random_state
         self.device = device
 
-    def fit(self, X: ArrayLike, y: object = None) -> Self:
+    def fit(self, X: ArrayLike, y: object = None, groups: ArrayLike | None = None) -> Self:
         """Learn what inliers look like, and calibrate the threshold.
 
         Args:
             X: features of inliers, finite, shape `(N, c)`.
             y: ignored.
+            groups: a label for each sample, the same for samples of one group, such as frames of one video: a group is
+                never split, and the false-alarm rate is that of samples of new groups. None: each is its own group.
 
         Raises:
             ValueError: for features of the wrong shape or kind, or with NaN or infinity; for settings that cannot work.
@@ -112,6 +114,9 @@ class FeatureOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError(f"channels {list(channels)} do not add up to the {z0.shape[1]} features of X")
         if not 0 < self.false_alarm_rate < 1:
             raise ValueError(f"false_alarm_rate must lie between 0 and 1, got {self.false_alarm_rate}")
+        numbers = np.arange(len(z0)) if groups is None else np.unique(groups, return_inverse=True)[1]
+        if len(numbers) != len(z0):
+            raise ValueError(f"groups must have one label for each of {len(z0)} samples, got {len(numbers)}")
         try:
             settings = resolve(self.preset, self.score_name, self.settings, seed=self._seed())
             device = torch_device(self.device)
@@ -121,7 +126,7 @@ class FeatureOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError(str(error)) from error
         try:
             parts = split(
-                len(z0),
+                numbers,
                 self.false_alarm_rate,
                 settings.seed,
                 validation=scorer.needs_validation,
@@ -136,12 +141,12 @@ class FeatureOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
                 TooFewSamplesWarning,
                 stacklevel=2,
             )
-        validation = z0[parts.validation]
+        training, validation = np.sort(parts.training), z0[parts.validation]
         data = FitData(
             settings=settings,
             channels=channels,
-            training=samples_of(z0, np.sort(parts.training), device),
-            groups=torch.arange(len(parts.training)),
+            training=samples_of(z0, training, device),
+            groups=torch.from_numpy(np.unique(numbers[training], return_inverse=True)[1]),
             validation=torch.from_numpy(validation).to(device),
             validation_digests=row_digests(validation),
         )
@@ -157,7 +162,10 @@ class FeatureOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
         else:
             self.calibration_scores_ = self._normality(z0[parts.calibration])
         scores, rate = -self.calibration_scores_, self.false_alarm_rate
-        self.offset_ = -(threshold(scores, rate) if enough else np.quantile(scores, 1 - rate, method="higher"))
+        if enough:
+            self.offset_ = -threshold(scores, rate, numbers[training if left_out else parts.calibration])
+        else:
+            self.offset_ = -np.quantile(scores, 1 - rate, method="higher")
         return self
 
     def score_samples(self, X: ArrayLike) -> NDArray[np.float64]:

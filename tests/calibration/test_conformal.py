@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import norm
 
 from dlsr import SettingsError, TooFewImagesError, p_values, threshold
 from dlsr.calibration.conformal import check_calibration_size, layer_scale
@@ -9,13 +10,20 @@ from dlsr.calibration.conformal import check_calibration_size, layer_scale
 numbers = st.integers(-5, 5).map(float)
 
 
-@given(st.lists(numbers, min_size=1, max_size=60), st.lists(numbers, min_size=1), st.floats(0.02, 0.98))
-def test_the_threshold_and_the_p_values_give_the_same_verdicts(calibration, scores, rate):
+@given(
+    st.lists(st.tuples(numbers, st.integers(0, 20)), min_size=1, max_size=60),
+    st.lists(numbers, min_size=1),
+    st.floats(0.02, 0.98),
+    st.sampled_from([None, 0.5, 0.9]),
+    st.booleans(),
+)
+def test_the_threshold_and_the_p_values_give_the_same_verdicts(calibration, scores, rate, confidence, grouped):
     calibration, scores = np.array(calibration), np.array(scores)
-    p = p_values(scores, calibration)
+    calibration, groups = calibration[:, 0], calibration[:, 1].astype(int) if grouped else None
+    p = p_values(scores, calibration, groups, confidence)
     assert ((p > 0) & (p <= 1)).all()
     try:
-        cut = threshold(calibration, rate)
+        cut = threshold(calibration, rate, groups, confidence)
     except TooFewImagesError:
         assert (p > rate).all()
     else:
@@ -34,6 +42,68 @@ def test_the_false_alarm_rate_holds_on_average_over_calibration_datasets():
     # The rate of a given calibration dataset varies: see the module's docstring.
     assert np.mean(np.array(rates) > 0.05) > 0.3
     assert np.std(rates) == pytest.approx(np.sqrt(0.05 / 39), rel=0.2)
+
+
+def test_each_group_counts_as_one_image():
+    calibration, groups = np.array([1.0, 5.0, 5.0, 5.0, 3.0, 7.0]), np.array([0, 1, 1, 1, 2, 2])
+    np.testing.assert_allclose(
+        p_values(np.array([9.0, 6.0, 4.0, 2.0]), calibration, groups), [1 / 4, 1.5 / 4, 2.5 / 4, 3 / 4]
+    )
+    alone = np.arange(6)[::-1]
+    scores = np.linspace(0, 9, 40)
+    np.testing.assert_allclose(p_values(scores, calibration, alone), p_values(scores, calibration))
+
+
+def drawn_groups(random, count, largest=8):
+    """Scores of groups that differ from each other more than the images within them."""
+    sizes = random.integers(1, largest, count)
+    groups = np.repeat(np.arange(count), sizes)
+    return random.standard_normal(count)[groups] + 0.3 * random.standard_normal(len(groups)), groups
+
+
+def rate_above(cut):
+    return norm.sf(cut / np.sqrt(1.09))
+
+
+def test_the_false_alarm_rate_holds_for_images_of_new_groups():
+    random = np.random.default_rng(0)
+    rates = [
+        rate_above(threshold(scores, 0.05, groups))
+        for scores, groups in (drawn_groups(random, 39) for _ in range(1000))
+    ]
+    assert 0.035 < np.mean(rates) < 0.053
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.95])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_with_a_confidence_the_rate_holds_for_that_share_of_calibration_datasets(confidence, grouped):
+    random = np.random.default_rng(0)
+    rates = []
+    for _ in range(600):
+        scores, groups = drawn_groups(random, 200, largest=8 if grouped else 2)
+        rates.append(rate_above(threshold(scores, 0.05, groups, confidence)))
+    above = np.mean(np.array(rates) > 0.05)
+    assert above <= 1 - confidence + 3 * np.sqrt(confidence * (1 - confidence) / 600)
+    # It cannot be exact: ranks are whole numbers.
+    assert above > 0.2 * (1 - confidence)
+
+
+@pytest.mark.parametrize(("rate", "confidence", "smallest"), [(0.05, 0.95, 59), (0.01, 0.9, 230)])
+def test_the_smallest_number_of_calibration_images_with_a_confidence(rate, confidence, smallest):
+    assert threshold(np.arange(float(smallest)), rate, confidence=confidence) == smallest - 1
+    with pytest.raises(TooFewImagesError, match=f"with a confidence of {confidence} needs at least {smallest} cal"):
+        threshold(np.zeros(smallest - 1), rate, confidence=confidence)
+
+
+def test_too_few_groups_are_refused_however_many_images():
+    with pytest.raises(TooFewImagesError, match="needs at least 19 groups of calibration images, got 10"):
+        threshold(np.zeros(1000), 0.05, np.arange(1000) % 10)
+
+
+@pytest.mark.parametrize("confidence", [0.0, 1.0, -1, 2])
+def test_confidences_outside_0_to_1_are_refused(confidence):
+    with pytest.raises(SettingsError, match="confidence must lie between 0 and 1"):
+        threshold(np.zeros(100), 0.05, confidence=confidence)
 
 
 @pytest.mark.parametrize(("rate", "smallest"), [(0.01, 99), (0.05, 19), (0.1, 9), (0.3, 3)])

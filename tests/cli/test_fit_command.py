@@ -59,7 +59,7 @@ def test_fit_prints_its_summary_as_json(run, image_folder, tmp_path):
     done = run("fit", image_folder, "-o", tmp_path / "m", *ENCODER, "--score", "knn", "--neighbours", "7", "--json")
     assert done.status == 0
     summary = json.loads(done.out)
-    assert summary["training_images"] == 95
+    assert summary["training_images"] == summary["calibration_images"] == 120
     assert summary["model"] == str(tmp_path / "m")
     assert Detector.load(tmp_path / "m").settings_.scorer.neighbours == 7
 

@@ -28,7 +28,14 @@ def fitted(**changes):
     small = {"width": 16, "blocks": 1, "epochs": 2} | changes
     settings = resolve("default", "residual", small)
     validation = correlated(300, seed=1)
-    data = FitData(settings, CHANNELS, Samples(correlated()), torch.arange(len(correlated())), validation, row_digests(validation.numpy()))
+    data = FitData(
+        settings,
+        CHANNELS,
+        Samples(correlated()),
+        torch.arange(len(correlated())),
+        validation,
+        row_digests(validation.numpy()),
+    )
     scorer = new_scorer(settings, CHANNELS)
     log = scorer.fit(data, Trainer())
     return scorer, data, log

@@ -23,7 +23,14 @@ def fitted(score, features, **changes):
     known = SCORES[score].Settings.model_fields
     settings = resolve(score=score, changes={name: v for name, v in (SMALL | changes).items() if name in known})
     features = torch.from_numpy(features)
-    data = FitData(settings, CHANNELS, Samples(features), torch.arange(len(features)), features[:50], row_digests(features[:50].numpy()))
+    data = FitData(
+        settings,
+        CHANNELS,
+        Samples(features),
+        torch.arange(len(features)),
+        features[:50],
+        row_digests(features[:50].numpy()),
+    )
     scorer = new_scorer(settings, CHANNELS)
     scorer.fit(data, Trainer())
     return scorer.eval()

@@ -245,7 +245,7 @@ def measure(detector: Any, inputs: Mapping[str, Inputs]) -> dict[str, Any]:
     """
     train, tests = inputs["train"], {name: part for name, part in inputs.items() if name != "train"}
     parameters = detector.get_params()
-    parts = split(len(train), parameters.get("false_alarm_rate", CALIBRATED_FOR), parameters["seed"])
+    parts = split(np.arange(len(train)), parameters.get("false_alarm_rate", CALIBRATED_FOR), parameters["seed"])
     fitted_to = (
         train if isinstance(detector, Detector) else train.take(np.concatenate([parts.training, parts.validation]))
     )

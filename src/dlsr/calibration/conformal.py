@@ -1,10 +1,19 @@
-"""From scores to decisions: conformal p-values and thresholds from held-out ID scores.
+"""From scores to decisions: conformal p-values and thresholds from the scores of ID images that were not fitted to.
 
 A p-value is the share of ID images with an equal or higher score, with a finite-sample correction: for exchangeable ID
 images `P(p <= rate) <= rate` holds for any number of calibration images (Vovk et al. 2005; Bates et al. 2023, Eq. 3).
-The probability is over the new image and the random choice of the calibration images. For one given calibration dataset
-of `n` images the share of ID images called OOD varies: for continuous scores it follows a Beta distribution with a mean
-of at most `rate` and a standard deviation of about `sqrt(rate / n)` (Angelopoulos & Bates 2021, section 3.2).
+
+Images that come in groups, such as the frames of a video, are not exchangeable, but their groups may be. Then each
+group counts as one image, and each of its images as an equal share of it. The same holds then for an image of a new
+group (hierarchical conformal prediction, Lee, Barber, Willett 2023, section 3): it holds for one image drawn from each
+group, and this is the mean over such draws.
+
+The probability is over the new image and the calibration images together. For one given calibration dataset of `n`
+images the share of ID images called OOD varies: for continuous scores it follows a Beta distribution with a mean of at
+most `rate` and a standard deviation of about `sqrt(rate / n)` (Angelopoulos & Bates 2021, section 3.2). With a
+`confidence` the p-values are larger: quantiles of that distribution instead of its means. For any rate chosen
+beforehand, the share is at most `rate` with this probability over the calibration images (Vovk 2012, section 3; Bates
+et al. 2023, section 3). Of groups, one image each is used for it.
 """
 
 import math
@@ -14,70 +23,133 @@ from numpy.typing import NDArray
 
 from dlsr.errors import SettingsError, TooFewImagesError
 
+Array = NDArray[np.float64]
+ROUNDING = 1e-9
+"""Keeps sums from falling below a whole number, or p-values from exceeding a rate, by rounding."""
 
-def p_values(scores: NDArray[np.floating], calibration: NDArray[np.floating]) -> NDArray[np.float64]:
+
+def p_values(
+    scores: NDArray[np.floating],
+    calibration: NDArray[np.floating],
+    groups: NDArray[np.integer] | None = None,
+    confidence: float | None = None,
+) -> Array:
     """Conformal p-values: `(1 + number of calibration scores >= score) / (n + 1)`.
 
     Args:
         scores: shape `(N,)`, larger = more OOD.
-        calibration: scores of held-out ID images, shape `(n,)`.
+        calibration: scores of ID images, shape `(n,)`.
+        groups: a number for each calibration image, shape `(n,)`, the same for images of one group; None if each is a
+            group of its own.
+        confidence: probability with which each rate holds for the given calibration images, in (0, 1); None for rates
+            that hold on average.
 
     Returns:
         p-values of shape `(N,)`, in `(0, 1]`; small = OOD.
     """
-    ordered = np.sort(calibration)
-    at_least = len(ordered) - np.searchsorted(ordered, scores, side="left")
-    return np.asarray((1 + at_least) / (len(ordered) + 1), dtype=np.float64)
+    ordered, table = p_value_table(calibration, groups, confidence)
+    return table[np.searchsorted(ordered, scores, side="left")]
 
 
-def threshold(calibration: NDArray[np.floating], rate: float) -> float:
+def threshold(
+    calibration: NDArray[np.floating],
+    rate: float,
+    groups: NDArray[np.integer] | None = None,
+    confidence: float | None = None,
+) -> float:
     """The score above which an image is called OOD: `score > threshold` if and only if `p_value <= rate`.
 
     Args:
-        calibration: scores of held-out ID images, shape `(n,)`.
-        rate: false-alarm rate, in (0, 1): the share of ID images called OOD is at most this on average over random
-            choices of the calibration images; for a given choice it can be larger.
+        calibration: scores of ID images, shape `(n,)`.
+        rate: false-alarm rate, in (0, 1): the share of ID images called OOD is at most this, on average over choices of
+            the calibration images; for a given choice it can be larger, with a `confidence` only rarely.
+        groups: as for `p_values`.
+        confidence: as for `p_values`.
 
     Raises:
-        SettingsError: for a rate outside (0, 1).
-        TooFewImagesError: if no p-value can be as small as `rate`, that is if `n < 1 / rate - 1`.
+        SettingsError: for a rate or confidence outside (0, 1).
+        TooFewImagesError: if no p-value can be as small as `rate`.
     """
-    n = len(calibration)
-    check_calibration_size(n, rate)
-    return float(np.sort(calibration)[n - _rank(n, rate)])
+    check_calibration_size(len(calibration), rate, groups, confidence)
+    ordered, table = p_value_table(calibration, groups, confidence)
+    return float(ordered[np.count_nonzero(table > rate + ROUNDING) - 1])
 
 
-def fewest_calibration_images(rate: float) -> int:
-    """The fewest calibration images that allow a false-alarm rate in (0, 1)."""
-    return math.ceil(1 / rate - 1 - 1e-9)
+def p_value_table(
+    calibration: NDArray[np.floating], groups: NDArray[np.integer] | None = None, confidence: float | None = None
+) -> tuple[Array, Array]:
+    """All p-values that there can be: `p_values[np.searchsorted(ordered, score, side="left")]` is that of a score.
+
+    Args:
+        calibration: as for `p_values`, as are the others.
+        groups: as for `p_values`.
+        confidence: as for `p_values`.
+
+    Returns:
+        Scores in ascending order, shape `(n,)`, and p-values, shape `(n + 1,)`.
+    """
+    ordered, weights = _ordered(calibration, groups, confidence)
+    at_least, n = np.append(np.cumsum(weights[::-1])[::-1], 0.0), round(float(weights.sum()))
+    if confidence is None:
+        return ordered, np.asarray((1 + at_least) / (n + 1), dtype=np.float64)
+    from scipy.stats import beta  # noqa: PLC0415 - slow to import, and scoring seldom needs it
+
+    return ordered, np.append(1.0, beta.ppf(confidence, at_least[1:] + 1, n - at_least[1:]))
 
 
-def check_calibration_size(n: int, rate: float) -> None:
+def fewest_calibration_images(rate: float, confidence: float | None = None) -> int:
+    """The fewest calibration images, or groups of them, that allow a false-alarm rate in (0, 1)."""
+    if confidence is None:
+        return math.ceil(1 / rate - 1 - ROUNDING)
+    return math.ceil(math.log(1 - confidence) / math.log(1 - rate) - ROUNDING)
+
+
+def check_calibration_size(
+    n: int, rate: float, groups: NDArray[np.integer] | None = None, confidence: float | None = None
+) -> None:
     """Check that there are enough calibration images for a false-alarm rate.
 
     Args:
         n: number of calibration images.
         rate: false-alarm rate, in (0, 1).
+        groups: as for `p_values`.
+        confidence: as for `p_values`.
 
     Raises:
-        SettingsError: for a rate outside (0, 1).
-        TooFewImagesError: if no p-value can be as small as `rate`, that is if `n < 1 / rate - 1`.
+        SettingsError: for a rate or confidence outside (0, 1).
+        TooFewImagesError: if no p-value can be as small as `rate`.
     """
     if not 0 < rate < 1:
         raise SettingsError(f"the false-alarm rate must lie between 0 and 1, got {rate}")
-    if _rank(n, rate) < 1:
+    if confidence is not None and not 0 < confidence < 1:
+        raise SettingsError(f"the confidence must lie between 0 and 1, got {confidence}")
+    count, fewest = n if groups is None else len(np.unique(groups)), fewest_calibration_images(rate, confidence)
+    if count < fewest:
+        kind = "calibration images" if count == n else "groups of calibration images"
+        at = "" if confidence is None else f" with a confidence of {confidence:g}"
         raise TooFewImagesError(
-            f"a false-alarm rate of {rate:g} needs at least {fewest_calibration_images(rate)} calibration images, "
-            f"got {n}; give more images or a higher rate"
+            f"a false-alarm rate of {rate:g}{at} needs at least {fewest} {kind}, got {count}; give more images or a "
+            "higher rate"
         )
 
 
-def layer_scale(layers: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def layer_scale(layers: NDArray[np.floating]) -> tuple[Array, Array]:
     """Mean and standard deviation (never 0) of each layer's calibration scores: shape `(n, M)` to `(M,)` each."""
     return layers.mean(axis=0, dtype=np.float64), layers.std(axis=0, dtype=np.float64) + 1e-12
 
 
-def _rank(n: int, rate: float) -> int:
-    """Rank of the threshold among `n` calibration scores, 1 for the largest; 0 if no score is high enough."""
-    # The small constant keeps rate * (n + 1) from falling below a whole number by rounding.
-    return math.floor(rate * (n + 1) + 1e-9)
+def _ordered(
+    calibration: NDArray[np.floating], groups: NDArray[np.integer] | None, confidence: float | None
+) -> tuple[Array, Array]:
+    """Scores in ascending order, and what each counts: each group counts as one image."""
+    scores, weights = np.asarray(calibration, dtype=np.float64), np.ones(len(calibration))
+    if groups is not None:
+        order = np.random.default_rng(0).permutation(len(groups))
+        _, drawn, group_of, sizes = np.unique(
+            np.asarray(groups)[order], return_index=True, return_inverse=True, return_counts=True
+        )
+        weights[order] = 1 / sizes[group_of]
+        if confidence is not None:
+            scores, weights = scores[order[drawn]], np.ones(len(drawn))
+    order = np.argsort(scores, kind="stable")
+    return scores[order], weights[order]

@@ -26,31 +26,60 @@ class Split:
     calibration: NDArray[np.intp]
 
 
-def split(n: int, rate: float, seed: int, *, validation: bool = True, calibration: bool = True) -> Split:
-    """Split `n` images at random.
+def split(
+    groups: NDArray[np.integer],
+    rate: float,
+    seed: int,
+    *,
+    confidence: float | None = None,
+    validation: bool = True,
+    calibration: bool = True,
+) -> Split:
+    """Split images at random. Images of one group stay together.
 
     Calibration gets a tenth of the images, at most 50,000, or more if the rate needs more. Validation gets a twentieth.
     Without these parts, all are training images.
 
     Args:
-        n: number of images.
+        groups: a number for each image, shape `(N,)`, the same for images of one group.
         rate: false-alarm rate, in (0, 1).
         seed: seed of the random order.
+        confidence: with which the rate shall hold, see `dlsr.calibration.conformal.p_values`.
         validation: whether images are held out for validation.
         calibration: whether images are held out for calibration.
 
     Raises:
-        TooFewImagesError: if fewer than 20 images are left for training, or all are too few for the rate.
+        TooFewImagesError: if fewer than 20 images or 2 groups are left for training, or there are too few for the rate.
     """
-    fewest = fewest_calibration_images(rate)
+    n, fewest = len(groups), fewest_calibration_images(rate, confidence)
+    _, group_of, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    count = len(sizes)
+    # Places of the groups in a random order; images follow their groups.
+    shuffled = np.random.default_rng(seed).permutation(count)
+    order = np.argsort(np.argsort(shuffled)[group_of], kind="stable")
+    before = np.concatenate([[0], np.cumsum(sizes[shuffled])])
+
+    def cut(end: int, images: int, at_least: int) -> int:
+        """The place from which the groups before `end` have as many images, and are as many."""
+        return min(int(np.searchsorted(before, before[end] - images, side="right")) - 1, end - at_least)
+
     calibrating = max(min(math.ceil(CALIBRATION_SHARE * n), MOST_HELD_OUT), fewest) if calibration else 0
     validating = max(min(math.ceil(VALIDATION_SHARE * n), MOST_HELD_OUT), 5) if validation else 0
-    training = n - calibrating - validating
-    if training < FEWEST_TRAINING_IMAGES or n < fewest:
+    first_calibrating = cut(count, calibrating, fewest if calibration else 0)
+    first_validating = cut(max(first_calibrating, 0), validating, 0)
+    training = int(before[max(first_validating, 0)])
+    if training < FEWEST_TRAINING_IMAGES or first_validating < 2 or count < fewest:
         smallest = max(FEWEST_TRAINING_IMAGES + validating + (fewest if calibration else 0), fewest)
+        at = f"{rate:g}" if confidence is None else f"{rate:g} with a confidence of {confidence:g}"
+        if n >= smallest:
+            raise TooFewImagesError(
+                f"{n} images in {count} groups, the largest of {sizes.max()}, are too few groups to fit with a "
+                f"false-alarm rate of {at}: {fewest} are needed to calibrate, and others to fit to; make smaller "
+                "groups, or allow a higher rate"
+            )
         raise TooFewImagesError(
-            f"{n} readable images are too few to fit with a false-alarm rate of {rate:g}; give at least {smallest}, "
+            f"{n} readable images are too few to fit with a false-alarm rate of {at}; give at least {smallest}, "
             "or allow a higher rate"
         )
-    order = np.random.default_rng(seed).permutation(n)
-    return Split(order[:training], order[training : training + validating], order[training + validating :])
+    held_out = int(before[first_calibrating])
+    return Split(order[:training], order[training:held_out], order[held_out:])

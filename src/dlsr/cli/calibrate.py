@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from dlsr.cli.console import no_unreadable_warnings, print_message, progress_bars
-from dlsr.cli.options import FalseAlarmRate, Model, Quiet, Runtime, with_groups
+from dlsr.cli.options import Confidence, FalseAlarmRate, GroupBy, Model, Quiet, Runtime, with_groups
 from dlsr.errors import SettingsError
+from dlsr.results import promise
 
 app = typer.Typer()
 
@@ -20,6 +21,8 @@ def calibrate(
         Path | None, typer.Option(help="ID images to calibrate on instead of those held out by the fit.")
     ] = None,
     false_alarm_rate: FalseAlarmRate = None,
+    confidence: Confidence = None,
+    group_by: GroupBy = None,
     *,
     runtime: Runtime,
     quiet: Quiet = False,
@@ -27,13 +30,17 @@ def calibrate(
     """Change a model's false-alarm rate or calibration images, without refitting."""
     from dlsr.images.sources import open_images  # noqa: PLC0415
 
-    if images is None and false_alarm_rate is None:
-        raise SettingsError("nothing to change: give --false-alarm-rate, --images or both")
+    if images is None and false_alarm_rate is None and confidence is None:
+        raise SettingsError("nothing to change: give --images, --false-alarm-rate or --confidence")
+    if images is None and group_by is not None:
+        raise SettingsError("--group-by is for the images of --images; give both")
     detector = runtime.load(model, false_alarm_rate)
+    detector.set_params(**{k: v for k, v in (("confidence", confidence), ("group_by", group_by)) if v is not None})
     if images is not None:
         dataset = open_images(images)
         with no_unreadable_warnings(), progress_bars(quiet) as bars:
             detector.calibrate(dataset, progress=bars.images("encoding", len(dataset)))
     threshold = detector.threshold_
     detector.save(model)
-    print_message(f"threshold {threshold:.6g} at a false-alarm rate of {100 * detector.false_alarm_rate:g} %", quiet)
+    promised = promise(detector.false_alarm_rate, detector.confidence)
+    print_message(f"threshold {threshold:.6g} at {promised}", quiet)

@@ -91,13 +91,6 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def promise(rate: float, confidence: float | None) -> str:
-    """A false-alarm rate in words."""
-    return f"a false-alarm rate of {100 * rate:g} %" + (
-        "" if confidence is None else f" with confidence {confidence:g}"
-    )
-
-
 def print_unreadable(unreadable: Mapping[str, str], total: int) -> None:
     """Name the images that could not be read, with reasons. Printed even if quiet: nothing is dropped silently."""
     if not unreadable:

@@ -82,6 +82,7 @@ def drift(
         alpha=alpha,
         window=window,
         stream=stream,
+        groups=detector.calibration_.groups,
         samples=samples,
         seed=seed,
     )

@@ -16,9 +16,11 @@ from dlsr.cli.console import (
 from dlsr.cli.options import (
     Address,
     CalibrationName,
+    Confidence,
     DecodingName,
     Engine,
     EngineName,
+    GroupBy,
     ImagesPerPart,
     Json,
     Pooling,
@@ -28,7 +30,9 @@ from dlsr.cli.options import (
     with_groups,
 )
 from dlsr.cli.score_settings import CommandWithScoreSettings
+from dlsr.config import AUTO
 from dlsr.errors import SettingsError
+from dlsr.results import promise
 
 if TYPE_CHECKING:
     from dlsr.detector import Detector
@@ -53,10 +57,12 @@ def fit(
     ] = DecodingName.FULL,
     pooling: Pooling = None,
     false_alarm_rate: Annotated[float, typer.Option(help="Share of ID images that may be called OOD.")] = 0.05,
+    confidence: Confidence = None,
     calibration: Annotated[
         CalibrationName,
         typer.Option(help="On held-out images, or on all, each as if left out; auto: the latter where possible."),
     ] = CalibrationName.AUTO,
+    group_by: GroupBy = None,
     seed: Annotated[int, typer.Option(help="Seed of the split, training and noise.")] = 0,
     thumbnails: Annotated[
         int, typer.Option(min=0, help="Keep this many training images as thumbnails, to show beside new images.")
@@ -86,7 +92,9 @@ def fit(
         decoding=decoding.value,
         pooling=None if pooling is None else pooling.value,
         false_alarm_rate=false_alarm_rate,
+        confidence=confidence,
         calibration=calibration.value,
+        group_by=group_by or AUTO,
         seed=seed,
         thumbnails=thumbnails,
         **runtime.arguments(),
@@ -163,10 +171,18 @@ def _print_fitted(detector: "Detector", output: Path, quiet: bool, as_json: bool
         print_message(
             f"fitted to {summary.training_images} images, calibrated on "
             f"{'each, left out in turn' if summary.left_out else f'{summary.calibration_images} others'}; "
-            f"threshold {detector.threshold_:.6g} at a false-alarm rate of {100 * detector.false_alarm_rate:g} %; "
+            f"threshold {detector.threshold_:.6g} at {promise(detector.false_alarm_rate, detector.confidence)}; "
             f"model in {output}",
             quiet,
         )
+        if summary.groups < images and summary.grouped_by == AUTO:
+            print_message(
+                f"{images} images, about {summary.groups} distinct: near copies are grouped, so that the rate holds "
+                "for images that are none; give --group-by if you know better",
+                quiet,
+            )
+        if summary.check.fired:
+            print_message(f"the false-alarm rate may not hold: {summary.check.message}", quiet)
         if summary.unlike:
             name, deviation = next(iter(summary.unlike.items()))
             print_message(

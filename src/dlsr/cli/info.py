@@ -6,6 +6,7 @@ import typer
 
 from dlsr.cli.console import print_json, stdout
 from dlsr.cli.options import Json, Model
+from dlsr.results import promise
 
 if TYPE_CHECKING:
     from dlsr.artifact import Manifest
@@ -66,7 +67,9 @@ def _described(manifest: "Manifest", threshold: float) -> dict[str, str]:
         "images": f"{summary.training_images} training, {summary.validation_images} validation, "
         f"{summary.calibration_images} calibration{', each left out in turn' if summary.left_out else ''}, "
         f"{len(summary.unreadable)} unreadable",
+        "groups": f"{summary.groups}, grouped by {summary.grouped_by}",
+        "rate": ("may not hold: " if summary.check.fired else "") + summary.check.message,
         "unlike the rest": f"{len(summary.unlike)} of {summary.examined_images} images examined",
-        "threshold": f"{threshold:.6g} at a false-alarm rate of {100 * manifest.config.false_alarm_rate:g} %",
+        "threshold": f"{threshold:.6g} at {promise(manifest.config.false_alarm_rate, manifest.config.confidence)}",
         "made with": ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
     }

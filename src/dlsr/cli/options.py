@@ -66,6 +66,29 @@ OodDatasets = Annotated[list[str], typer.Option("--ood", help="An OOD dataset as
 FalseAlarmRate = Annotated[
     float | None, typer.Option("--false-alarm-rate", help="Share of ID images that may be called OOD.")
 ]
+Confidence = Annotated[
+    float | None,
+    typer.Option(
+        "--confidence",
+        help="Probability, such as 0.95, that the rate holds for this model. Default: it does on average.",
+    ),
+]
+GroupBy = Annotated[
+    str | None,
+    typer.Option(
+        "--group-by",
+        help="Images that belong together, such as frames of one video: folder, a regular expression on their names, a "
+        "CSV file with the columns path and group, or none. Default: near copies are found.",
+    ),
+]
+Fdr = Annotated[
+    float | None,
+    typer.Option(
+        "--fdr",
+        help="Instead of the false-alarm rate: the false discovery rate, which is the largest expected share of ID "
+        "images among those called OOD, such as 0.1. Holds all results in memory, about 0.3 KB an image.",
+    ),
+]
 Weights = Annotated[str | None, typer.Option(help="Encoder weights: a .safetensors or .pth file, or 'random'.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ..")]
 Backend = Annotated[BackendName, typer.Option(help="Engine that runs the encoder.")]
@@ -151,6 +174,20 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
     flat.__signature__ = inspect.Signature(keyword_only)  # type: ignore[attr-defined]
     flat.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return flat
+
+
+def check_fdr_option(fdr: float | None, false_alarm_rate: float | None) -> None:
+    """Check `--fdr` before any image is scored.
+
+    Raises:
+        SettingsError: for a rate outside (0, 1), or a false-alarm rate beside it.
+    """
+    from dlsr.calibration.fdr import check_fdr  # noqa: PLC0415
+
+    if fdr is not None:
+        check_fdr(fdr)
+        if false_alarm_rate is not None:
+            raise SettingsError("--fdr decides instead of --false-alarm-rate; give one of them")
 
 
 def store_folder(store: Path | None, no_store: bool) -> Path | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dlsr.cli.console import no_unreadable_warnings, print_json, print_message, print_unreadable, progress_bars, promise
+from dlsr.cli.console import no_unreadable_warnings, print_json, print_message, print_unreadable, progress_bars
 from dlsr.cli.options import (
     Address,
     Engine,
@@ -24,6 +24,7 @@ from dlsr.cli.options import (
     with_groups,
 )
 from dlsr.errors import NoImagesError, SettingsError
+from dlsr.results import promise
 
 if TYPE_CHECKING:
     from dlsr.results import Result

@@ -45,6 +45,11 @@ class Encoded:
         return np.array([error is None for error in self.errors], dtype=np.bool_)
 
     @property
+    def readable_names(self) -> list[str]:
+        """Names of the readable images."""
+        return [name for name, error in zip(self.names, self.errors, strict=True) if error is None]
+
+    @property
     def unreadable(self) -> dict[str, str]:
         """Reasons why images could not be read, by name."""
         return {name: error for name, error in zip(self.names, self.errors, strict=True) if error is not None}

@@ -1,7 +1,8 @@
 """A fitted detector as one graph that runs without dlsr: encoder, distortion, restoration and score.
 
 The directory holds the graph, `export.json` (preprocessing, noise, threshold, layers), `calibration.npy` (scores of
-the calibration images, for p-values) and `score_image.py`, an example that needs only the runtime, NumPy and Pillow.
+the calibration images), `p_values.npy` (of scores between them) and `score_image.py`, an example that needs only the
+runtime, NumPy and Pillow.
 """
 
 import json
@@ -77,6 +78,7 @@ class Exportable:
     layer_names: Sequence[str]
     calibration: Calibration
     false_alarm_rate: float
+    confidence: float | None
     threshold: float
 
     @classmethod
@@ -96,6 +98,7 @@ class Exportable:
             layer_names=detector.layer_names_,
             calibration=detector.calibration_,
             false_alarm_rate=detector.false_alarm_rate,
+            confidence=detector.confidence,
             threshold=detector.threshold_,
         )
 
@@ -169,7 +172,9 @@ def check_export(folder: Path, kind: ExportFormat) -> None:
 
 def write_description(exported: Exportable, folder: Path, kind: ExportFormat, proof: dict[str, Any]) -> None:
     """Write everything but the graph."""
-    np.save(folder / "calibration.npy", np.sort(exported.calibration.scores))
+    scores, p_values = exported.calibration.table(exported.confidence)
+    np.save(folder / "calibration.npy", scores)
+    np.save(folder / "p_values.npy", p_values)
     example = resources.files("dlsr.export").joinpath(f"templates/{kind}.py").read_text()
     (folder / "score_image.py").write_text(example)
     about = _about(exported, kind) | proof
@@ -232,6 +237,7 @@ def _about(exported: Exportable, kind: ExportFormat) -> dict[str, Any]:
         "layer_mean": exported.calibration.layer_mean.tolist(),
         "layer_std": exported.calibration.layer_std.tolist(),
         "false_alarm_rate": exported.false_alarm_rate,
+        "confidence": exported.confidence,
         "threshold": exported.threshold,
         "versions": installed_versions(),
     }

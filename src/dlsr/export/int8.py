@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from dlsr.calibration.metrics import evaluate_scores
+from dlsr.config import GIVEN
 from dlsr.detector import Detector
 from dlsr.encoding.pipeline import Progress, encode_all
 from dlsr.errors import ExportError, MissingExtraError, SettingsError
@@ -86,13 +87,17 @@ def export_int8(
 
     Raises:
         NotFittedError, OutputError: as for `export`.
-        SettingsError: without an OOD dataset.
+        SettingsError: without an OOD dataset, or for a detector whose groups were given to `fit`.
         MissingExtraError: without OpenVINO or NNCF.
         TooFewImagesError: if the training images are too few.
         ExportError: if mean AUROC falls by `GREATEST_LOSS` or more; nothing is written then.
     """
     if not ood_images:
         raise SettingsError("give at least one OOD dataset to measure the 8-bit model on")
+    if detector.fit_summary_.grouped_by == GIVEN:
+        raise SettingsError(
+            "groups were given to the fit, which an 8-bit export cannot repeat; fit with group_by instead"
+        )
     full, extractor, seed = Exportable.of(detector), detector.extractor_, detector.seed
     check_export(Path(folder), "openvino")
     quantised = quantised_encoder(full.encoder.graph(), extractor.pixels(train_images, RANGE_IMAGES, seed))

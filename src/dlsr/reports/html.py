@@ -221,7 +221,10 @@ def _settings(detector: Detector, summary: Summary) -> str:
         "encoder": detector.encoder_name_,
         "threshold": f"{summary.threshold:.6g} at {summary.rule}",
         "fitted to": f"{fit.training_images} images ({len(fit.unreadable)} unreadable images skipped)",
-        "calibrated on": f"{len(detector.calibration_scores_)} images",
+        "calibrated on": f"{len(detector.calibration_scores_)} images"
+        + (", each left out in turn" if fit.left_out else ""),
+        "groups": f"{fit.groups}, grouped by {fit.grouped_by}",
+        "rate": ("may not hold: " if fit.check.fired else "") + fit.check.message,
         "seed": settings.seed,
         "versions": ", ".join(f"{name} {version}" for name, version in installed_versions().items()),
     }

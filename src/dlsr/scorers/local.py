@@ -37,7 +37,7 @@ from dlsr.training.state import EpochLog
 
 TINY = 1e-6
 """Keeps logarithms and divisions finite."""
-RIDGE = 1.0
+RIDGE = 0.1
 """Of the Gaussian, see `dlsr.scorers.gaussian.RIDGE`: the large variances are what the other parts do not see."""
 DISTANT = 20
 """The distance is that to this neighbour; if there are fewer than `DISTANT * ONE_IN` images, to a nearer one."""

@@ -1,0 +1,57 @@
+"""Groups of images, such as the frames of one video, from the names of their files."""
+
+import csv
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+
+from dlsr.errors import InputError, SettingsError
+
+FOLDER = "folder"
+COLUMNS = ("path", "group")
+
+
+def group_labels(names: Sequence[str], group_by: str) -> list[str]:
+    """A label for each image, the same for images of one group.
+
+    Args:
+        names: of the images, as reports give them.
+        group_by: `folder`, for the folder that an image is in; the path of a CSV file, which ends in `.csv` and has the
+            columns `path` and `group`; or a regular expression, which is searched for in the names: a group is what its
+            brackets match, or all that it matches if it has none.
+
+    Raises:
+        SettingsError: for an expression that is not valid.
+        InputError: if the file cannot be read, or images are left without a group.
+    """
+    if group_by == FOLDER:
+        return [str(PurePath(name).parent) for name in names]
+    labels = _from_file(names, Path(group_by)) if group_by.endswith(".csv") else _from_pattern(names, group_by)
+    found = [label for label in labels if label is not None]
+    if len(found) < len(names):
+        missing = names[labels.index(None)]
+        raise InputError(
+            f"'{group_by}' gives no group to {len(names) - len(found)} of {len(names)} images, the first is {missing}; "
+            f"correct it, or leave it out"
+        )
+    return found
+
+
+def _from_pattern(names: Sequence[str], pattern: str) -> list[str | None]:
+    try:
+        matches = [re.search(pattern, name) for name in names]
+    except re.error as error:
+        raise SettingsError(f"'{pattern}' is no regular expression: {error}; correct it, or give folder") from error
+    return [match and "/".join(part or "" for part in match.groups() or (match[0],)) for match in matches]
+
+
+def _from_file(names: Sequence[str], path: Path) -> list[str | None]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            if missing := [column for column in COLUMNS if column not in (rows.fieldnames or ())]:
+                raise InputError(f"'{path}' has no column '{missing[0]}'; its first line must name path and group")
+            label_of = {row["path"]: row["group"] or None for row in rows}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"cannot read '{path}' ({error}); give a CSV file with the columns path and group") from error
+    return [label_of.get(name) for name in names]

@@ -1,0 +1,91 @@
+"""Groups of images, from the arguments of a detector to its p-values."""
+
+import numpy as np
+import pytest
+
+from dlsr import Detector
+from dlsr.errors import InputError, SettingsError, TooFewImagesError
+from shared import small
+
+CHANNELS = (4, 8, 12)
+
+
+def originals(n, seed):
+    random = np.random.default_rng(seed)
+    return random.standard_normal((n, 24)) @ np.random.default_rng(9).standard_normal((24, 24))
+
+
+def near_copies(seed):
+    """120 samples in random order: 40 originals and two near copies of each, and the number of the original."""
+    random = np.random.default_rng(seed)
+    order = random.permutation(120)
+    rows = np.repeat(originals(40, seed), 3, axis=0) + 0.01 * random.standard_normal((120, 24))
+    return rows[order], (np.arange(120) // 3)[order]
+
+
+@pytest.fixture(scope="module")
+def copies():
+    return near_copies(0)
+
+
+@pytest.mark.parametrize("calibration", ["leave-one-out", "held-out"])
+@pytest.mark.parametrize("score", ["local", "knn", "mahalanobis"])
+def test_the_rate_of_new_images_is_only_held_if_near_copies_are_grouped(score, calibration):
+    common = small(score, neighbours=2) | {"calibration": calibration, "false_alarm_rate": 0.1}
+    new, rates = originals(500, seed=1000), []
+    for seed in range(8):
+        rows, groups = near_copies(seed)
+        alone = Detector(**common, group_by="none", seed=seed).fit_features(rows, CHANNELS)
+        grouped = Detector(**common, seed=seed).fit_features(rows, CHANNELS, groups=list(groups))
+        rates.append([(fit.score_features(new) > fit.threshold_).mean() for fit in (alone, grouped)])
+    assert (grouped.fit_summary_.groups, grouped.fit_summary_.grouped_by) == (40, "given")
+    assert (alone.fit_summary_.groups, alone.fit_summary_.grouped_by) == (120, "none")
+    assert np.mean(rates, axis=0)[0] > 0.3
+    assert np.mean(rates, axis=0)[1] < 0.2
+
+
+def test_groups_stay_together_in_a_held_out_calibration(copies):
+    rows, groups = copies
+    detector = Detector(score="knn", calibration="held-out", group_by="none", false_alarm_rate=0.2)
+    detector.fit_features(rows, CHANNELS, groups=[f"patient {g}" for g in groups])
+    calibration = detector.calibration_
+    sizes = np.unique(calibration.groups, return_counts=True)[1]
+    assert (sizes == 3).all()
+    assert len(calibration.scores) == 3 * len(sizes)
+
+
+def test_groups_and_confidence_are_kept_with_the_model(copies, tmp_path):
+    rows, groups = copies
+    detector = Detector(score="knn", group_by="none", confidence=0.9, false_alarm_rate=0.2)
+    detector.fit_features(rows, CHANNELS, groups=list(groups)).save(tmp_path / "model")
+    loaded = Detector.load(tmp_path / "model")
+    np.testing.assert_array_equal(loaded.calibration_.groups, detector.calibration_.groups)
+    assert (loaded.threshold_, loaded.confidence) == (detector.threshold_, 0.9)
+    average = Detector.load(tmp_path / "model").set_params(confidence=None)
+    assert average.threshold_ < loaded.threshold_
+    assert Detector.load(tmp_path / "model", confidence=0.99).threshold_ >= loaded.threshold_
+
+
+def test_groups_that_cannot_be_used_are_one_clear_error(copies):
+    rows, groups = copies
+    detector = Detector(score="knn")
+    with pytest.raises(SettingsError, match="there are 120 features, but 119 groups; give a label for each"):
+        detector.fit_features(rows, CHANNELS, groups=list(groups[1:]))
+    with pytest.raises(TooFewImagesError, match="120 images in 1 groups"):
+        detector.fit_features(rows, CHANNELS, groups=["all"] * 120)
+    with pytest.raises(SettingsError, match="features have no names to group by 'folder'"):
+        Detector(score="knn", group_by="folder").fit_features(rows, CHANNELS)
+    with pytest.raises(SettingsError, match="the confidence must lie between 0 and 1, got 2"):
+        Detector(score="knn", confidence=2).fit_features(rows, CHANNELS)
+    with pytest.raises(SettingsError, match="cannot be calibrated by leaving out each of 120 images"):
+        Detector(**small("mse"), calibration="leave-one-out").fit_features(rows, CHANNELS)
+
+
+def test_images_are_grouped_by_their_names(small_encoder, image_folder):
+    detector = Detector(**small_encoder, score="knn", group_by=r"(\d)\.\w+$", false_alarm_rate=0.2)
+    detector.fit(image_folder)
+    assert detector.fit_summary_.groups == 10
+    with pytest.raises(InputError, match="gives no group to"):
+        Detector(**small_encoder, score="knn", group_by="video").fit(image_folder)
+    with pytest.raises(TooFewImagesError, match="120 images in 2 groups"):
+        Detector(**small_encoder, score="knn", group_by="folder").fit(image_folder)
