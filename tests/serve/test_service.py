@@ -299,6 +299,8 @@ def test_the_model_is_described(client, served_model):
     assert description["threshold"] == detector.threshold_
     assert description["calibration_images"] == len(detector.calibration_scores_)
     assert sum(description["calibration_histogram"]["counts"]) == len(detector.calibration_scores_)
+    assert description["smallest_rate"] == detector.calibration_.table(None)[1].min()
+    assert (description["confidence"], description["rate_in_doubt"]) == (None, None)
     assert description["examples"] == 10
     example = client.get("/v1/examples/3")
     assert example.headers["content-type"] == "image/jpeg"

@@ -266,7 +266,7 @@ def drift(
     )
 
 
-def one_of_each_group(calibration: Scores, groups: NDArray[np.integer], seed: int = 0) -> Scores:
+def one_of_each_group(calibration: Scores, groups: NDArray[np.integer], seed: int = 0) -> NDArray[np.float64]:
     """Scores of one calibration image drawn from each group, such as a video: those of one group are not independent.
 
     Tests with them hold for new images of other groups, no two of one group.
@@ -281,7 +281,7 @@ def one_of_each_group(calibration: Scores, groups: NDArray[np.integer], seed: in
     """
     order = np.random.default_rng(seed).permutation(len(groups))
     drawn = np.unique(np.asarray(groups)[order], return_index=True)[1]
-    return calibration[np.sort(order[drawn])]
+    return np.asarray(calibration[np.sort(order[drawn])], dtype=np.float64)
 
 
 def reference_test(before: Sample, after: Sample, level: float, seed: int = 0) -> ReferenceTest:

@@ -75,7 +75,7 @@ def split(
             raise TooFewImagesError(
                 f"{n} images in {count} groups, the largest of {sizes.max()}, are too few groups to fit with a "
                 f"false-alarm rate of {at}: {fewest} are needed to calibrate, and others to fit to; make smaller "
-                "groups, or allow a higher rate"
+                "groups, allow a higher rate, or take each image for itself (group by none)"
             )
         raise TooFewImagesError(
             f"{n} readable images are too few to fit with a false-alarm rate of {at}; give at least {smallest}, "

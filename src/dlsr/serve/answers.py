@@ -62,6 +62,11 @@ class ModelAnswer(BaseModel):
     preset: str
     layers: list[str]
     false_alarm_rate: float
+    confidence: float | None
+    smallest_rate: float
+    """The smallest p-value that the calibration images allow."""
+    rate_in_doubt: str | None
+    """Why the rate may not hold, if the fit found a reason."""
     threshold: float
     training_images: int
     calibration_images: int
@@ -80,6 +85,7 @@ class ModelAnswer(BaseModel):
         """The answer for the model that the service uses now."""
         model, settings = service.model, service.settings
         detector = model.detector
+        check = detector.fit_summary_.check
         counts, edges = np.histogram(detector.calibration_scores_, HISTOGRAM_BINS)
         return cls(
             model=model.id,
@@ -88,6 +94,9 @@ class ModelAnswer(BaseModel):
             preset=detector.settings_.preset,
             layers=list(detector.layer_names_),
             false_alarm_rate=detector.false_alarm_rate,
+            confidence=detector.confidence,
+            smallest_rate=float(detector.calibration_.table(detector.confidence)[1].min()),
+            rate_in_doubt=check.message if check.fired else None,
             threshold=detector.threshold_,
             training_images=detector.fit_summary_.training_images,
             calibration_images=len(detector.calibration_scores_),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dlsr.artifact import MANIFEST, read_manifest
+from dlsr.calibration.drift import one_of_each_group
 from dlsr.detector import Detector
 from dlsr.errors import NotFittedError, one_line
 from dlsr.images.sources import ImageDataset, ImageItem
@@ -90,7 +91,7 @@ class Service:
         self._engine = device, backend, workers
         self._seen = self._stamp()
         self.model = load_model(folder, *self._engine)
-        self.telemetry.watch(self.model.id, self.model.detector.calibration_scores_)
+        self._watch_scores()
         self._batcher: Batcher[NamedImage, tuple[Model, Result]] = Batcher(
             self._score,
             max_batch=settings.max_batch,
@@ -165,8 +166,12 @@ class Service:
         self.reload_error = None
         if model.id != self.model.id:
             self.model = model
-            self.telemetry.watch(model.id, model.detector.calibration_scores_)
+            self._watch_scores()
         self.telemetry.reloads.labels("done").inc()
+
+    def _watch_scores(self) -> None:
+        calibration = self.model.detector.calibration_
+        self.telemetry.watch(self.model.id, one_of_each_group(calibration.scores, calibration.groups))
 
     def _stamp(self) -> tuple[int, int, int] | None:
         """A value that changes when `model.json` is replaced; None if there is no such file."""

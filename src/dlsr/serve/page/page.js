@@ -25,13 +25,14 @@ async function loadModel() {
   select("#token-form").hidden = true;
   select("#model").textContent =
     `Model ${model.model}: ${model.encoder}, score ${model.score}, fitted to ${model.training_images} images, ` +
-    `calibrated on ${model.calibration_images} more images.`;
+    `calibrated on ${model.calibration_images} images.` +
+    (model.rate_in_doubt ? ` The false-alarm rate may not hold: ${model.rate_in_doubt}.` : "");
   setRate(model.false_alarm_rate);
   select("#rate").value = sliderOf(model.false_alarm_rate);
 }
 
 // The slider is logarithmic, from the smallest p-value that the calibration images allow to one half.
-const smallestRate = () => 1 / (model.calibration_images + 1);
+const smallestRate = () => model.smallest_rate;
 const rateOf = (slider) => smallestRate() * (LARGEST_RATE / smallestRate()) ** (slider / 100);
 const sliderOf = (share) => (100 * Math.log(share / smallestRate())) / Math.log(LARGEST_RATE / smallestRate());
 
