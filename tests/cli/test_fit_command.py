@@ -156,3 +156,65 @@ def test_files_that_are_not_images_are_named(run, image_folder, tmp_path):
     done = run("fit", folder, "-o", tmp_path / "m", *ENCODER, "--score", "mahalanobis")
     assert "skipped 1 files that are not images, such as" in done.err
     assert "notes.txt" in done.err
+
+
+def test_groups_and_confidence_are_options_that_info_shows(run, image_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    given = [
+        "--group-by",
+        r"(\d\d)\.png$",
+        "--confidence",
+        "0.9",
+        "--score",
+        "mahalanobis",
+        "--false-alarm-rate",
+        "0.2",
+    ]
+    done = run("fit", image_folder, "-o", tmp_path / "m", *ENCODER, *given)
+    assert done.status == 0, done.err
+    assert "at a false-alarm rate of 20 % with confidence 0.9" in done.err
+    detector = Detector.load(tmp_path / "m")
+    assert (detector.fit_summary_.groups, detector.confidence) == (100, 0.9)
+    shown = run("info", tmp_path / "m").out
+    assert r"100, grouped by (\d\d)\.png$" in shown
+    assert "120 calibration, each left out in turn" in shown
+    assert "with confidence 0.9" in shown
+
+
+def test_near_copies_are_told_of(run, image_folder, tmp_path):
+    for path in sorted(image_folder.rglob("*.png"))[::3]:
+        for i in range(2):
+            (tmp_path / "images").mkdir(exist_ok=True)
+            (tmp_path / "images" / f"{path.stem}-{i}.png").write_bytes(path.read_bytes())
+    done = run("fit", tmp_path / "images", "-o", tmp_path / "m", *ENCODER, "--score", "knn")
+    assert re.search(r"80 images, about (3\d|40) distinct: near copies are grouped", done.err)
+    assert "give --group-by if you know better" in done.err
+    alone = run("fit", tmp_path / "images", "-o", tmp_path / "n", *ENCODER, "--score", "knn", "--group-by", "none")
+    assert "the false-alarm rate may not hold: " in alone.err
+    assert "--group-by" in alone.err
+    assert "may not hold" in run("info", tmp_path / "n").out
+
+
+@pytest.mark.parametrize(
+    ("group_by", "message"),
+    [
+        ("video", "'video' gives no group to 120 of 120 images"),
+        ("part(", "no regular expression"),
+        ("missing.csv", "cannot read 'missing.csv'"),
+        ("folder", "120 images in 2 groups"),
+    ],
+)
+def test_groups_that_cannot_be_used_are_one_clear_line(run, image_folder, tmp_path, group_by, message):
+    done = run("fit", image_folder, "-o", tmp_path / "m", *ENCODER, "--score", "knn", "--group-by", group_by)
+    assert message in done.error
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_confidence_of_a_model_can_be_changed(run, image_folder, tmp_path):
+    assert run("fit", image_folder, "-o", tmp_path / "m", *ENCODER, "--score", "knn", "-q").status == 0
+    before = Detector.load(tmp_path / "m").threshold_
+    done = run("calibrate", tmp_path / "m", "--confidence", "0.9")
+    assert "with confidence 0.9" in done.err
+    assert Detector.load(tmp_path / "m").threshold_ >= before
+    assert "give --images" in run("calibrate", tmp_path / "m").error
+    assert "give both" in run("calibrate", tmp_path / "m", "--group-by", "folder", "--confidence", "0.5").error

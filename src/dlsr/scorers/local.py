@@ -45,8 +45,9 @@ ONE_IN = 150
 """The distance is that to the first neighbour if there are no more images than this."""
 SEARCHED = 256
 """Neighbours are searched along this many principal components, those with the largest variances."""
-CROWD = 50
-"""Training images far from their neighbour of this number are left out, or of the number of a quarter of the images."""
+CROWD, FEWEST_OF_CROWD = 0.05, 50
+"""Training images far from their neighbour of this rank, as a share of all, are left out. The rank is at least 50, but
+at most a quarter of all. Intruders grow in number with the folder, and up to theirs they are each other's company."""
 UNUSUAL = 2.0
 """This many standard deviations above the median of the log distances; those of the lower half, without intruders."""
 FEWEST = 5
@@ -147,19 +148,18 @@ class LocalScorer(Scorer):
         if not self.settings.trim:
             return torch.ones(len(training), dtype=torch.bool)
         references = self.search.references
-        k = max(min(CROWD, len(references) // 4), 1)
+        n = len(references)
+        k = max(int(CROWD * n), min(FEWEST_OF_CROWD, n // 4), 1)
 
         def to_last(samples: Tensor, nearest: Tensor) -> Tensor:
             return (samples - references[nearest[:, -1]]).square().sum(dim=1)
 
-        among = torch.cat(
-            [to_last(references[i], self.search.nearest_others(i, k, groups)) for i in self._batches(len(references))]
-        )
+        among = torch.cat([to_last(references[i], self.search.nearest_others(i, k, groups)) for i in self._batches(n)])
         low, median = among.clamp(min=torch.finfo().tiny).log().quantile(among.new_tensor([0.16, 0.5]))
         usual = (median + UNUSUAL * (median - low)).exp()
         farthest = torch.maximum(usual, among.quantile(1 - self.settings.trim, interpolation="higher"))
         distances = among.new_empty(len(training))
-        if len(references) < len(training):
+        if n < len(training):
             samples = training.map(lambda z0: self._searched(self.gaussian.coordinates(z0)))
             batches = (batch for part in samples for batch in torch.split(part, self.batch))
             distances = torch.cat([to_last(batch, self.search.nearest(batch, k)) for batch in batches])
