@@ -37,12 +37,12 @@ class FeatureOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
 
     With the same arguments, `score_samples` is the negative of `dlsr.Detector.score_features` up to rounding.
 
-    A tenth of the samples, and at least `1 / false_alarm_rate - 1`, is held out for calibration, and another twentieth
-    for validation if the score trains a network. The threshold is conformal: of new inliers at most `false_alarm_rate`
-    are called outliers, on average over calibration samples (`dlsr.threshold`). If that leaves too few samples to train
-    on (with the defaults, fewer than 39), all samples are used for everything: the threshold is the quantile of the
-    training scores, as in `sklearn.ensemble.IsolationForest`, and a `TooFewSamplesWarning` says that the rate is not
-    guaranteed.
+    Each sample is scored as if it had been left out of the fit. For scores that cannot do that, a tenth of the samples,
+    and at least `1 / false_alarm_rate - 1`, is held out, and another twentieth for validation. The threshold is
+    conformal: of new inliers about `false_alarm_rate` are called outliers, with held-out samples at most so many, on
+    average over fits (`dlsr.threshold`). With too few samples (with the defaults, fewer than 20), the threshold is the
+    quantile of the training scores, as in `sklearn.ensemble.IsolationForest`, and a `TooFewSamplesWarning` says that
+    the rate is not guaranteed.
 
     Features are converted to float32. Scores are computed in float64 and rounded to float32, which hides the rounding
     differences between batches: the sample that the threshold was taken from stays on its side of it.
