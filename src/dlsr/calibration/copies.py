@@ -66,7 +66,7 @@ def found_groups(z0: NDArray[np.float32], digests: NDArray[np.uint8]) -> Indices
     from scipy.sparse import coo_array  # noqa: PLC0415 - slow to import, and scoring does not need it
     from scipy.sparse.csgraph import connected_components  # noqa: PLC0415
 
-    # Sorted by content, so that neither the random images nor rounding depends on the order.
+    # Sorted by content, so that the random images do not depend on the order.
     _, first, distinct = np.unique(digests, axis=0, return_index=True, return_inverse=True)
     n, distinct = len(first), distinct.reshape(-1)
     if n < FEWEST:
@@ -98,7 +98,11 @@ def _projected(z0: NDArray[np.float32], rows: Indices) -> Array:
     scale = np.maximum(strengths[kept], SMALLEST) ** 0.75
     axes = (standardised.T @ (weights[:, kept] / scale) / deviation[:, None]).astype(np.float32)
     centre = mean.astype(np.float32)
-    return np.concatenate([(z0[rows[i : i + BLOCK]] - centre) @ axes for i in range(0, len(rows), BLOCK)])
+    points = np.empty((len(rows), axes.shape[1]), np.float32)
+    # From front to back, since the features may be on disk.
+    for some in np.split(np.argsort(rows), range(BLOCK, len(rows), BLOCK)):
+        points[some] = (z0[rows[some]] - centre) @ axes
+    return points
 
 
 def _near_copies(points: Array) -> tuple[Indices, Indices]:
