@@ -59,7 +59,8 @@ def test_every_score_passes_check_estimator(score):
 @pytest.mark.parametrize("score", sorted(SCORES))
 def test_scores_are_the_negative_of_the_detectors(score, features):
     adapter = adapter_for(score, channels=(4, 8), false_alarm_rate=0.1, random_state=3).fit(features)
-    detector = Detector(score=score, false_alarm_rate=0.1, seed=3, **adapter.settings).fit_features(features, (4, 8))
+    detector = Detector(score=score, false_alarm_rate=0.1, group_by="none", seed=3, **adapter.settings)
+    detector.fit_features(features, (4, 8))
     new = np.concatenate([features[:20], 3 * features[20:40]])
     np.testing.assert_allclose(-adapter.score_samples(new), detector.score_features(new), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(-adapter.calibration_scores_, detector.calibration_scores_, rtol=1e-4, atol=1e-5)

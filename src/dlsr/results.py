@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlsr.calibration.fdr import rejected
+from dlsr.calibration.promise import promise
 from dlsr.errors import MissingExtraError
 from dlsr.files import replacing
 
@@ -200,12 +201,6 @@ class Results(Sequence[Result]):
         rest = f"<p>and {len(order) - SHOWN} more images with lower scores</p>" if len(order) > SHOWN else ""
         summary = escape(repr(self).splitlines()[0])
         return f"<p>{summary}</p><table><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table>{rest}"
-
-
-def promise(rate: float, confidence: float | None = None) -> str:
-    """A false-alarm rate in words."""
-    sure = "" if confidence is None else f" with confidence {confidence:g}"
-    return f"a false-alarm rate of {100 * rate:g} %{sure}"
 
 
 def write_csv(file: IO[str], results: Iterable[Result]) -> None:

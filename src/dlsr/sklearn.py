@@ -35,7 +35,8 @@ class TooFewSamplesWarning(UserWarning):
 class FeatureOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
     """Unsupervised outlier detection on feature vectors with any score of dlsr.
 
-    With the same arguments, `score_samples` is the negative of `dlsr.Detector.score_features` up to rounding.
+    With the same arguments, `score_samples` is the negative of `dlsr.Detector.score_features` up to rounding, if that
+    has `group_by="none"`.
 
     Each sample is scored as if it had been left out of the fit. For scores that cannot do that, a tenth of the samples,
     and at least `1 / false_alarm_rate - 1`, is held out, and another twentieth for validation. The threshold is

@@ -64,7 +64,9 @@ def test_the_training_of_a_preset_with_a_network_is_measured(image_folder, monke
     monkeypatch.setattr(speed, "_scoring", lambda *_: {"end_to_end": {"1": 5.0}, "encoder_alone": {"1": 10.0}})
     monkeypatch.setattr(speed, "_first_score_seconds", lambda *_: 1.0)
     monkeypatch.setattr(speed, "_eager_rate", lambda *_: 1.0)
-    monkeypatch.setattr(speed, "_fitted", lambda *_: Detector(score="knn").fit_features(np.ones((64, 2))))
+    monkeypatch.setattr(
+        speed, "_fitted", lambda *_: Detector(score="knn", group_by="none").fit_features(np.ones((64, 2)))
+    )
     monkeypatch.setattr(speed, "measure_training", lambda network, *_: {"epoch_seconds": 2.0, "width": network.width})
     settings = replace(SETTINGS, preset="paper", growth=())
     measured = measure_speed(settings, image_folder)

@@ -175,7 +175,7 @@ def test_groups_and_confidence_are_options_that_info_shows(run, image_folder, tm
     assert "at a false-alarm rate of 20 % with confidence 0.9" in done.err
     detector = Detector.load(tmp_path / "m")
     assert (detector.fit_summary_.groups, detector.confidence) == (100, 0.9)
-    shown = run("info", tmp_path / "m").out
+    shown = " ".join(run("info", tmp_path / "m").out.split())
     assert r"100, grouped by (\d\d)\.png$" in shown
     assert "120 calibration, each left out in turn" in shown
     assert "with confidence 0.9" in shown

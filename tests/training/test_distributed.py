@@ -39,7 +39,8 @@ if blocks == "blocks":
 lr = 3e-4 if score == "feature-vae" else 3e-3  # its deep network blows rounding up at the larger one
 settings = {"width": 32, "blocks": 1, "epochs": 6, "batch_size": 33, "lr": lr}
 known = SCORES[score].Settings.model_fields
-detector = Detector(score=score, seed=1, **{name: value for name, value in settings.items() if name in known})
+settings = {name: value for name, value in settings.items() if name in known}
+detector = Detector(score=score, group_by="none", seed=1, **settings)
 with joined() as ranks:
 
     def tell(entry, total):

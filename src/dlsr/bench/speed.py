@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from dlsr.artifact import installed_versions
-from dlsr.config import TrainingSettings
+from dlsr.config import NONE, TrainingSettings
 from dlsr.detector import Detector
 from dlsr.encoding.pipeline import Encoded, readable_pixels
 from dlsr.images.sources import ImageDataset, open_images
@@ -143,6 +143,7 @@ def _fitted(settings: SpeedSettings, source: Path) -> Detector:
         preset=settings.preset,
         weights=settings.weights,
         decoding=settings.decoding,
+        group_by=NONE,  # the images are repeated
         epochs=1 if trains else None,
         workers=settings.workers,
     )

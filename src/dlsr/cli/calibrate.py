@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
+from dlsr.calibration.promise import promise
 from dlsr.cli.console import no_unreadable_warnings, print_message, progress_bars
 from dlsr.cli.options import Confidence, FalseAlarmRate, GroupBy, Model, Quiet, Runtime, with_groups
 from dlsr.errors import SettingsError
-from dlsr.results import promise
 
 app = typer.Typer()
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dlsr.calibration.promise import promise
 from dlsr.cli.console import (
     no_unreadable_warnings,
     print_json,
@@ -32,7 +33,6 @@ from dlsr.cli.options import (
 from dlsr.cli.score_settings import CommandWithScoreSettings
 from dlsr.config import AUTO
 from dlsr.errors import SettingsError
-from dlsr.results import promise
 
 if TYPE_CHECKING:
     from dlsr.detector import Detector

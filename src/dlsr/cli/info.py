@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dlsr.calibration.promise import promise
 from dlsr.cli.console import print_json, stdout
 from dlsr.cli.options import Json, Model
-from dlsr.results import promise
 
 if TYPE_CHECKING:
     from dlsr.artifact import Manifest

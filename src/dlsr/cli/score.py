@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dlsr.calibration.promise import promise
 from dlsr.cli.console import no_unreadable_warnings, print_json, print_message, print_unreadable, progress_bars
 from dlsr.cli.options import (
     Address,
@@ -24,7 +25,6 @@ from dlsr.cli.options import (
     with_groups,
 )
 from dlsr.errors import NoImagesError, SettingsError
-from dlsr.results import promise
 
 if TYPE_CHECKING:
     from dlsr.results import Result

@@ -17,6 +17,7 @@ from matplotlib import rc_context
 
 from dlsr.artifact import installed_versions
 from dlsr.calibration.fdr import why_none
+from dlsr.calibration.promise import promise
 from dlsr.detector import Detector
 from dlsr.encoding.examples import thumbnail
 from dlsr.encoding.pipeline import Progress
@@ -25,7 +26,7 @@ from dlsr.files import replacing
 from dlsr.images.decode import reason_of
 from dlsr.images.sources import ImageDataset, ImagesLike, open_images
 from dlsr.reports.plots import score_histogram
-from dlsr.results import Result, promise
+from dlsr.results import Result
 
 SHOWN = 24
 """Thumbnails of the highest scores, and of the lowest."""
