@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dlsr.calibration import copies
+from dlsr.calibration import components, copies
 from dlsr.calibration.copies import found_groups
 
 COLUMNS = 200
@@ -158,7 +158,7 @@ def test_blocks_give_the_same_as_one_block_in_memory_and_mapped(photographs, ran
     z0, _ = nearly(random, photographs(100), 3, 0.3)
     groups = groups_of(z0)
     np.save(tmp_path / "z0.npy", z0.astype(np.float32))
-    monkeypatch.setattr(copies, "BLOCK", 7)
+    monkeypatch.setattr(components, "BLOCK", 7)
     assert same_partition(found_groups(np.load(tmp_path / "z0.npy", mmap_mode="r"), digests_of(z0)), groups)
 
 

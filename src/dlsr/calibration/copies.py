@@ -17,12 +17,10 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-COMPONENTS = 64
-"""Distances are measured in this many principal components, at most a quarter of the number of images."""
+from dlsr.calibration.components import FITTED_TO, SMALLEST, projected, some_of
+
 SCALES = (0.05, 0.25, 0.5)
 """The dimension follows from the distances within which these shares of the images lie."""
-FITTED_TO = 1024
-"""The components and the dimension are those of this many random images."""
 NEIGHBOURS = 30
 """An image's distances are compared with that of its neighbour of this rank, at most an eighth of the images ..."""
 FEWEST_NEIGHBOURS = 5
@@ -33,18 +31,12 @@ STRANGERS = 0.02
 """.. and so near that at most this many of an image's neighbours are expected there by chance."""
 ROUNDING = 1e-3
 """Distances below this times the usual one are zero."""
-CONSTANT = 1e-6
-"""Columns that vary less than this, relative to their mean, are left out; so are components, relative to the first."""
 FEWEST = 20
 """Near copies are looked for among at least this many distinct images."""
 CELL = 50_000
 """Among more images than this, near copies are looked for in cells of at most so many."""
 FORESTS = 2
 """Number of divisions into cells. Copies that one division separates may share a cell of the other."""
-SMALLEST = 1e-12
-"""Divisors are at least this."""
-BLOCK = 4096
-"""Images projected at once."""
 
 Array = NDArray[np.float32]
 Indices = NDArray[np.intp]
@@ -71,38 +63,11 @@ def found_groups(z0: NDArray[np.float32], digests: NDArray[np.uint8]) -> Indices
     n, distinct = len(first), distinct.reshape(-1)
     if n < FEWEST:
         return distinct.astype(np.intp)
-    points = _projected(z0, first)
+    points = projected(z0, first)
     left, right = _near_copies(points)
     links = coo_array((np.ones(len(left), np.bool_), (left, right)), shape=(n, n))
     group: Indices = connected_components(links, directed=False)[1].astype(np.intp)
     return group[distinct]
-
-
-def _projected(z0: NDArray[np.float32], rows: Indices) -> Array:
-    """These rows of the features in their leading principal components, shape `(n, COMPONENTS)` or narrower.
-
-    Columns are standardised first. Components are divided by the square root of their standard deviation: half-way
-    to equal ones, since small components tell copies from other images, too, but the smallest are noise.
-    """
-    from scipy.linalg import eigh  # noqa: PLC0415 - slow to import, and scoring does not need it
-
-    sample = z0[rows[_some(len(rows), FITTED_TO)]]
-    mean, deviation = sample.mean(axis=0, dtype=np.float64), sample.std(axis=0, dtype=np.float64)
-    deviation[deviation <= CONSTANT * np.abs(mean)] = np.inf
-    standardised = (sample - mean) / deviation
-    components = min(COMPONENTS, len(sample) // 4, z0.shape[1])
-    # From the products of the samples, which are fewer than the columns of the larger presets.
-    chosen = (len(sample) - components, len(sample) - 1)
-    strengths, weights = eigh(standardised @ standardised.T, subset_by_index=chosen)
-    kept = strengths >= CONSTANT**2 * strengths[-1]
-    scale = np.maximum(strengths[kept], SMALLEST) ** 0.75
-    axes = (standardised.T @ (weights[:, kept] / scale) / deviation[:, None]).astype(np.float32)
-    centre = mean.astype(np.float32)
-    points = np.empty((len(rows), axes.shape[1]), np.float32)
-    # From front to back, since the features may be on disk.
-    for some in np.split(np.argsort(rows), range(BLOCK, len(rows), BLOCK)):
-        points[some] = (z0[rows[some]] - centre) @ axes
-    return points
 
 
 def _near_copies(points: Array) -> tuple[Indices, Indices]:
@@ -134,7 +99,7 @@ def _dimension(points: Array, nearest: int) -> float:
     """
     from scipy.spatial.distance import cdist  # noqa: PLC0415 - slow to import
 
-    some = points[_some(len(points), FITTED_TO)]
+    some = points[some_of(len(points), FITTED_TO)]
     distances = np.sort(cdist(some[: FITTED_TO // 2], some), axis=1)
     least = max(SCALES[0], nearest / len(points))
     scales = (least, *SCALES[1:]) if 2 * least <= SCALES[1] else SCALES[1:]
@@ -159,8 +124,3 @@ def _cells(points: Array) -> Iterator[Indices]:
                 for half in np.array_split(cell[np.argsort(points[cell] @ direction, kind="stable")], 2)
             ]
         yield from cells
-
-
-def _some(n: int, limit: int) -> Indices:
-    """Indices of at most `limit` random ones of `n`."""
-    return np.random.default_rng(0).permutation(n)[:limit]

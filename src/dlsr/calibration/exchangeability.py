@@ -27,6 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from dlsr.calibration.components import projected
+
 ALARMS = 0.01
 """Largest probability that any of the three tests fires for exchangeable images; they share it equally."""
 MATERIAL = 0.1
@@ -36,16 +38,12 @@ FEWEST = 20
 """Fewest groups of images that are checked."""
 QUERIES = 2000
 """Groups of images, drawn at random, whose nearest images are searched."""
-COMPONENTS = 64
-"""Leading principal components in which distances are measured."""
-FITTED_TO = 1000
-"""Images, drawn at random, whose principal components are taken."""
 NEAREST, FEWEST_NEAREST = 20, 6
 """Largest and smallest rank of the neighbour whose distance the nearest one's is compared with. In between it is a
 twentieth of the images, so that small classes are not taken for copies. The dimension is estimated from neighbours up
 to three times that rank."""
 AT_ONCE = 2**24
-"""Distances, or numbers of features, in memory at a time."""
+"""Distances in memory at a time."""
 BY_CHANCE = 0.01
 """Share of images that may have a near copy by chance."""
 
@@ -150,7 +148,7 @@ def check(
     queries = random.permutation(one_of_each)[:QUERIES]
     compared = min(NEAREST, max(len(z0) // 20, FEWEST_NEAREST))
     count = int(min(3 * compared, len(z0) - sizes.max()))
-    nearest, distances = _nearest(_components(z0, random), queries, groups, count, random)
+    nearest, distances = _nearest(projected(z0, np.arange(len(z0))), queries, groups, count, random)
     places = None if names is None else _places(names, groups)
     neighbours = None if places is None else _named_neighbours(places, groups, queries, nearest)
     drift = None if places is None else _named_drift(places, scores)
@@ -198,18 +196,6 @@ def _numbers_by_value(name: str) -> list[tuple[int, int, str]]:
     # frame2 stands before frame10. Runs of digits alternate with other text.
     parts = re.split(r"(\d+)", name)
     return [(0, int(part), part) if i % 2 else (1, 0, part) for i, part in enumerate(parts)]
-
-
-def _components(z0: NDArray[np.float32], random: np.random.Generator) -> NDArray[np.float32]:
-    """Leading principal components of features: shape `(N, c)` to `(N, COMPONENTS)`, or fewer."""
-    from sklearn.decomposition import PCA  # noqa: PLC0415 - slow to import, and scoring does not need it
-
-    chosen = np.sort(random.choice(len(z0), min(len(z0), FITTED_TO), replace=False))
-    pca = PCA(min(COMPONENTS, len(chosen), z0.shape[1]), svd_solver="randomized", random_state=0)
-    with np.errstate(invalid="ignore"):  # equal features have no variance to explain
-        pca.fit(z0[chosen])
-    rows = max(AT_ONCE // z0.shape[1], 1)
-    return np.concatenate([pca.transform(z0[i : i + rows]) for i in range(0, len(z0), rows)]).astype(np.float32)
 
 
 def _nearest(
