@@ -30,6 +30,7 @@ from dlsr.runtime.base import Engine, Graph
 from dlsr.runtime.openvino_engine import (
     converted_to_openvino,
     load_openvino,
+    openvino,
     openvino_engine,
     save_openvino,
     write_openvino,
@@ -134,6 +135,7 @@ def quantised_encoder(encoder: Graph, ranges: Pixels) -> Any:
     """
     if find_spec("nncf") is None:
         raise MissingExtraError("nncf", "int8")
+    openvino()  # before NNCF, which imports it, too
     import nncf  # noqa: PLC0415 - an optional extra that is slow to import
 
     dataset = nncf.Dataset([image[None] for image in ranges])
@@ -142,8 +144,6 @@ def quantised_encoder(encoder: Graph, ranges: Pixels) -> Any:
 
 def joined(encoder: Any, scorer: Scorer, c: int) -> Any:
     """A quantised encoder and a scorer in full precision as one `openvino.Model`; `c` is the dimension of `z0`."""
-    import openvino  # noqa: PLC0415 - an optional extra that is slow to import
-
     inputs = {"z0": torch.randn(2, c)}
     if scorer.noise_vectors:
         inputs["noise"] = torch.randn(2, scorer.noise_vectors, c)
@@ -154,7 +154,7 @@ def joined(encoder: Any, scorer: Scorer, c: int) -> Any:
     for target in entry.output(0).get_target_inputs():
         target.replace_source_output(z0)
     noise = [one for one in scoring.get_parameters() if one != entry]
-    return openvino.Model(scoring.get_results(), [*encoder.get_parameters(), *noise], "dlsr")
+    return openvino().Model(scoring.get_results(), [*encoder.get_parameters(), *noise], "dlsr")
 
 
 def compare(full: Engine, int8: Engine, inputs: Mapping[str, tuple[NDArray[Any], ...]], inside: str) -> Int8Report:

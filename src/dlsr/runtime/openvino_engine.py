@@ -1,6 +1,7 @@
 """OpenVINO."""
 
 import errno
+import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,15 @@ import torch
 
 from dlsr.errors import one_line
 from dlsr.runtime.base import Array, Engine, Graph, exported, thread_limit
+
+
+def openvino() -> Any:
+    """The package `openvino`, an optional extra that is slow to import."""
+    # Without this package OpenVINO and NNCF cannot report to their makers that they are used, which they do otherwise.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino  # noqa: PLC0415
+
+    return openvino
 
 
 def write_openvino(graph: Graph, path: Path, device: torch.device) -> None:
@@ -24,9 +34,7 @@ def write_openvino(graph: Graph, path: Path, device: torch.device) -> None:
 
 def converted_to_openvino(graph: Graph, device: torch.device) -> Any:
     """A graph as an `openvino.Model` whose inputs and outputs have the graph's names."""
-    import openvino  # noqa: PLC0415 - an optional extra that is slow to import
-
-    model: Any = openvino.convert_model(exported(graph, device))
+    model: Any = openvino().convert_model(exported(graph, device))
     for ports, names in ((model.inputs, graph.inputs), (model.outputs, graph.outputs)):
         for port, name in zip(ports, names, strict=True):
             port.get_tensor().set_names({name})
@@ -39,32 +47,26 @@ def save_openvino(model: Any, path: Path) -> None:
     Raises:
         OSError: if it cannot be written.
     """
-    import openvino  # noqa: PLC0415
-
     try:
-        openvino.save_model(model, path, compress_to_fp16=False)
+        openvino().save_model(model, path, compress_to_fp16=False)
     except RuntimeError as error:
         raise OSError(errno.EIO, one_line(error), str(path)) from error
 
 
 def load_openvino(path: Path, device: torch.device) -> Engine:
     """The engine for a file written by `write_openvino`."""
-    import openvino  # noqa: PLC0415
-
-    return openvino_engine(openvino.Core().read_model(path))
+    return openvino_engine(openvino().Core().read_model(path))
 
 
 def openvino_engine(model: Any) -> Engine:
     """An engine that runs an `openvino.Model`."""
-    import openvino  # noqa: PLC0415
-
     options: dict[str, Any] = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"}
     threads = thread_limit()
     if threads is not None:
         options["INFERENCE_NUM_THREADS"] = threads
         # With pinning, every worker process would pin its threads to the same first cores.
         options["ENABLE_CPU_PINNING"] = False
-    compiled: Any = openvino.Core().compile_model(model, "CPU", options)
+    compiled: Any = openvino().Core().compile_model(model, "CPU", options)
     requests = threading.local()
     first_call, called = threading.Lock(), threading.Event()
 

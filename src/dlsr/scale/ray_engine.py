@@ -1,6 +1,7 @@
 """Scoring and encoding with Ray Data: parts are streamed to actors in bounded memory, and retried if a worker dies."""
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import import_module
@@ -232,6 +233,7 @@ def connect(ray: Any, address: str | None, workers: int) -> None:
             handler.setLevel(logging.ERROR)
     try:
         if address is None:
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # or Ray reports to its makers that it is used
             # One CPU more, for the tasks of Ray Data itself.
             ray.init(num_cpus=workers + 1, include_dashboard=False, **quiet)
         else:

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+
+sys.modules["openvino_telemetry"] = None  # or OpenVINO reports its use to its makers
 import openvino
 from PIL import Image, ImageOps
 
