@@ -33,7 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "10 neighbours": DEFAULT | {"neighbours": 10},
     "50 neighbours": DEFAULT | {"neighbours": 50},
     "2,000 references": DEFAULT | {"references": 2000},
-    "trim 0.05": DEFAULT | {"trim": 0.05},
+    "no image left out": DEFAULT | {"trim": 0.0},
     "pooling mean+std": DEFAULT | {"pooling": "mean+std"},
     "pooling mean": DEFAULT | {"pooling": "mean"},
     "mahalanobis": {"detector": "mahalanobis"},
