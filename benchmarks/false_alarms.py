@@ -34,7 +34,7 @@ from quality import write_report
 
 RATES = (0.01, 0.05, 0.1)
 CONFIDENCE = 0.95
-MEASURED = 4000
+MEASURED = 2000
 """At most this many images are scored in each draw."""
 GROUPINGS = ("none", "found", "given")
 CALIBRATIONS = ("held-out", "leave-one-out")

@@ -44,6 +44,8 @@ def noise_for(digests: NDArray[np.uint8], seed: int, draws: int, c: int) -> Tens
         not depend on the number of draws.
     """
     noise = np.empty((len(digests), draws, c), np.float32)
+    if not noise.size:  # seeding a generator for each image takes longer than some scores
+        return torch.from_numpy(noise)
     for out, digest in zip(noise, digests, strict=True):
         key = hashlib.blake2b(digest.tobytes(), key=seed.to_bytes(8, "little", signed=True), digest_size=16).digest()
         generator = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
