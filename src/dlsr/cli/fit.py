@@ -79,8 +79,8 @@ def fit(
 
     Under torchrun or accelerate launch, the processes share encoding and training.
     """
-    from dlsr.artifact import check_output  # noqa: PLC0415
     from dlsr.detector import Detector  # noqa: PLC0415
+    from dlsr.model_folder import check_output  # noqa: PLC0415
     from dlsr.training.distributed import joined  # noqa: PLC0415
 
     check_output(output)

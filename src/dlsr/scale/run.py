@@ -20,11 +20,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from dlsr.artifact import MANIFEST
 from dlsr.detector import Detector
 from dlsr.errors import ArtifactError, InputError, one_line
 from dlsr.files import replacing
 from dlsr.images.sources import ImageItem, failing_item
+from dlsr.model_folder import MANIFEST
 from dlsr.reports.tables import results_table
 from dlsr.results import Result
 from dlsr.scale.parts import Part, filesystem, items_of
