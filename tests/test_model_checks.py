@@ -3,12 +3,14 @@
 import hashlib
 import json
 import os
+import random
 import resource
 import socket
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -280,3 +282,118 @@ def test_pipes_and_huge_files_are_refused(restoring, tmp_path):
         Detector.load(folder)
     with pytest.raises(ArtifactError, match="cannot read"):
         Detector.load(tmp_path / (300 * "a"))
+
+
+VALUES = [
+    None,
+    True,
+    -1,
+    0,
+    1,
+    2,
+    7,
+    10**6,
+    2**63,
+    1e-300,
+    1e300,
+    "",
+    "x",
+    300 * "y",
+    "\ud800",
+    [],
+    [1],
+    [3, 1],
+    {},
+    {"a": 1},
+]
+
+
+def mutated(description, tensors, choose):
+    """One to three values of `model.json`, or tensors, replaced by others."""
+    description, tensors = json.loads(json.dumps(description)), dict(tensors)
+    for _ in range(choose.randint(1, 3)):
+        if choose.random() < 0.6:
+            at = description
+            while True:
+                key = choose.choice(list(at) if isinstance(at, dict) else range(len(at)))
+                if not (isinstance(at[key], dict | list) and at[key] and choose.random() < 0.9):
+                    break
+                at = at[key]
+            fate = choose.random()
+            if fate < 0.1:
+                del at[key]
+            elif fate < 0.3 and isinstance(at[key], int | float):
+                at[key] = at[key] * choose.choice([-1, 2, 0.5, 10**6])
+            else:
+                at[key] = choose.choice(VALUES)
+        else:
+            name = choose.choice(list(tensors))
+            tensor = tensors[name]
+            changes = [
+                lambda x: x[:0],
+                lambda x: x[None],
+                lambda x: x[1:],
+                lambda x: x.flatten(),
+                lambda x: torch.cat([x, x]),
+                lambda x: -x,
+                lambda x: x * 0,
+                lambda x: x.double(),
+                lambda x: x.int(),
+                lambda x: (x.double() * 1e30).to(x.dtype),
+                lambda x: (x.double() * torch.nan).to(x.dtype),
+                lambda x: (x.double() + torch.inf).to(x.dtype),
+                lambda x: x[torch.randperm(len(x))],
+            ]
+            if tensor.ndim:
+                tensors[name] = choose.choice(changes)(tensor)
+            if choose.random() < 0.1:
+                tensors[choose.choice(["extra", "scorer.x", "calibration.x"])] = tensors.pop(name, torch.ones(1))
+    return description, tensors
+
+
+def outcome(folder, score):
+    """How loading and scoring ended: with scores, in which there is no error, or with one clear line."""
+    with quick_and_small():
+        try:
+            detector = Detector.load(folder, backend="torch")
+            score(detector)
+        except DlsrError as error:
+            assert "\n" not in str(error)
+            assert 10 < len(str(error)) < 1000
+            return "refused"
+    return "scored"
+
+
+@pytest.mark.parametrize("name", ["mfsim", "residual", "local", "knn", "mahalanobis", "autoencoder"])
+def test_mutated_models_score_or_are_refused(features, tmp_path, name, no_network):
+    Detector(**small(name)).fit_features(features[0], CHANNELS).save(tmp_path / "sound")
+    description, tensors = read(tmp_path / "sound")
+    choose, outcomes = random.Random(name), []
+    for i in range(60):
+        write(tmp_path / str(i), *mutated(description, tensors, choose))
+
+        def score(detector):
+            scores = detector.score_features(features[1][:20])
+            assert scores.shape == (20,)
+            assert np.isfinite(scores).all()
+            assert 0 < detector.p_values_of(scores).min() <= 1
+            assert np.isfinite(detector.threshold_)
+
+        outcomes.append(outcome(tmp_path / str(i), score))
+    assert {"scored", "refused"} == set(outcomes)
+
+
+def test_mutated_models_with_an_encoder_score_or_are_refused(shown, odd_folder, tmp_path, no_network):
+    description, tensors = read(shown)
+    images = sorted(odd_folder.iterdir())[:2]
+    choose, outcomes = random.Random(0), []
+    for i in range(60):
+        write(tmp_path / str(i), *mutated(description, tensors, choose))
+
+        def score(detector):
+            for result in detector.detect(images):
+                assert result.error or (np.isfinite(result.score) and 0 < result.p_value <= 1)
+                json.dumps(result.row(), allow_nan=False)
+
+        outcomes.append(outcome(tmp_path / str(i), score))
+    assert {"scored", "refused"} == set(outcomes)
