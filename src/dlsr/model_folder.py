@@ -87,6 +87,23 @@ def read_pair(folder: Path, read: Callable[[dict[str, Any]], T]) -> T:
     raise ArtifactError(f"'{folder}' is being replaced all the time; try again later")
 
 
+def read_files(folder: Path) -> dict[str, bytes]:
+    """The content of the two files of a model directory by name, `model.json` last.
+
+    Raises:
+        ArtifactError: as `read_pair` and `numbers_path`.
+    """
+
+    def read(description: dict[str, Any]) -> dict[str, bytes]:
+        path = numbers_path(folder, str(description.get("numbers")), str(description.get("numbers_sha256")))
+        try:
+            return {path.name: path.read_bytes(), MANIFEST: json.dumps(description, indent=2).encode()}
+        except OSError as error:
+            raise ArtifactError(f"cannot read '{path}' ({error.strerror}); fit the model again") from error
+
+    return read_pair(folder, read)
+
+
 def numbers_path(folder: Path, name: str, sha256: str) -> Path:
     """The path of the numbers that `model.json` names, after their digest was checked.
 
