@@ -16,9 +16,10 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 
-from dlsr import ArtifactError, Detector, WeightsError
+from dlsr import ArtifactError, Detector, FeatureError, UnreadableImagesWarning, WeightsError
 from dlsr.errors import DlsrError
 from dlsr.model_folder import digest
+from dlsr.reports.tables import write_jsonl
 from shared import CHANNELS, small
 
 SECONDS = 10
@@ -397,3 +398,42 @@ def test_mutated_models_with_an_encoder_score_or_are_refused(shown, odd_folder, 
 
         outcomes.append(outcome(tmp_path / str(i), score))
     assert {"scored", "refused"} == set(outcomes)
+
+
+@pytest.mark.parametrize("score", ["local", "residual", "mahalanobis", "knn", "mfsim"])
+@pytest.mark.parametrize("value", [0, 1])
+def test_a_model_of_equal_features_scores_others_with_finite_numbers(score, value, tmp_path):
+    equal, others = np.full((60, 8), value), np.random.default_rng(0).standard_normal((5, 8))
+    detector = Detector(**small(score), group_by="none").fit_features(equal)
+    assert np.isfinite(detector.score_features(others)).all()
+    if score not in ("mfsim",):
+        assert (detector.score_features(others) > detector.threshold_).all()
+    detector.save(tmp_path / "m")
+    np.testing.assert_array_equal(Detector.load(tmp_path / "m").score_features(others), detector.score_features(others))
+
+
+def test_an_image_whose_score_is_not_finite_counts_as_unreadable(shown, image_folder, monkeypatch, tmp_path):
+    detector = Detector.load(shown, backend="torch")
+    images, model_score = sorted((image_folder / "one").iterdir())[:5], detector._model.score
+    before = detector.detect(images)
+
+    def score(z0, digests):
+        scores, layers = model_score(z0, digests)
+        scores[1], layers[3, 0] = np.nan, np.inf
+        return scores, layers
+
+    monkeypatch.setattr(type(detector._model), "score", lambda self, *arguments: score(*arguments))
+    with pytest.warns(UnreadableImagesWarning):
+        results = detector.detect(images)
+    assert results.verdicts.tolist() == [before.verdicts[0], -1, before.verdicts[2], -1, before.verdicts[4]]
+    assert results[3].error == "its score is not a finite number"
+    assert results[4] == before[4]
+    with (tmp_path / "out.jsonl").open("w") as file:
+        write_jsonl(file, results)
+    for line in (tmp_path / "out.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)
+
+
+def test_a_fit_whose_scores_are_not_finite_is_an_error(features):
+    with pytest.raises(FeatureError, match="lower the learning rate"):
+        Detector(**small("mfsim", lr=1e30)).fit_features(features[0])

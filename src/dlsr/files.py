@@ -7,6 +7,7 @@ complete. A killed process leaves the temporary one, which is never taken for th
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -203,7 +204,16 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         OutputError: if it cannot be written.
     """
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(without_infinity(content), indent=2) + "\n", encoding="utf-8")
+
+
+def without_infinity(value: Any) -> Any:
+    """A value with None in place of NaN and infinity, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {name: without_infinity(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_infinity(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str]) -> None:

@@ -207,7 +207,7 @@ def fit_model(
 
     Raises:
         TooFewImagesError: if there are too few features for the false-alarm rate.
-        FeatureError: for digests of another shape.
+        FeatureError: for digests of another shape, or features whose scores are not finite.
         SettingsError: if the device cannot be used, or images cannot be left out.
     """
     # As the score validated them: of its own types, whatever was given.
@@ -402,4 +402,8 @@ def _numbers(scores: LayerScores) -> tuple[Array, Array]:
 
 
 def _calibration(scores: Array, layers: Array, groups: NDArray[np.int64]) -> Calibration:
+    if not (np.isfinite(scores).all() and np.isfinite(layers).all()):
+        raise FeatureError(
+            "the scores of calibration images are not finite numbers; lower the learning rate, or choose another score"
+        )
     return Calibration(scores, *layer_scale(layers), groups)

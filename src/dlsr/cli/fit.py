@@ -1,5 +1,6 @@
 """`dlsr fit`."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -157,7 +158,8 @@ def _fit_with_ray(
 
 def _beside(output: Path, suffix: str) -> Path:
     """Where an interrupted fit keeps its state."""
-    return output.with_name(f"{output.name}.{suffix}")
+    whole = Path(os.path.abspath(output))  # noqa: PTH100 - the name must not be empty, and links stay
+    return whole.with_name(f"{whole.name}.{suffix}")
 
 
 def _print_fitted(detector: "Detector", output: Path, quiet: bool, as_json: bool) -> None:
