@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.torch
+import timm
 import torch
 from safetensors import safe_open
 
@@ -251,6 +252,22 @@ def test_weights_of_the_hub_are_downloaded_only_if_asked_for(shown, tmp_path, mo
     with pytest.raises(WeightsError, match="cannot download"):
         Detector.load(tmp_path / "m", weights="hub", backend="torch").score_samples(odd_folder)
     assert any(asked)
+
+
+def test_weights_of_the_hub_that_are_on_this_machine_need_no_connection(
+    image_folder, odd_folder, tmp_path, monkeypatch, no_network
+):
+    repository = tmp_path / "cache" / f"models--{timm.get_pretrained_cfg('test_resnet').hf_hub_id.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(40 * "a")
+    snapshot = repository / "snapshots" / (40 * "a")
+    snapshot.mkdir(parents=True)
+    safetensors.torch.save_file(timm.create_model("test_resnet").state_dict(), snapshot / "model.safetensors")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    detector = Detector("test_resnet", weights="hub", backend="torch", group_by="none").fit(image_folder)
+    detector.save(tmp_path / "m")
+    loaded = Detector.load(tmp_path / "m", backend="torch")
+    np.testing.assert_array_equal(loaded.score_samples(odd_folder), detector.score_samples(odd_folder))
 
 
 @pytest.mark.parametrize(

@@ -2,22 +2,18 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from dlsr.config import Frozen, validated
 from dlsr.errors import SettingsError
 from dlsr.images.decode import DECODINGS, Decoding, Interpolation
 from dlsr.method.features import POOLINGS, Pooling
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
 
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class PackageWeights(_Frozen):
+class PackageWeights(Frozen):
     """Weights in a PyPI package. They are matched by order, since the file has the names of another implementation."""
 
     kind: Literal["package"] = "package"
@@ -28,7 +24,7 @@ class PackageWeights(_Frozen):
     sha256: str
 
 
-class HubWeights(_Frozen):
+class HubWeights(Frozen):
     """Weights on the Hugging Face Hub, from its cache on this machine if they are there."""
 
     kind: Literal["hub"] = "hub"
@@ -36,24 +32,24 @@ class HubWeights(_Frozen):
     """Whether they may be downloaded. Not saved: a model directory does not decide it."""
 
 
-class FileWeights(_Frozen):
+class FileWeights(Frozen):
     """Weights from a file, `.safetensors` or `.pth`."""
 
     kind: Literal["file"] = "file"
     path: str
 
 
-class RandomWeights(_Frozen):
+class RandomWeights(Frozen):
     """Untrained weights, to try an encoder whose weights are not available. Detection is poor with them."""
 
     kind: Literal["random"] = "random"
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
 
 WeightSource = PackageWeights | HubWeights | FileWeights | RandomWeights
 
 
-class EncoderSpec(_Frozen):
+class EncoderSpec(Frozen):
     """Everything that decides an encoder's output except the values of the weights. Saved with each model."""
 
     name: str = Field(max_length=100)
@@ -166,16 +162,20 @@ def encoder_spec(
         changes["stages"] = tuple(stages)
     if weights is not None:
         changes["weights"] = weight_source(weights).model_dump()
-    return EncoderSpec.model_validate(spec.model_dump() | changes)
+    return validated(EncoderSpec, spec.model_dump() | changes)
 
 
 def weight_source(weights: str) -> HubWeights | FileWeights | RandomWeights:
-    """The source that `weights` stands for: `hub`, `random`, `random:SEED`, or a file."""
+    """The source that `weights` stands for: `hub`, `random`, `random:SEED`, or a file.
+
+    Raises:
+        SettingsError: for a seed that is too large.
+    """
     kind, _, seed = weights.partition(":")
     if weights == "hub":
         return HubWeights()
-    if kind == "random" and (not seed or seed.isdigit()):
-        return RandomWeights(seed=int(seed or 0))
+    if kind == "random" and (not seed or (seed.isdecimal() and len(seed) < 20)):
+        return validated(RandomWeights, {"seed": int(seed or 0)})
     return FileWeights(path=weights)
 
 
