@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 _WRITE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Errors that no reading can cause: full disk, exceeded quota, file too large."""
 _TEMPORARY = re.compile(r"\.writing-[0-9a-f]{32}(?:-(.*)|\..*)?")
+_LONGEST = 100
+"""Of a long name, temporary names contain the end."""
 _LOCK_SECONDS = 60.0
 ABANDONED_SECONDS = 86_400.0
 """A temporary file that was not written to for so long belongs to a process that was killed."""
@@ -89,8 +91,7 @@ def replacing_folder(folder: Path, unless: Callable[[], bool] = lambda: False) -
         with _reported(folder), locked(folder.parent):
             if not unless():
                 _swap(temporary, folder)
-            left = (path for path in folder.parent.iterdir() if target_of(path) == folder.name)
-            remove_old(left)
+            remove_old(left_of(folder))
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -162,6 +163,11 @@ def target_of(path: Path) -> str | None:
     return found and (found[1] or "")
 
 
+def left_of(path: Path) -> Iterator[Path]:
+    """The temporary files or folders beside a file or folder that were to replace it."""
+    return (one for one in path.parent.iterdir() if target_of(one) == path.name[-_LONGEST:])
+
+
 def remove_old(paths: Iterable[Path], seconds: float = ABANDONED_SECONDS) -> None:
     """Remove those of the files and folders that were not changed for so long, as far as that is possible."""
     for path in paths:
@@ -180,12 +186,14 @@ def open_regular(path: Path, most: int | None = None) -> Iterator[BufferedReader
 
     Args:
         path: of the file.
-        most: largest size in bytes; None for half of this machine's memory.
+        most: largest size in bytes; None for half of this machine's memory, where that is known.
 
     Raises:
         OSError: if it is something else, too large or cannot be opened.
     """
-    most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2 if most is None else most
+    if most is None:
+        known = sys.platform != "win32"
+        most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2 if known else sys.maxsize
     # Opening a pipe waits for its other end, without this flag.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     with os.fdopen(handle, "rb") as file:
@@ -244,8 +252,7 @@ def cache_root() -> Path:
 
 
 def _temporary(path: Path) -> Path:
-    # The end of the name, so that the suffix is kept and the name does not become too long.
-    return path.parent / f".writing-{uuid.uuid4().hex}-{path.name[-100:]}"
+    return path.parent / f".writing-{uuid.uuid4().hex}-{path.name[-_LONGEST:]}"
 
 
 @contextmanager

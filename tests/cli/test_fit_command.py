@@ -220,6 +220,15 @@ def test_a_confidence_of_a_model_can_be_changed(run, image_folder, tmp_path):
     assert "give both" in run("calibrate", tmp_path / "m", "--group-by", "folder", "--confidence", "0.5").error
 
 
+def test_a_fit_removes_the_unfinished_checkpoints_of_killed_fits(run, image_folder, tmp_path):
+    for seconds in (0, 100):
+        path = tmp_path / f".writing-{seconds:032}-model.checkpoint"
+        path.touch()
+        os.utime(path, (time.time() - seconds,) * 2)
+    assert run("fit", image_folder, "--output", tmp_path / "model", *TINY).status == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f".writing-{0:032}-model.checkpoint", "model"]
+
+
 def test_the_model_may_go_into_the_working_directory(run, image_folder, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

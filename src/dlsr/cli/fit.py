@@ -34,6 +34,7 @@ from dlsr.cli.options import (
 from dlsr.cli.score_settings import CommandWithScoreSettings
 from dlsr.config import AUTO
 from dlsr.errors import SettingsError
+from dlsr.files import left_of, remove_old
 
 if TYPE_CHECKING:
     from dlsr.detector import Detector
@@ -113,7 +114,9 @@ def fit(
             _fit_with_ray(detector, images, output, address, images_per_part, quiet)
         if ranks.is_first:
             detector.save(output)
-            _beside(output, "checkpoint").unlink(missing_ok=True)
+            checkpoint = _beside(output, "checkpoint")
+            checkpoint.unlink(missing_ok=True)
+            remove_old(left_of(checkpoint), seconds=60)  # not those of another fit, which may be about to be renamed
             shutil.rmtree(_beside(output, "encoding"), ignore_errors=True)
             _print_fitted(detector, output, quiet, as_json)
 
