@@ -468,7 +468,7 @@ def flip(folder):
         (lambda m: change(m, settings={"preset": "default", "score": "best", "scorer": {}}), "unknown score"),
         (lambda m: change(m, surprise=1), "surprise"),
         (lambda m: change(m, numbers="../elsewhere.safetensors"), "outside itself"),
-        (lambda m: change(m, numbers="gone.safetensors"), "cannot read"),
+        (lambda m: change(m, numbers=f"numbers-{16 * '0'}.safetensors"), "cannot read"),
         (lambda m: change(m, channels=[8, 8, 8]), "was changed"),
         (flip, "SHA-256"),
         (lambda m: change(m, numbers_sha256="0"), "SHA-256"),

@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 import stat
 import subprocess
@@ -122,6 +123,11 @@ def test_a_block_that_fails_leaves_the_old_content(tmp_path):
         raise ValueError("stop")
     assert (tmp_path / "a.json").read_text() == before
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_json_has_no_infinity(tmp_path):
+    write_json(tmp_path / "a.json", {"a": [1.5, float("nan")], "b": {"c": (float("inf"), "x", None)}})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": [1.5, None], "b": {"c": [None, "x", None]}}
 
 
 def test_a_folder_is_replaced_whole(tmp_path):

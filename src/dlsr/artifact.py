@@ -1,33 +1,27 @@
-"""The model directory: `model.json` describes the model, and names the one file with its numbers.
+"""A model as a manifest and tensors, without pickle; `dlsr.model_folder` keeps their files together."""
 
-Both are written whole, the numbers first and under the name of their digest, so that at any moment
-`model.json` belongs to the numbers it names. There is no pickle.
-"""
-
-import hashlib
-import json
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dlsr.config import DetectorConfig
 from dlsr.encoders import EncoderSpec
 from dlsr.encoding.examples import Examples
-from dlsr.errors import ArtifactError, OutputError, SettingsError, one_line
-from dlsr.files import replacing
+from dlsr.errors import ArtifactError, SettingsError, one_line
 from dlsr.model import Calibration, FitSummary, FittedModel
+from dlsr.model_checks import check_model, check_settings, check_tensors, local_encoder
+from dlsr.model_folder import MANIFEST, digest, numbers_path, read_pair, write_pair
 from dlsr.scorers.base import Settings, new_scorer
 from dlsr.training.state import EpochLog
 
 SCHEMA_VERSION = 4
-MANIFEST = "model.json"
 FORMATS = ("dlsr-model", "dlsr-baseline")
 
 
@@ -54,7 +48,7 @@ class Manifest(Header):
     encoder: EncoderSpec | None
     """None for a model fitted to features."""
     encoder_sha256: str | None
-    channels: tuple[int, ...]
+    channels: tuple[Annotated[int, Field(ge=1, le=2**20)], ...] = Field(min_length=1, max_length=1000)
     fit: FitSummary
 
 
@@ -89,29 +83,16 @@ def write_artifact(folder: Path, manifest: Header, tensors: Mapping[str, Tensor]
     Raises:
         OutputError: if it cannot be written, or the folder holds other files.
     """
-    check_output(folder)
     content = safetensors.torch.save(
         {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-        metadata={"manifest_sha256": _digest(manifest.model_dump(mode="json"))},
+        metadata={"manifest_sha256": digest(manifest.model_dump(mode="json"))},
     )
-    sha256 = hashlib.sha256(content).hexdigest()
-    numbers = f"numbers-{sha256[:16]}.safetensors"
-    with replacing(folder / numbers) as temporary:
-        temporary.write_bytes(content)
-    complete = manifest.model_copy(update={"numbers": numbers, "numbers_sha256": sha256})
-    with replacing(folder / MANIFEST) as temporary:
-        temporary.write_text(complete.model_dump_json(indent=2) + "\n")
-    for old in folder.glob("numbers-*.safetensors"):
-        if old.name != numbers:
-            old.unlink(missing_ok=True)
 
+    def describe(numbers: str, sha256: str) -> str:
+        complete = manifest.model_copy(update={"numbers": numbers, "numbers_sha256": sha256})
+        return complete.model_dump_json(indent=2) + "\n"
 
-def check_output(folder: Path) -> None:
-    """Raise OutputError if something else than a model is at `folder`."""
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).exists():
-        raise OutputError(f"'{folder}' holds other files; give a new folder, or one with a model to replace")
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"'{folder}' is a file; give a folder for the model")
+    write_pair(folder, content, describe)
 
 
 def write_model(folder: Path, model: FittedModel) -> None:
@@ -139,33 +120,42 @@ def write_model(folder: Path, model: FittedModel) -> None:
 
 
 def read_model(folder: Path, device: torch.device) -> FittedModel:
-    """Read the model directory of a detector.
+    """Read the model directory of a detector, which may be a stranger's: it is checked, and opens no connection.
 
     Raises:
         ArtifactError: if it is missing, damaged, foreign or from another version of the schema.
     """
-    manifest, tensors = read_artifact(folder, Manifest, device)
+    manifest, tensors = read_artifact(folder, Manifest)
     try:
-        scorer = new_scorer(manifest.settings, manifest.channels).to(device)
-        scorer.load_state_dict(_part("scorer", tensors), assign=True)
-        examples = _part("examples", tensors)
-        return FittedModel(
-            config=manifest.config,
-            settings=manifest.settings,
-            encoder=manifest.encoder,
-            encoder_sha256=manifest.encoder_sha256,
-            channels=manifest.channels,
-            scorer=scorer,
-            calibration=Calibration(
-                **{name: values.cpu().numpy() for name, values in _part("calibration", tensors).items()}
-            ),
-            summary=manifest.fit,
-            examples=Examples.of(examples) if examples else None,
-        )
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        model = _model_of(manifest, tensors, device)
+        check_model(model)
+    except (IndexError, KeyError, RuntimeError, SettingsError, TypeError, ValueError) as error:
         raise ArtifactError(
-            f"'{folder}' does not hold what its model.json says ({one_line(error)}); fit it again"
+            f"'{folder}' does not hold what its {MANIFEST} says ({one_line(error)}); fit it again"
         ) from error
+    return model
+
+
+def _model_of(manifest: Manifest, tensors: Mapping[str, Tensor], device: torch.device) -> FittedModel:
+    check_settings(manifest.config, manifest.settings)
+    learned, examples = _part("scorer", tensors), _part("examples", tensors)
+    # A scorer without memory tells the shapes that are right before one is built with any.
+    with torch.device("meta"):
+        expected = new_scorer(manifest.settings, manifest.channels).state_dict()
+    check_tensors(expected, learned)
+    scorer = new_scorer(manifest.settings, manifest.channels)
+    scorer.load_state_dict(learned, assign=True)
+    return FittedModel(
+        config=manifest.config,
+        settings=manifest.settings,
+        encoder=local_encoder(manifest.encoder) if manifest.encoder else None,
+        encoder_sha256=manifest.encoder_sha256,
+        channels=manifest.channels,
+        scorer=scorer.to(device),
+        calibration=Calibration(**{name: values.numpy() for name, values in _part("calibration", tensors).items()}),
+        summary=manifest.fit,
+        examples=Examples.of(examples) if examples else None,
+    )
 
 
 def _part(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -173,51 +163,37 @@ def _part(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def read_artifact(folder: Path, kind: type[M], device: torch.device) -> tuple[M, dict[str, Tensor]]:
+def read_artifact(folder: Path, kind: type[M]) -> tuple[M, dict[str, Tensor]]:
     """Read a model directory whose manifest is of this kind. Raises as `read_model` does."""
-    written = _read_content(folder, kind)
-    manifest = _validated(folder, written, kind)
-    path = folder / manifest.numbers
-    if Path(manifest.numbers).name != manifest.numbers:
-        raise ArtifactError(f"'{folder}' names numbers outside itself; it is damaged, fit it again")
-    try:
-        content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest() != manifest.numbers_sha256:
-            raise ArtifactError(f"'{path}' is damaged: its SHA-256 is not the one in {MANIFEST}; fit the model again")
-        tensors = safetensors.torch.load(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        if header.get("__metadata__", {}).get("manifest_sha256") != _digest(written):
+
+    def read(written: dict[str, Any]) -> tuple[M, dict[str, Tensor]]:
+        manifest = _validated(folder, written, kind)
+        path = numbers_path(folder, manifest.numbers, manifest.numbers_sha256)
+        try:
+            with safe_open(path, framework="pt") as file:
+                # Copies, since the file may be deleted when the model is replaced.
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no mapping
+                of_manifest = (file.metadata() or {}).get("manifest_sha256")
+        except (OSError, SafetensorError) as error:
+            raise ArtifactError(f"cannot read '{path}' ({one_line(error)}); fit the model again") from error
+        if of_manifest != digest(written):
             raise ArtifactError(f"'{folder / MANIFEST}' was changed since it was written; fit the model again")
-    except (OSError, SafetensorError) as error:
-        raise ArtifactError(f"cannot read '{path}' ({error}); fit the model again") from error
-    return manifest, {name: tensor.to(device) for name, tensor in tensors.items()}
+        return manifest, tensors
+
+    return read_pair(folder, read)
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Read only `model.json` of a detector. Raises as `read_model` does."""
-    return _validated(folder, _read_content(folder, Manifest), Manifest)
-
-
-def _read_content(folder: Path, kind: type[Header]) -> dict[str, Any]:
-    path = folder / MANIFEST
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ArtifactError(
-            f"'{folder}' is no model directory: it has no {MANIFEST}; give one that dlsr fit made"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"cannot read '{path}' ({error}); fit the model again") from error
-    expected = kind.model_fields["format"].default
-    found = content.get("format") if isinstance(content, dict) else None
-    if found in FORMATS and found != expected:
-        raise ArtifactError(f"'{folder}' holds a {found}, not a {expected}; give a model directory of that kind")
-    if not isinstance(content, dict) or found != expected:
-        raise ArtifactError(f"'{path}' is not of dlsr; give a model directory that dlsr fit made")
-    return content
+    return read_pair(folder, lambda written: _validated(folder, written, Manifest))
 
 
 def _validated(folder: Path, content: dict[str, Any], kind: type[M]) -> M:
+    expected, found = kind.model_fields["format"].default, content.get("format")
+    if found in FORMATS and found != expected:
+        raise ArtifactError(f"'{folder}' holds a {found}, not a {expected}; give a model directory of that kind")
+    if found != expected:
+        raise ArtifactError(f"'{folder / MANIFEST}' is not of dlsr; give a model directory that dlsr fit made")
     version = content.get("schema_version")
     if isinstance(version, int) and version != SCHEMA_VERSION:
         remedy = "upgrade dlsr" if version > SCHEMA_VERSION else "fit the model again"
@@ -232,14 +208,5 @@ def _validated(folder: Path, content: dict[str, Any], kind: type[M]) -> M:
         ) from error
     except SettingsError as error:
         raise ArtifactError(
-            f"'{folder / MANIFEST}' cannot be used: {error}; a score of your own must be registered before loading"
+            f"'{folder / MANIFEST}' cannot be used: {error}; fit again, or register a score of your own before loading"
         ) from error
-
-
-def _digest(content: dict[str, Any]) -> str:
-    """SHA-256 of `model.json` as written, without the name and digest of the numbers.
-
-    It is taken of the file, not of the validated manifest, so that a later dlsr may add settings with defaults.
-    """
-    bare = {name: value for name, value in content.items() if name not in ("numbers", "numbers_sha256")}
-    return hashlib.sha256(json.dumps(bare, sort_keys=True).encode()).hexdigest()

@@ -40,7 +40,8 @@ class Detector(Configured):
         score: a name of `dlsr.SCORES`; None for the preset's.
         preset: `default`, `fast` or `paper`; None for the score's own.
         stages: stages of the encoder that make up `z0`, from 0; None for the preset's.
-        weights: a file with the encoder's weights, `random` or `random:SEED`; None for the preset's source.
+        weights: a file with the encoder's weights, `hub` for those on the Hugging Face Hub, `random` or `random:SEED`;
+            None for the preset's source.
         decoding: `full`, or `draft` to decode large JPEGs at a fraction of their size: faster, other scores.
         pooling: what is kept of each stage's map: `mean` as in the paper, `mean+std` or `mean+std+max`; None for the
             preset's.
@@ -360,7 +361,8 @@ class Detector(Configured):
 
         Args:
             folder: written by `save`.
-            weights: where the encoder's weights are now, if they came from a file that has moved.
+            weights: where the encoder's weights are now, if they came from a file that has moved; or `hub` to let them
+                be downloaded from the Hugging Face Hub, which loading a model does not do by itself.
             device: as for the class.
             backend: as for the class.
             store: as for the class.

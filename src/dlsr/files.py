@@ -1,13 +1,23 @@
-"""Atomic writing, so that a killed process never leaves half a file behind; and the place of the cache."""
+"""Atomic writing, so that a killed process never leaves half a file behind; and the place of the cache.
+
+A file or folder is written under a temporary name beside its target, `.writing-<random>-<name>`, and renamed when it is
+complete. A killed process leaves the temporary one, which is never taken for the target.
+"""
 
 import errno
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
+import stat
+import sys
+import time
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +28,12 @@ if TYPE_CHECKING:
 
 _WRITE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Errors that no reading can cause: full disk, exceeded quota, file too large."""
+_TEMPORARY = re.compile(r"\.writing-[0-9a-f]{32}(?:-(.*)|\..*)?")
+_LONGEST = 100
+"""Of a long name, temporary names contain the end."""
+_LOCK_SECONDS = 60.0
+ABANDONED_SECONDS = 86_400.0
+"""A temporary file that was not written to for so long belongs to a process that was killed."""
 
 
 @contextmanager
@@ -50,26 +66,143 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_folder(folder: Path) -> Iterator[Path]:
+def replacing_folder(folder: Path, unless: Callable[[], bool] = lambda: False) -> Iterator[Path]:
     """A temporary folder beside `folder` that replaces it when the block ends without an error.
 
-    An error of the block that is not about writing into the temporary folder is raised as it is.
+    An error of the block that is not about writing into the temporary folder is raised as it is. Of several processes
+    that replace a folder at once, the last one wins. For an instant there is no folder.
+
+    Args:
+        folder: to replace.
+        unless: keeps the folder if it is true at the end of the block, since another process has written it meanwhile.
 
     Raises:
-        OutputError: if the folder cannot be written: no permission, full disk.
+        OutputError: if the folder cannot be written: no permission, full disk, or it is the working directory.
     """
+    folder = Path(os.path.abspath(folder))  # noqa: PTH100 - the name must not be empty, and links stay
+    if folder == Path.cwd():
+        raise OutputError(f"'{folder}' is the working directory; give another folder")
     temporary = _temporary(folder)
     with _reported(folder):
         temporary.mkdir(parents=True)
     try:
         with _reported(folder, temporary):
             yield temporary
-        with _reported(folder):
-            if folder.exists():
-                shutil.rmtree(folder)
-            temporary.rename(folder)
+        with _reported(folder), locked(folder.parent):
+            if not unless():
+                _swap(temporary, folder)
+            remove_old(left_of(folder))
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _swap(temporary: Path, folder: Path) -> None:
+    """Put one folder in the place of another, which is removed."""
+    while True:
+        aside = _temporary(folder)
+        if folder.is_dir():
+            with suppress(FileNotFoundError):
+                folder.rename(aside)
+        try:
+            temporary.rename(folder)
+            return
+        except OSError as error:
+            # Where there are no locks, another process may have put its own there.
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[bool]:
+    """Hold the lock of a folder, which is created if it is missing. The kernel takes it back from a killed process.
+
+    Yields whether there is a lock: on Windows and some network file systems folders have none.
+
+    Raises:
+        OutputError: if the folder cannot be created, or another process holds the lock for a minute.
+    """
+    with _reported(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    handle = _lock(folder)
+    try:
+        yield handle is not None
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _lock(folder: Path) -> int | None:
+    if sys.platform == "win32":
+        return None
+    import fcntl  # noqa: PLC0415 - not on Windows
+
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    end = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return handle
+        except BlockingIOError:
+            if time.monotonic() > end:
+                os.close(handle)
+                raise OutputError(f"another process is writing to '{folder}'; try again when it has ended") from None
+            time.sleep(0.005)
+        except OSError:
+            os.close(handle)
+            return None
+
+
+def target_of(path: Path) -> str | None:
+    """Name of the file that a temporary one was to replace, empty if it is not known; None for other files."""
+    found = _TEMPORARY.fullmatch(path.name)
+    return found and (found[1] or "")
+
+
+def left_of(path: Path) -> Iterator[Path]:
+    """The temporary files or folders beside a file or folder that were to replace it."""
+    return (one for one in path.parent.iterdir() if target_of(one) == path.name[-_LONGEST:])
+
+
+def remove_old(paths: Iterable[Path], seconds: float = ABANDONED_SECONDS) -> None:
+    """Remove those of the files and folders that were not changed for so long, as far as that is possible."""
+    for path in paths:
+        with suppress(OSError):
+            if seconds and time.time() - path.lstat().st_mtime < seconds:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+@contextmanager
+def open_regular(path: Path, most: int | None = None) -> Iterator[BufferedReader]:
+    """A regular file, open for reading. A pipe would block, and a device might have no end.
+
+    Args:
+        path: of the file.
+        most: largest size in bytes; None for half of this machine's memory, where that is known.
+
+    Raises:
+        OSError: if it is something else, too large or cannot be opened.
+    """
+    if most is None:
+        known = sys.platform != "win32"
+        most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2 if known else sys.maxsize
+    # Opening a pipe waits for its other end, without this flag.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with os.fdopen(handle, "rb") as file:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        if status.st_size > most:
+            raise OSError(errno.EFBIG, f"it has {status.st_size} bytes, {most} are the most", str(path))
+        yield file
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -79,7 +212,16 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         OutputError: if it cannot be written.
     """
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(without_infinity(content), indent=2) + "\n", encoding="utf-8")
+
+
+def without_infinity(value: Any) -> Any:
+    """A value with None in place of NaN and infinity, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {name: without_infinity(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_infinity(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str]) -> None:
@@ -110,7 +252,7 @@ def cache_root() -> Path:
 
 
 def _temporary(path: Path) -> Path:
-    return path.parent / f".writing-{uuid.uuid4().hex}{path.suffix}"
+    return path.parent / f".writing-{uuid.uuid4().hex}-{path.name[-_LONGEST:]}"
 
 
 @contextmanager

@@ -4,10 +4,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from dlsr.artifact import MANIFEST, installed_versions
+from dlsr.artifact import installed_versions
 from dlsr.detector import Detector
 from dlsr.errors import ArtifactError, MissingExtraError, OutputError, one_line
 from dlsr.files import replacing
+from dlsr.model_folder import MANIFEST
 
 CARD = "README.md"
 

@@ -124,10 +124,20 @@ class FittedModel:
         return replace(self, calibration=calibration, summary=summary)
 
     def detect(self, images: Encoded, rate: float, confidence: float | None) -> Results:
-        """Scores, p-values and verdicts of encoded images, at a false-alarm rate."""
-        calibration, readable = self.calibration, images.readable
+        """Scores, p-values and verdicts of encoded images, at a false-alarm rate.
+
+        An image whose score is not a finite number counts as unreadable.
+        """
+        calibration, readable, errors = self.calibration, images.readable, list(images.errors)
         cut = calibration.threshold(rate, confidence)
         scores, layers = self.score(images.z0, images.digests)
+        with np.errstate(over="ignore", invalid="ignore"):
+            deviations = (layers - calibration.layer_mean) / calibration.layer_std
+        # Nothing is larger than NaN, so such an image would pass for in distribution.
+        finite = np.isfinite(scores) & np.isfinite(deviations).all(axis=1)
+        for i in np.flatnonzero(readable)[~finite]:
+            errors[i], readable[i] = "its score is not a finite number", False
+        scores, deviations, z0 = scores[finite], deviations[finite], images.z0[finite]
 
         def spread(values: NDArray[Any], missing: float) -> NDArray[Any]:
             every = np.full((len(readable), *values.shape[1:]), missing, values.dtype)
@@ -139,12 +149,12 @@ class FittedModel:
             scores=spread(scores, np.nan),
             p_values=spread(calibration.p_values(scores, confidence), np.nan),
             verdicts=spread((scores > cut).astype(np.int8), -1),
-            layers=spread((layers - calibration.layer_mean) / calibration.layer_std, np.nan),
-            errors=images.errors,
+            layers=spread(deviations, np.nan),
+            errors=errors,
             layer_names=self.layer_names,
             false_alarm_rate=rate,
             threshold=cut,
-            nearest=spread(self.examples.nearest(images.z0, NEAREST), -1) if self.examples else None,
+            nearest=spread(self.examples.nearest(z0, NEAREST), -1) if self.examples else None,
         )
 
     def with_settings(self, changes: dict[str, Any]) -> Self:
@@ -197,7 +207,7 @@ def fit_model(
 
     Raises:
         TooFewImagesError: if there are too few features for the false-alarm rate.
-        FeatureError: for digests of another shape.
+        FeatureError: for digests of another shape, or features whose scores are not finite.
         SettingsError: if the device cannot be used, or images cannot be left out.
     """
     # As the score validated them: of its own types, whatever was given.
@@ -392,4 +402,8 @@ def _numbers(scores: LayerScores) -> tuple[Array, Array]:
 
 
 def _calibration(scores: Array, layers: Array, groups: NDArray[np.int64]) -> Calibration:
+    if not (np.isfinite(scores).all() and np.isfinite(layers).all()):
+        raise FeatureError(
+            "the scores of calibration images are not finite numbers; lower the learning rate, or choose another score"
+        )
     return Calibration(scores, *layer_scale(layers), groups)

@@ -218,3 +218,38 @@ def test_a_confidence_of_a_model_can_be_changed(run, image_folder, tmp_path):
     assert Detector.load(tmp_path / "m").threshold_ >= before
     assert "give --images" in run("calibrate", tmp_path / "m").error
     assert "give both" in run("calibrate", tmp_path / "m", "--group-by", "folder", "--confidence", "0.5").error
+
+
+def test_a_fit_removes_the_unfinished_checkpoints_of_killed_fits(run, image_folder, tmp_path):
+    for seconds in (0, 100):
+        path = tmp_path / f".writing-{seconds:032}-model.checkpoint"
+        path.touch()
+        os.utime(path, (time.time() - seconds,) * 2)
+    assert run("fit", image_folder, "--output", tmp_path / "model", *TINY).status == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f".writing-{0:032}-model.checkpoint", "model"]
+
+
+def test_the_model_may_go_into_the_working_directory(run, image_folder, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for _ in range(2):
+        assert run("fit", image_folder, "--output", ".", *TINY).status == 0
+        assert run("info", ".").status == 0
+    assert len(list((tmp_path / "here").iterdir())) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
+def test_identical_images_give_valid_json_or_a_clear_line(run, image_folder, odd_folder, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    one = (image_folder / "one" / "001.png").read_bytes()
+    for i in range(60):
+        (images / f"{i}.png").write_bytes(one)
+    assert "are too few groups" in run("fit", images, "--output", tmp_path / "m", *ENCODER).error
+    fitted = run("fit", images, "--output", tmp_path / "m", "--group-by", "none", "--json", *ENCODER)
+    json.loads(fitted.out, parse_constant=pytest.fail)
+    scored = run("score", tmp_path / "m", odd_folder, "--output", tmp_path / "out.jsonl", "--backend", "torch")
+    assert scored.status == 0, scored.err
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert len(rows) == 40
+    assert all(row["is_ood"] and row["error"] is None for row in rows)

@@ -2,6 +2,7 @@ import pytest
 
 from dlsr import ENCODERS, SettingsError, encoder_spec
 from dlsr.encoders import EncoderSpec
+from dlsr.encoders.presets import HubWeights
 
 
 def test_unknown_encoders_are_refused_with_the_known_names():
@@ -40,3 +41,18 @@ def test_changes_to_a_preset_leave_the_rest_and_the_preset_as_they_are():
     assert changed.model_dump(exclude={"weights"}) == {k: v for k, v in expected.items() if k != "weights"}
     assert encoder_spec("resnet50") == ENCODERS["resnet50"]
     assert encoder_spec("resnet50").weights_argument is None
+
+
+def test_values_that_cannot_be_are_one_line():
+    with pytest.raises(SettingsError, match="seed"):
+        encoder_spec("resnet50", weights=f"random:{2**63}")
+    with pytest.raises(SettingsError, match="stages"):
+        encoder_spec("resnet50", stages=(-1,))
+    assert encoder_spec("resnet50", weights=f"random:{5000 * '1'}").weights.kind == "file"
+    assert encoder_spec("resnet50", weights="random:²").weights.kind == "file"
+
+
+def test_weights_of_the_hub_can_be_asked_for_and_a_saved_spec_does_not_decide_on_downloads():
+    spec = encoder_spec("efficientnet_lite0", weights="hub")
+    assert spec.weights == HubWeights(download=True)
+    assert "download" not in spec.model_copy(update={"weights": HubWeights(download=False)}).model_dump_json()

@@ -1,5 +1,7 @@
+import os
 import subprocess
 import sys
+import time
 import tracemalloc
 
 import numpy as np
@@ -9,7 +11,7 @@ from safetensors.numpy import save_file
 
 from dlsr import ArtifactError, OutputError
 from dlsr.encoding import store as store_module
-from dlsr.encoding.store import MANY_SHARDS, FeatureStore, default_store_root
+from dlsr.encoding.store import FLUSH_SECONDS, MANY_SHARDS, FeatureStore, default_store_root
 
 
 def entry(i):
@@ -67,6 +69,52 @@ def test_an_unfinished_shard_of_another_process_is_ignored(tmp_path):
     store.flush()
     (tmp_path / "k" / ".writing-abc.safetensors").write_bytes(b"half")
     assert len(FeatureStore(tmp_path, "k", 3)) == 1
+
+
+def test_files_that_a_killed_process_left_are_removed_a_day_later(tmp_path):
+    (tmp_path / "k").mkdir()
+    old, new = (tmp_path / "k" / f".writing-{i:032x}-{i:032x}.safetensors" for i in range(2))
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (time.time() - 90_000,) * 2)
+    assert len(FeatureStore(tmp_path, "k", 3)) == 0
+    assert list((tmp_path / "k").iterdir()) == [new]
+
+
+def test_entries_are_written_after_a_while_though_the_shard_is_not_full(tmp_path, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(store_module.time, "monotonic", lambda: now[0])
+    store = FeatureStore(tmp_path, "k", 3)
+    store.add(*entry(0))
+    now[0] += FLUSH_SECONDS - 1
+    store.add(*entry(1))
+    assert len(FeatureStore(tmp_path, "k", 3)) == 0
+    now[0] += 1
+    store.add(*entry(0))  # known, but it is time
+    assert len(FeatureStore(tmp_path, "k", 3)) == 2
+    now[0] += 10 * FLUSH_SECONDS
+    store.add(*entry(2))  # has not waited
+    assert len(FeatureStore(tmp_path, "k", 3)) == 2
+
+
+def test_a_killed_process_loses_only_its_latest_entries(tmp_path):
+    script = """
+import sys, time, numpy as np
+from pathlib import Path
+from dlsr.encoding import store
+store.FLUSH_SECONDS = 0.1
+features = store.FeatureStore(Path(sys.argv[1]), "k", 3)
+for i in range(10_000):
+    features.add(i.to_bytes(2, "big") + bytes(30), np.zeros(16, np.uint8), np.full(3, i, np.float32))
+    print(i, flush=True)
+    time.sleep(0.002)
+"""
+    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True) as run:
+        while int(run.stdout.readline()) < 400:
+            pass
+        run.kill()
+    # At two milliseconds each, fifty are added between two flushes, and a few more while one is written.
+    assert len(FeatureStore(tmp_path, "k", 3)) > 250
 
 
 def test_two_processes_can_write_to_a_store_at_the_same_time(tmp_path):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import uuid
 from pathlib import Path
 
 import datasets
@@ -239,6 +240,34 @@ def test_damaged_files_do_not_stop_the_run(model, sources, expected, tmp_path):
     assert len(scores) == len(expected) + len(set(in_table) & expected.keys())
     damaged = {Path(row["path"]).name for row in errors if "the rest of this part cannot be read" in row["error"]}
     assert damaged == {"bad.tar", "bad.parquet"}
+
+
+def test_files_that_killed_workers_left_are_not_taken_for_results(model, sources, expected, tmp_path):
+    run, parts = RunFolder(str(tmp_path)), plan(at(sources, "folder"), 15)
+    run.put_model(model)
+    left = [f".writing-{uuid.uuid4().hex}-{name}" for name in ("part-000000.parquet", "model.json")]
+    for folder in ("scores", "errors", "attempts", "model"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        for name in left:
+            (tmp_path / folder / name).write_bytes(b"half")
+    assert run.done(parts) == set()
+    detector = run.load_model(backend="torch")
+    for part in parts:
+        score_part(detector, part, run)
+    assert_complete(tmp_path, expected)
+    run.remove_temporary()
+    assert [path for path in tmp_path.rglob(".*") if path.is_file()] == []
+    assert_complete(tmp_path, expected)
+
+
+def test_the_model_of_a_run_is_copied_whole_though_it_is_being_replaced(model, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    (folder / f".writing-{uuid.uuid4().hex}-model.json").write_text("half")
+    (folder / "numbers-0123456789abcdef.safetensors").write_text("of another model")
+    RunFolder(str(tmp_path / "run")).put_model(folder)
+    assert len(list((tmp_path / "run" / "model").iterdir())) == 2
+    RunFolder(str(tmp_path / "run")).load_model(backend="torch")
 
 
 def test_a_folder_with_another_run_is_refused(tmp_path):

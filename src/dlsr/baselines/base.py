@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from dlsr.artifact import BaselineManifest, installed_versions, read_artifact, write_artifact
 from dlsr.config import TrainingSettings
-from dlsr.errors import ArtifactError, InputError, NotFittedError, TooFewImagesError
+from dlsr.errors import ArtifactError, InputError, NotFittedError, SettingsError, TooFewImagesError, one_line
 from dlsr.estimator import Estimator
 from dlsr.images.sources import ImageDataset, ImagesLike, open_images, warn_of_unreadable
 from dlsr.images.transforms import Transform, read_pixels
 from dlsr.method.noise import noise_for, pixel_digest
+from dlsr.model_folder import MANIFEST
 from dlsr.runtime.devices import torch_device
 from dlsr.training.checkpoint import training_key
 from dlsr.training.data import Samples
@@ -189,11 +190,16 @@ class Baseline(Estimator):
         Raises:
             ArtifactError: if it is missing, damaged, foreign, from a newer dlsr or of another class.
         """
-        manifest, tensors = read_artifact(Path(folder), BaselineManifest, torch.device("cpu"))
+        manifest, tensors = read_artifact(Path(folder), BaselineManifest)
         if manifest.detector != cls.name:
             raise ArtifactError(f"'{folder}' holds a '{manifest.detector}', not a '{cls.name}'; load it as such")
-        detector = cls(**manifest.parameters)
-        detector._restore(tensors, manifest.classes)
+        try:
+            detector = cls(**manifest.parameters)
+            detector._restore(tensors, manifest.classes)
+        except (KeyError, RuntimeError, SettingsError, TypeError, ValueError) as error:
+            raise ArtifactError(
+                f"'{folder}' does not hold what its {MANIFEST} says ({one_line(error)}); fit it again"
+            ) from error
         detector.classes_ = manifest.classes
         detector.network_ = detector.network_.to(detector._device()).eval()
         detector.log_ = manifest.log

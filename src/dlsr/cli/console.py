@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from dlsr.files import without_infinity
+
 if TYPE_CHECKING:
     from dlsr.baselines import DetectorInfo
     from dlsr.calibration.drift import DriftReport, ReferenceTest
@@ -88,7 +90,7 @@ def print_message(message: str, quiet: bool) -> None:
 
 def print_json(value: Any) -> None:
     """Print a result as JSON on stdout."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(json.dumps(without_infinity(value), indent=2, ensure_ascii=False) + "\n")
 
 
 def print_unreadable(unreadable: Mapping[str, str], total: int) -> None:

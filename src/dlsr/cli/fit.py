@@ -1,5 +1,6 @@
 """`dlsr fit`."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -33,6 +34,7 @@ from dlsr.cli.options import (
 from dlsr.cli.score_settings import CommandWithScoreSettings
 from dlsr.config import AUTO
 from dlsr.errors import SettingsError
+from dlsr.files import left_of, remove_old
 
 if TYPE_CHECKING:
     from dlsr.detector import Detector
@@ -79,8 +81,8 @@ def fit(
 
     Under torchrun or accelerate launch, the processes share encoding and training.
     """
-    from dlsr.artifact import check_output  # noqa: PLC0415
     from dlsr.detector import Detector  # noqa: PLC0415
+    from dlsr.model_folder import check_output  # noqa: PLC0415
     from dlsr.training.distributed import joined  # noqa: PLC0415
 
     check_output(output)
@@ -112,7 +114,9 @@ def fit(
             _fit_with_ray(detector, images, output, address, images_per_part, quiet)
         if ranks.is_first:
             detector.save(output)
-            _beside(output, "checkpoint").unlink(missing_ok=True)
+            checkpoint = _beside(output, "checkpoint")
+            checkpoint.unlink(missing_ok=True)
+            remove_old(left_of(checkpoint), seconds=60)  # not those of another fit, which may be about to be renamed
             shutil.rmtree(_beside(output, "encoding"), ignore_errors=True)
             _print_fitted(detector, output, quiet, as_json)
 
@@ -157,7 +161,8 @@ def _fit_with_ray(
 
 def _beside(output: Path, suffix: str) -> Path:
     """Where an interrupted fit keeps its state."""
-    return output.with_name(f"{output.name}.{suffix}")
+    whole = Path(os.path.abspath(output))  # noqa: PTH100 - the name must not be empty, and links stay
+    return whole.with_name(f"{whole.name}.{suffix}")
 
 
 def _print_fitted(detector: "Detector", output: Path, quiet: bool, as_json: bool) -> None:

@@ -89,7 +89,13 @@ Fdr = Annotated[
         "images among those called OOD, such as 0.1. Holds all results in memory, about 0.3 KB an image.",
     ),
 ]
-Weights = Annotated[str | None, typer.Option(help="Encoder weights: a .safetensors or .pth file, or 'random'.")]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        help="Encoder weights: a .safetensors or .pth file; 'random'; or 'hub', which downloads them from the Hugging "
+        "Face Hub if they are not on this machine."
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ..")]
 Backend = Annotated[BackendName, typer.Option(help="Engine that runs the encoder.")]
 Store = Annotated[Path | None, typer.Option(help="Folder of the feature store.", show_default="~/.cache/dlsr/features")]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dlsr.encoders.presets import EncoderSpec
 from dlsr.encoders.weights import fingerprint, load_classifier, load_exactly
-from dlsr.errors import SettingsError, WeightsError
+from dlsr.errors import SettingsError, WeightsError, one_line
 from dlsr.images.transforms import pixels_version
 from dlsr.method.features import DELTA, Pooling, layer_dimensions, to_z0
 from dlsr.runtime.backends import Backend, choose_backend, make_engine
@@ -138,8 +138,16 @@ class Encoder:
         return _digest(spec, self.weights_sha256, repr(DELTA), str(Z0_VERSION), metadata.version("timm"))
 
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Encode resized images: uint8 of shape `(N, size, size, 3)` to `z0`, float32 of shape `(N, c)`."""
+        """Encode resized images: uint8 of shape `(N, size, size, 3)` to `z0`, float32 of shape `(N, c)`.
+
+        Raises:
+            WeightsError: if the network gives other features than those of the saved model.
+        """
         z0: NDArray[np.float32] = self._engine(pixels)[0]
+        if z0.shape[1] != self.c:
+            raise WeightsError(
+                f"the encoder gives {z0.shape[1]} features, but the model was fitted to {self.c}; fit it again"
+            )
         return z0
 
     def with_engine(self, engine: Engine) -> "Encoder":
@@ -196,24 +204,36 @@ def _channels(spec: EncoderSpec, network: Any) -> tuple[int, ...]:
     return layer_dimensions(network.feature_info.channels(), spec.pooling)
 
 
+def _stage_count(spec: EncoderSpec) -> int:
+    """The number of stages of the encoder's network. Raises SettingsError if it has no feature maps."""
+    import timm  # noqa: PLC0415 - as above
+
+    try:
+        network: Any = timm.create_model(spec.network, pretrained=False, features_only=True)
+    except (AttributeError, RuntimeError, ValueError) as error:
+        raise SettingsError(
+            f"timm's '{spec.network}' has no feature maps ({one_line(error)}); choose another"
+        ) from error
+    return len(network.feature_info.channels())
+
+
 def feature_network(spec: EncoderSpec) -> Any:
     """The chosen stages of the encoder's network, with its weights.
 
     Raises:
-        SettingsError: if a stage does not exist.
+        SettingsError: if timm does not know the network, or a stage does not exist.
         WeightsError: if the weights are missing, damaged or do not fit the network.
     """
     import timm  # noqa: PLC0415 - takes seconds to import, and is not needed if the engine is in the cache
 
+    whole = load_classifier(spec).state_dict()
     try:
         network: Any = timm.create_model(spec.network, pretrained=False, features_only=True, out_indices=spec.stages)
-    except (AssertionError, IndexError, ValueError) as error:
-        whole_network: Any = timm.create_model(spec.network, pretrained=False, features_only=True)
-        count = len(whole_network.feature_info.channels())
+    except (AssertionError, AttributeError, IndexError, RuntimeError, ValueError) as error:
+        count = _stage_count(spec)
         raise SettingsError(
             f"'{spec.name}' has stages 0..{count - 1}, got {list(spec.stages)}; choose among these"
         ) from error
-    whole = load_classifier(spec).state_dict()
     wanted = {name: name.removeprefix("model.") for name in network.state_dict()}
     if not set(wanted.values()) <= whole.keys():
         raise WeightsError(

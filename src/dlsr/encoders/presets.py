@@ -1,19 +1,19 @@
 """Encoder specifications: network, stages, preprocessing and source of the weights."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from dlsr.config import Frozen, validated
 from dlsr.errors import SettingsError
 from dlsr.images.decode import DECODINGS, Decoding, Interpolation
 from dlsr.method.features import POOLINGS, Pooling
 
+_Finite = Annotated[float, Field(allow_inf_nan=False)]
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
-
-class PackageWeights(_Frozen):
+class PackageWeights(Frozen):
     """Weights in a PyPI package. They are matched by order, since the file has the names of another implementation."""
 
     kind: Literal["package"] = "package"
@@ -24,42 +24,44 @@ class PackageWeights(_Frozen):
     sha256: str
 
 
-class HubWeights(_Frozen):
-    """Weights that timm downloads from the Hugging Face Hub."""
+class HubWeights(Frozen):
+    """Weights on the Hugging Face Hub, from its cache on this machine if they are there."""
 
     kind: Literal["hub"] = "hub"
+    download: bool = Field(default=True, exclude=True)
+    """Whether they may be downloaded. Not saved: a model directory does not decide it."""
 
 
-class FileWeights(_Frozen):
+class FileWeights(Frozen):
     """Weights from a file, `.safetensors` or `.pth`."""
 
     kind: Literal["file"] = "file"
     path: str
 
 
-class RandomWeights(_Frozen):
+class RandomWeights(Frozen):
     """Untrained weights, to try an encoder whose weights are not available. Detection is poor with them."""
 
     kind: Literal["random"] = "random"
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
 
 WeightSource = PackageWeights | HubWeights | FileWeights | RandomWeights
 
 
-class EncoderSpec(_Frozen):
+class EncoderSpec(Frozen):
     """Everything that decides an encoder's output except the values of the weights. Saved with each model."""
 
-    name: str
-    network: str
-    """timm's name of the network."""
-    stages: tuple[int, ...] = Field(min_length=1)
+    name: str = Field(max_length=100)
+    network: str = Field(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """timm's name of the network: of one of its own, where a colon would lead to the Hub or to a folder."""
+    stages: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1, max_length=100)
     """Indices of the stages whose maps make up `z0`, from 0 as in timm's `out_indices`."""
-    size: int = Field(ge=1)
+    size: int = Field(ge=1, le=1024)
     """Images are resized to `size` x `size` pixels."""
-    mean: tuple[float, float, float]
+    mean: tuple[_Finite, _Finite, _Finite]
     """Subtracted from pixel values in 0..255."""
-    std: tuple[float, float, float]
+    std: tuple[_Positive, _Positive, _Positive]
     """Divides pixel values in 0..255, after the mean is subtracted."""
     interpolation: Interpolation
     decoding: Decoding = "full"
@@ -143,7 +145,7 @@ def encoder_spec(
     Args:
         name: a preset of `ENCODERS`, or a network's name in timm (then `stages` defaults to all of them).
         stages: stages to use instead of the preset's.
-        weights: a file with weights, `"random"` or `"random:SEED"`, instead of the preset's source.
+        weights: a file with weights, `"hub"`, `"random"` or `"random:SEED"`, instead of the preset's source.
         decoding: `full` or `draft`.
         pooling: what is kept of each stage's map: a name of `dlsr.method.features.POOLINGS`.
 
@@ -160,14 +162,20 @@ def encoder_spec(
         changes["stages"] = tuple(stages)
     if weights is not None:
         changes["weights"] = weight_source(weights).model_dump()
-    return EncoderSpec.model_validate(spec.model_dump() | changes)
+    return validated(EncoderSpec, spec.model_dump() | changes)
 
 
-def weight_source(weights: str) -> FileWeights | RandomWeights:
-    """The source that `weights` stands for: `random`, `random:SEED`, or a file."""
+def weight_source(weights: str) -> HubWeights | FileWeights | RandomWeights:
+    """The source that `weights` stands for: `hub`, `random`, `random:SEED`, or a file.
+
+    Raises:
+        SettingsError: for a seed that is too large.
+    """
     kind, _, seed = weights.partition(":")
-    if kind == "random" and (not seed or seed.isdigit()):
-        return RandomWeights(seed=int(seed or 0))
+    if weights == "hub":
+        return HubWeights()
+    if kind == "random" and (not seed or (seed.isdecimal() and len(seed) < 20)):
+        return validated(RandomWeights, {"seed": int(seed or 0)})
     return FileWeights(path=weights)
 
 

@@ -1,18 +1,18 @@
 """Load an encoder's weights, and check that each of them is used."""
 
 import hashlib
-import pickle
+import os
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dlsr.encoders.presets import EncoderSpec, FileWeights, HubWeights, PackageWeights
-from dlsr.errors import WeightsError
+from dlsr.errors import SettingsError, WeightsError
 
 StateDict = Mapping[str, Tensor]
 
@@ -21,13 +21,17 @@ def load_classifier(spec: EncoderSpec) -> nn.Module:
     """The encoder's whole network, classification head included, with its weights.
 
     Raises:
+        SettingsError: if timm does not know the network.
         WeightsError: if the weights are missing, damaged, or do not fit the network key by key.
     """
     import timm  # noqa: PLC0415 - takes seconds to import, and is not needed if the engine is in the cache
 
     source = spec.weights
+    # Here and not in the spec, since timm takes seconds to import.
+    if not timm.is_model(spec.network):
+        raise SettingsError(f"timm has no network '{spec.network}'; upgrade timm, or choose another encoder")
     if isinstance(source, HubWeights):
-        return _from_hub(spec.network)
+        return _from_hub(spec.network, source.download)
     if isinstance(source, PackageWeights):
         network: nn.Module = timm.create_model(spec.network, pretrained=False)
         path = _package_file(source)
@@ -108,11 +112,19 @@ def fingerprint(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _from_hub(network: str) -> nn.Module:
+def _from_hub(network: str, download: bool) -> nn.Module:
     import timm  # noqa: PLC0415 - as above
 
+    kept = _kept_by_hub(timm.get_pretrained_cfg(network))
+    if kept is None and not download:
+        raise WeightsError(
+            f"the weights of '{network}' are not on this machine; give --weights hub to download them from the Hugging "
+            "Face Hub, or a file with --weights"
+        )
     try:
-        loaded: nn.Module = timm.create_model(network, pretrained=True)
+        # A file that is there is loaded without asking the Hub whether there is a newer one.
+        overlay = None if kept is None else {"file": kept}
+        loaded: nn.Module = timm.create_model(network, pretrained=True, pretrained_cfg_overlay=overlay)
     # The client of the Hub raises errors of several libraries, with the same remedy for all.
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -121,6 +133,18 @@ def _from_hub(network: str) -> nn.Module:
             "or use efficientnet_lite0, whose weights are installed"
         ) from error
     return loaded.eval()
+
+
+def _kept_by_hub(config: Any) -> str | None:
+    """The file in the Hub's cache with the weights that a timm config describes; None if it is not there."""
+    from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415 - slow to import
+
+    if config is None or not config.hf_hub_id or config.custom_load:
+        return None
+    name = config.hf_hub_filename or "model.safetensors"
+    # Other files may be pickles, which timm would let run code.
+    found = try_to_load_from_cache(config.hf_hub_id, name) if name.endswith(".safetensors") else None
+    return found if isinstance(found, str) else None
 
 
 def _package_file(source: PackageWeights) -> Path:
@@ -138,13 +162,17 @@ def _package_file(source: PackageWeights) -> Path:
 
 
 def _read(path: Path) -> StateDict:
-    if not path.is_file():
-        raise WeightsError(f"there is no weights file '{path}'; give its path with --weights")
     try:
+        # Not `Path.is_file`, which raises errors of its own for names that cannot be.
+        if not os.path.isfile(path):  # noqa: PTH113
+            raise WeightsError(f"there is no weights file '{path}'; give its path with --weights")
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+    except WeightsError:
+        raise
+    # Whatever the file is, the loaders raise any error of it.
+    except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError(f"cannot read weights from '{path}' ({reason}); give a .safetensors or .pth file") from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):

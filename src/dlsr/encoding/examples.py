@@ -54,9 +54,14 @@ class Examples:
             ValueError: if the tensors do not belong together.
         """
         content = tensors["thumbnails"].cpu().numpy().tobytes()
-        ends = np.cumsum(tensors["sizes"].cpu().numpy())
+        sizes = tensors["sizes"].cpu().numpy()
+        if sizes.ndim != 1 or not np.issubdtype(sizes.dtype, np.integer) or (sizes < 0).any():
+            raise ValueError("the sizes of thumbnails are not whole numbers")
+        ends = np.cumsum(sizes, dtype=np.int64)
         starts = [0, *ends[:-1].tolist()]
         names = tuple(json.loads(tensors["names"].cpu().numpy().tobytes()))
+        if len(ends) != len(names) or [*ends[-1:]] != [len(content)] or not all(isinstance(n, str) for n in names):
+            raise ValueError("the names and sizes of thumbnails do not belong to them")
         thumbnails = tuple(content[start:end] for start, end in zip(starts, ends.tolist(), strict=True))
         return cls(names, tensors["z0"].cpu().numpy(), thumbnails)
 

@@ -8,6 +8,7 @@ Entries are in shards, files that are written atomically and never changed, so s
 
 import os
 import tempfile
+import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from dlsr.errors import ArtifactError, OutputError
-from dlsr.files import cache_root, write_tensors
+from dlsr.files import cache_root, remove_old, target_of, write_tensors
 from dlsr.method.noise import DIGEST_BYTES
 from dlsr.training.data import IN_MEMORY_BYTES
 
@@ -28,6 +29,8 @@ SCHEMA = "1"
 KEY_BYTES = 32
 SHARD_SIZE = 4096
 """Entries in a full shard."""
+FLUSH_SECONDS = 30.0
+"""Entries that wait longer for a full shard are written as they are: a process that is killed loses no more work."""
 MANY_SHARDS = 64
 """If more shards than this are less than half full, they are merged."""
 RECENT_KEYS = 65_536
@@ -57,6 +60,8 @@ class FeatureStore:
         self.folder = root / key
         self.c = c
         self._new: dict[bytes, tuple[NDArray[np.uint8], NDArray[np.float32]]] = {}
+        self._oldest_new = 0.0
+        remove_old(path for path in self.folder.glob(".*") if target_of(path) is not None)
         opened = self._open_all()
         self._shards = [shard for shard, _ in opened]
         self._index = _Index([keys for _, keys in opened])
@@ -77,14 +82,16 @@ class FeatureStore:
         return shard.digests[i], shard.z0[i : i + 1][0]
 
     def add(self, key: bytes, digest: NDArray[np.uint8], z0: NDArray[np.float32]) -> None:
-        """Add the features of an image. They are written with the next full shard or by `flush`.
+        """Add the features of an image. They are written with the next full shard, after a while, or by `flush`.
 
         Raises:
-            OutputError: if a full shard cannot be written.
+            OutputError: if a shard cannot be written.
         """
+        now = time.monotonic()
         if key not in self._new and self._index.find(key) is None:
+            self._oldest_new = self._oldest_new if self._new else now
             self._new[key] = digest, z0
-        if len(self._new) >= SHARD_SIZE:
+        if len(self._new) >= SHARD_SIZE or (self._new and now - self._oldest_new >= FLUSH_SECONDS):
             self.flush()
 
     def flush(self) -> None:

@@ -92,7 +92,8 @@ def make_engine(graph: Graph, backend: Backend, device: torch.device) -> Engine:
     }[backend]
     folder = _engine_folder(graph, backend, device)
     if not _is_intact(folder):
-        with replacing_folder(folder) as temporary:
+        # One that another process is loading must not be replaced.
+        with replacing_folder(folder, unless=lambda: _is_intact(folder)) as temporary:
             write(graph, temporary / name, device)
             sums = file_sums(temporary)
             (temporary / _SUMS).write_text(json.dumps(sums))

@@ -125,6 +125,7 @@ def score_with_ray(
     for done in process_parts(ray, ScoringActor, [run.full_url, options], left, address, workers, device):
         on_part(done)
         totals = PartDone(0, totals.images + done.images, totals.ood + done.ood, totals.errors + done.errors)
+    run.remove_temporary()
     return RunSummary(len(parts), len(before), totals.images, totals.ood, totals.errors)
 
 
@@ -172,6 +173,7 @@ def encode_with_ray(
     left = [part for part in parts if part.index not in before]
     for done in process_parts(ray, EncodingActor, [run.full_url, parameters], left, address, workers, detector.device):
         on_part(done)
+    run.remove_temporary()
     return encoded_images(run, parts, extractor.feature_store())
 
 

@@ -20,11 +20,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from dlsr.artifact import MANIFEST
 from dlsr.detector import Detector
 from dlsr.errors import ArtifactError, InputError, one_line
-from dlsr.files import replacing
+from dlsr.files import remove_old, replacing, target_of
 from dlsr.images.sources import ImageItem, failing_item
+from dlsr.model_folder import MANIFEST, read_files
 from dlsr.reports.tables import results_table
 from dlsr.results import Result
 from dlsr.scale.parts import Part, filesystem, items_of
@@ -92,26 +92,21 @@ class RunFolder:
         self._write("run.json", json.dumps(wanted, indent=2).encode())
 
     def put_model(self, folder: Path) -> None:
-        """Copy a model directory into the run, unless it is there. `model.json` is copied last.
+        """Copy a model directory into the run, unless it is there.
 
         Raises:
             ArtifactError: if the model directory cannot be read.
         """
-        try:
-            files = sorted(
-                (path for path in folder.iterdir() if path.is_file()), key=lambda path: path.name == MANIFEST
-            )
-            for path in files:
-                if not self._fs.exists(f"{self._root}/model/{path.name}"):
-                    self._write(f"model/{path.name}", path.read_bytes())
-        except OSError as error:
-            raise ArtifactError(f"cannot read '{folder}': {error.strerror}; give a model directory") from error
+        if not self._fs.exists(f"{self._root}/model/{MANIFEST}"):
+            for name, content in read_files(folder).items():
+                self._write(f"model/{name}", content)
 
     def load_model(self, **options: Any) -> Detector:
         """Load the model that `put_model` copied; options as for `Detector.load`."""
         with tempfile.TemporaryDirectory() as folder:
-            for path in self._fs.ls(f"{self._root}/model", detail=False):
-                Path(folder, Path(path).name).write_bytes(self._fs.cat_file(path))
+            for path in map(Path, self._fs.ls(f"{self._root}/model", detail=False)):
+                if target_of(path) is None:
+                    Path(folder, path.name).write_bytes(self._fs.cat_file(str(path)))
             return Detector.load(folder, **options)
 
     def is_done(self, part: Part) -> bool:
@@ -176,9 +171,21 @@ class RunFolder:
     def _path(self, folder: str, part: Part, suffix: str) -> str:
         return f"{self._root}/{self._name(folder, part, suffix)}"
 
+    def remove_temporary(self) -> None:
+        """Remove the files that killed workers left unfinished. Call it when all parts are done, and none is written.
+
+        They are hidden, and never taken for results.
+        """
+        if self._is_local:
+            remove_old((path for path in Path(self._root).glob("*/.*") if target_of(path) is not None), 0)
+
+    @property
+    def _is_local(self) -> bool:
+        return "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
+
     def _write(self, name: str, content: bytes) -> None:
         path = f"{self._root}/{name}"
-        if "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,)):
+        if self._is_local:
             with replacing(Path(path)) as temporary:
                 temporary.write_bytes(content)
         else:  # object stores write an object atomically

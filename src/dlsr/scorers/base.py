@@ -79,7 +79,8 @@ class Scorer(nn.Module):
     """A score. What it learns are registered parameters and buffers, so `state_dict` and `.to` cover all of it.
 
     Subclasses are registered with `@register`. They build all modules and buffers in `__init__`, in the shapes that
-    `load_state_dict` will fill.
+    `load_state_dict` will fill; a buffer of shape `(0, ..)` gets any number of rows, the same for all such buffers.
+    `__init__` is also called on PyTorch's meta device, to learn these shapes, so it cannot compute with values.
 
     Args:
         settings: an instance of the class's `Settings`.
@@ -136,6 +137,8 @@ class Scorer(nn.Module):
         raise NotImplementedError
 
 
+MOST_NOISE = 2**24
+"""Fewer samples are scored at once if they need more random numbers than this."""
 MOST_LEFT_OUT = 10_000
 """At most this many images are left out one by one."""
 
@@ -235,8 +238,8 @@ def in_batches(
     seed: int,
     size: int,
 ) -> tuple[Tensor, Tensor]:
-    """Apply a function of features and their noise to `size` samples at once, and join what it returns."""
-    parts = []
+    """Apply a function of features and their noise to at most `size` samples at once, and join what it returns."""
+    parts, size = [], max(min(size, MOST_NOISE // max(noise_vectors * z0.shape[1], 1)), 1)
     for start in range(0, len(z0), size):
         batch = slice(start, start + size)
         noise = noise_for(digests[batch], seed, noise_vectors, z0.shape[1]).to(z0.device)

@@ -17,7 +17,7 @@ VAE_DECODER_LAYERS = 8
 class FeatureVAESettings(TrainedSettings):
     """Settings of `FeatureVAEScorer`."""
 
-    latent: int = Field(default=128, ge=1, description="Dimension of the feature VAE's code.")
+    latent: int = Field(default=128, ge=1, le=2**16, description="Dimension of the feature VAE's code.")
 
 
 class FeatureVAE(Reconstructor):

@@ -16,6 +16,8 @@ RIDGE = 0.01
 At 45,000 images it is the 1e-4 of the usual recipe. The shrinkage of Ledoit and Wolf, which serves the large
 variances, costs detection here: see docs/design.md.
 """
+ROUNDING = 1e-12
+"""The mean variance is at least this share of the mean square."""
 SMALLEST = 1e-12
 """Divisors are at least this."""
 CHUNK = 2**15
@@ -66,8 +68,8 @@ class Gaussian(nn.Module):
             centred -= mean
             scatter += centred.T @ centred
         variances, basis = np.linalg.eigh(scatter / n)
-        # The tiny number serves datasets of equal samples, which have no variance at all.
-        mean_variance = variances.mean() + np.finfo(np.float32).tiny
+        # Equal samples have no variance but that of rounding, and others must not be infinitely far from them.
+        mean_variance = max(variances.mean(), ROUNDING * np.square(mean).mean()) or 1.0
         variances = np.maximum(variances / mean_variance, 0) + ridge * len(mean) / n
         learned = {"mean": mean, "basis": basis, "scale": np.sqrt(mean_variance), "variances": variances}
         self.load_state_dict({name: torch.from_numpy(np.asarray(value)).float() for name, value in learned.items()})

@@ -57,7 +57,7 @@ FEWEST = 5
 class LocalSettings(ScorerSettings):
     """Settings of `LocalScorer`."""
 
-    neighbours: int = Field(default=20, ge=2, description="Training images that an image is restored from.")
+    neighbours: int = Field(default=20, ge=2, le=1000, description="Training images that an image is restored from.")
     references: int = Field(default=10_000, ge=FEWEST, description="At most this many training images are kept.")
     density_weight: float = Field(
         default=0.25, ge=0, le=1, description="Weight of the neighbours' own log error, which is subtracted."

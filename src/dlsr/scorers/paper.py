@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dlsr.config import WholeNumbers
+from dlsr.errors import SettingsError
 from dlsr.method.diffusion import check_steps, distort, restore
 from dlsr.method.lfdn import LFDN
 from dlsr.method.scores import layer_means, layer_similarities, likelihood_regret, mfsim, mse
 from dlsr.scorers.base import FitData, LayerScores, Scorer, mean_over_draws, register
-from dlsr.scorers.settings import SMALL_TRAINING, DiffusionSettings
+from dlsr.scorers.settings import MOST_STEPS, SMALL_TRAINING, DiffusionSettings
 from dlsr.training.loop import Draws, Trainer
 from dlsr.training.state import EpochLog
 
@@ -30,6 +31,10 @@ class PaperSettings(DiffusionSettings):
     @model_validator(mode="after")
     def _t_fits(self) -> "PaperSettings":
         check_steps(self.t, self.T)
+        if self.draws * len(self.t) > MOST_STEPS:
+            raise SettingsError(
+                f"{self.draws} draws of {len(self.t)} steps are more than {MOST_STEPS}; lower draws, or give fewer t"
+            )
         return self
 
 

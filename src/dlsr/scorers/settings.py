@@ -9,6 +9,9 @@ from torch import Tensor
 from dlsr.config import Frozen, TrainingSettings, validated
 from dlsr.method.schedule import cosine_alpha_bar, scaled_linear_alpha_bar
 
+MOST_STEPS = 1000
+"""At most this many steps restore an image, over all draws: each takes time and memory."""
+
 
 class ScorerSettings(Frozen):
     """Settings of a score. A score without settings uses this class as it is."""
@@ -25,7 +28,9 @@ class ScorerSettings(Frozen):
 class TrainedSettings(ScorerSettings, TrainingSettings):
     """Settings of a score with a network."""
 
-    width: int | None = Field(default=None, ge=2, multiple_of=2, description="Width of the network; twice c if unset.")
+    width: int | None = Field(
+        default=None, ge=2, le=2**16, multiple_of=2, description="Width of the network; twice c if unset."
+    )
 
     def changed(self, changes: Mapping[str, Any]) -> Self:
         """See `ScorerSettings`; a number of epochs that is given holds for small datasets, too."""
@@ -36,15 +41,15 @@ class TrainedSettings(ScorerSettings, TrainingSettings):
 class ResidualMLPSettings(TrainedSettings):
     """Settings of a score whose network is made of residual blocks."""
 
-    blocks: int = Field(default=16, ge=1, description="Residual blocks of the network.")
+    blocks: int = Field(default=16, ge=1, le=1000, description="Residual blocks of the network.")
 
 
 class DiffusionSettings(ResidualMLPSettings):
     """Settings of a score that distorts features and restores them with LFDN. The defaults are the paper's."""
 
     schedule: Literal["scaled_linear", "cosine"] = Field(default="scaled_linear", description="Noise schedule.")
-    T: int = Field(default=100, ge=1, description="Noise levels.")
-    draws: int = Field(default=1, ge=1, description="Noise draws that a score is averaged over.")
+    T: int = Field(default=100, ge=1, le=10_000, description="Noise levels.")
+    draws: int = Field(default=1, ge=1, le=MOST_STEPS, description="Noise draws that a score is averaged over.")
 
     def alpha_bar(self) -> Tensor:
         """The schedule, shape `(T + 1,)`."""

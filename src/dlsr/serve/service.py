@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dlsr.artifact import MANIFEST, read_manifest
+from dlsr.artifact import read_manifest
 from dlsr.calibration.drift import one_of_each_group
 from dlsr.detector import Detector
 from dlsr.errors import NotFittedError, one_line
 from dlsr.images.sources import ImageDataset, ImageItem
+from dlsr.model_folder import MANIFEST
 from dlsr.results import Result
 from dlsr.runtime.backends import Backend
 from dlsr.serve.batching import Batcher, QueueFullError

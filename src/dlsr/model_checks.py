@@ -1,0 +1,97 @@
+"""What a model must be like before it is used. A model directory may come from a stranger, or be damaged.
+
+All of its values are checked here, after the types and ranges of `model.json` and before an image is scored. Each check
+raises ValueError with a reason.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dlsr.config import DetectorConfig
+from dlsr.encoders import ENCODERS, EncoderSpec, PackageWeights
+from dlsr.encoders.presets import HubWeights
+from dlsr.encoding.examples import Examples
+from dlsr.method.noise import DIGEST_BYTES
+from dlsr.model import Calibration, FittedModel
+from dlsr.scorers import Settings
+
+
+def check_settings(config: DetectorConfig, settings: Settings) -> None:
+    """The arguments name settings of their score."""
+    unknown = config.settings.keys() - type(settings.scorer).model_fields.keys()
+    if unknown:
+        raise ValueError(f"the score '{settings.score}' has no setting '{min(unknown)}'")
+
+
+def local_encoder(spec: EncoderSpec) -> EncoderSpec:
+    """An encoder as it may be loaded: from what is installed or named by a path, without a download.
+
+    A package must be one of the presets': errors advise to install it.
+    """
+    known = [preset.weights for preset in ENCODERS.values()]
+    if isinstance(spec.weights, PackageWeights) and spec.weights not in known:
+        raise ValueError(f"no preset has its weights in the package '{spec.weights.package}'")
+    if isinstance(spec.weights, HubWeights):
+        return spec.model_copy(update={"weights": HubWeights(download=False)})
+    return spec
+
+
+def check_tensors(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """Tensors are finite, and have the names, types and shapes of those expected, which may be on the meta device.
+
+    Those without rows may have any number of rows, but all of them the same.
+    """
+    different = sorted(expected.keys() ^ given.keys())
+    if different:
+        raise ValueError(f"{different[0]} is {'missing' if different[0] in expected else 'unknown'}")
+    rows = set()
+    for name, like in expected.items():
+        tensor, free = given[name], int(like.ndim > 0 and len(like) == 0)
+        if (tensor.dtype, tensor.ndim, tensor.shape[free:]) != (like.dtype, like.ndim, like.shape[free:]):
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)} of {tensor.dtype}")
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} is not finite")
+        rows |= {len(tensor)} if free else set()
+    if len(rows) > 1 or 0 in rows:
+        raise ValueError(f"it has {sorted(rows)} training images")
+
+
+def check_model(model: FittedModel) -> None:
+    """Calibration and examples are those of the model, and its score is a finite number."""
+    _check_calibration(model.calibration, len(model.channels), model.summary.calibration_images)
+    if model.examples is not None:
+        _check_examples(model.examples, sum(model.channels))
+    _check_score(model)
+
+
+def _check_calibration(calibration: Calibration, layers: int, images: int) -> None:
+    n = len(calibration.scores) if calibration.scores.ndim == 1 else 0
+    shapes = {"scores": (n,), "groups": (n,), "layer_mean": (layers,), "layer_std": (layers,)}
+    for name, shape in shapes.items():
+        values = getattr(calibration, name)
+        if values.shape != shape or values.dtype != (np.int64 if name == "groups" else np.float64):
+            raise ValueError(f"calibration {name} have shape {values.shape} of {values.dtype}")
+        if not np.isfinite(values).all():
+            raise ValueError(f"calibration {name} are not finite")
+    if n == 0 or n != images:
+        raise ValueError(f"there are {n} calibration scores of {images} images")
+    if not (calibration.layer_std > 0).all():
+        raise ValueError("calibration layer_std are not positive")
+
+
+def _check_examples(examples: Examples, c: int) -> None:
+    shape = (len(examples.names), c)
+    if examples.z0.shape != shape or examples.z0.dtype != np.float32 or not np.isfinite(examples.z0).all():
+        raise ValueError(f"the features of thumbnails are not finite numbers of shape {shape}")
+
+
+def _check_score(model: FittedModel) -> None:
+    probe = np.random.default_rng(0).standard_normal((1, sum(model.channels)), np.float32)
+    scores, layers = model.score(probe, np.zeros((1, DIGEST_BYTES), np.uint8))
+    if scores.shape != (1,) or layers.shape != (1, len(model.channels)):
+        raise ValueError(f"an image gets scores of shapes {scores.shape} and {layers.shape}")
+    if not (np.isfinite(scores).all() and np.isfinite(layers).all()):
+        raise ValueError("an image gets a score that is not finite")
