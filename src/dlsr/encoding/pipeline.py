@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from dlsr.encoders import Encoder
 from dlsr.encoding.store import KEY_BYTES, FeatureStore, empty_table
-from dlsr.errors import ImageError, NoImagesError, OutputError
-from dlsr.images.decode import decode, reason_of
+from dlsr.errors import NoImagesError, OutputError
+from dlsr.images.decode import UNREADABLE, decode, reason_of, undecodable
 from dlsr.images.sources import ImageDataset, ImageItem
 from dlsr.images.transforms import Transform, resize
 from dlsr.method.noise import DIGEST_BYTES, pixel_digest
@@ -217,11 +217,12 @@ def _prepare(item: ImageItem, encoder: Encoder, store: FeatureStore | None, tran
             return _Prepared(item.name, key, known=known)
         image = image or decode(raw, encoder.spec.size if encoder.spec.decoding == "draft" else None)
         if transform is not None:
-            image = transform.apply(image)
+            with undecodable():
+                image = transform.apply(image)
         pixels = resize(image, encoder.spec.size, encoder.spec.interpolation)
         # Hashed in the threads that decode, so that the engine need not wait.
         return _Prepared(item.name, key, pixels=pixels, digest=pixel_digest(pixels))
-    except (ImageError, OSError) as error:
+    except UNREADABLE as error:
         return _Prepared(item.name, error=reason_of(error))
 
 
