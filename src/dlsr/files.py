@@ -9,9 +9,14 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from dlsr.errors import OutputError, one_line
+
+try:
+    import fcntl
+except ImportError:
+    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,6 +52,51 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def growing(path: Path) -> Iterator[IO[str]]:
+    """A text file that replaces `path` when the block ends without an error.
+
+    Until then it is `partial_path(path)`. Each line is in that file as soon as it is written, and stays there if the
+    block fails or the process is killed.
+
+    Raises:
+        OutputError: if the file cannot be written, or another process is writing it.
+    """
+    partial = partial_path(path)
+    with _reported(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = partial.open("a", buffering=1, encoding="utf-8", newline="")
+    with _reported(path, partial), file:
+        if not _locked(file, partial):
+            raise OutputError(f"another process is writing '{path}'; wait for it, or give another name")
+        file.truncate(0)
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+        with _reported(path):
+            partial.replace(path)
+
+
+def partial_path(path: Path) -> Path:
+    """Where `growing` writes a file that is not finished."""
+    return path.with_name(f"{path.name}.partial")
+
+
+def check_writable(path: Path) -> None:
+    """Raise the error of `replacing` or `growing` before long work: whether a file can be written at `path`.
+
+    Raises:
+        OutputError: if it cannot.
+    """
+    if path.is_dir():
+        raise OutputError(f"cannot write '{path}': it is a folder; give the name of a file")
+    with _reported(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary(path)
+        temporary.touch(exist_ok=False)
+        temporary.unlink()
 
 
 @contextmanager
@@ -111,6 +161,17 @@ def cache_root() -> Path:
 
 def _temporary(path: Path) -> Path:
     return path.parent / f".writing-{uuid.uuid4().hex}{path.suffix}"
+
+
+def _locked(file: IO[str], path: Path) -> bool:
+    """Lock a file until it is closed; False if another process has locked it, or has put it elsewhere meanwhile."""
+    if fcntl is None:  # Windows
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except (BlockingIOError, FileNotFoundError):
+        return False
 
 
 @contextmanager

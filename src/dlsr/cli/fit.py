@@ -11,6 +11,7 @@ from dlsr.cli.console import (
     no_unreadable_warnings,
     print_json,
     print_message,
+    print_skipped,
     print_unreadable,
     progress_bars,
 )
@@ -121,8 +122,7 @@ def _fit_here(detector: "Detector", images: Path, output: Path, ranks: "Ranks", 
     from dlsr.images.sources import open_images  # noqa: PLC0415
 
     dataset = open_images(images)
-    if dataset.ignored:
-        print_message(f"skipped {len(dataset.ignored)} files that are not images, such as {dataset.ignored[0]}", quiet)
+    print_skipped(dataset, quiet)
     with no_unreadable_warnings(), progress_bars(quiet) as bars:
         detector.fit(
             dataset,

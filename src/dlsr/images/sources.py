@@ -224,7 +224,7 @@ def _dataset_item(dataset: TorchDataset, index: int) -> ImageItem:
 
 
 def warn_of_unreadable(unreadable: Mapping[str, str]) -> None:
-    """Warn about images that could not be read, at the line outside dlsr that led here.
+    """Warn about images that could not be read.
 
     Args:
         unreadable: reasons by name.
@@ -232,8 +232,12 @@ def warn_of_unreadable(unreadable: Mapping[str, str]) -> None:
     if unreadable:
         listed = "; ".join(f"{name}: {reason}" for name, reason in islice(unreadable.items(), 10))
         more = f"; and {len(unreadable) - 10} more" if len(unreadable) > 10 else ""
-        level, frame = 1, sys._getframe()
-        while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "dlsr":
-            level, frame = level + 1, frame.f_back
-        message = f"{len(unreadable)} images could not be read: {listed}{more}"
-        warnings.warn(message, UnreadableImagesWarning, stacklevel=level)
+        warn_caller(f"{len(unreadable)} images could not be read: {listed}{more}", UnreadableImagesWarning)
+
+
+def warn_caller(message: str, category: type[Warning]) -> None:
+    """Warn at the line outside dlsr that led here."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "dlsr":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)

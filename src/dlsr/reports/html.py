@@ -24,6 +24,7 @@ from dlsr.encoding.pipeline import Progress
 from dlsr.errors import NoImagesError
 from dlsr.files import replacing
 from dlsr.images.decode import UNREADABLE, reason_of
+from dlsr.images.names import in_utf8
 from dlsr.images.sources import ImageDataset, ImagesLike, open_images
 from dlsr.reports.plots import score_histogram
 from dlsr.results import Result
@@ -146,7 +147,7 @@ def _page(detector: Detector, images: ImageDataset, summary: Summary, title: str
         alarms = detector.false_alarm_rate * judged
         verdict += f" If all were in distribution, expect at most about {alarms:.0f} false alarms."
     return template.substitute(
-        title=html.escape(title),
+        title=html.escape(in_utf8(title)),
         verdict=html.escape(verdict),
         made=html.escape(f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}, dlsr {installed_versions()['dlsr']}"),
         total=judged + len(summary.unreadable),
