@@ -109,6 +109,15 @@ def test_a_source_may_be_a_url(contents):
     assert sorted(item.read() for item in items) == sorted(contents.values())
 
 
+def test_files_that_are_not_images_are_told(sources, tmp_path):
+    told = []
+    shutil.copytree(sources / "folder", tmp_path / "in")
+    write_tar(tmp_path / "in" / "a.tar", {"x.png": b"", "x.json": b""})
+    (tmp_path / "in" / "linked").symlink_to(sources)
+    plan(str(tmp_path / "in"), 10, told.extend)
+    assert [name.removeprefix(f"{tmp_path}/in/") for name in told] == ["a.tar/x.json", "linked", "notes.txt"]
+
+
 @pytest.mark.parametrize("many", [False, True])
 def test_a_tar_may_be_a_url(contents, many, monkeypatch):
     memory, buffer = fsspec.filesystem("memory"), io.BytesIO()

@@ -116,6 +116,13 @@ def print_skipped(images: "ImageDataset", quiet: bool) -> None:
         print_message(f"skipped {images.skipped}", quiet)
 
 
+def skipped_printer(quiet: bool) -> Callable[[list[str]], None]:
+    """A callback that says how many files are left out, from their names."""
+    from dlsr.images.sources import ImageDataset  # noqa: PLC0415
+
+    return lambda names: print_skipped(ImageDataset([], names), quiet)
+
+
 def print_unreadable(unreadable: Mapping[str, str], total: int) -> None:
     """Name the images that could not be read, with reasons. Printed even if quiet: nothing is dropped silently."""
     if not unreadable:

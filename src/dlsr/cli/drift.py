@@ -11,6 +11,7 @@ from dlsr.cli.console import (
     print_drift,
     print_json,
     print_message,
+    print_skipped,
     print_unreadable,
     progress_bars,
 )
@@ -62,6 +63,9 @@ def drift(
     detector = runtime.load(model)
     dataset, seed = open_images(images), detector.settings_.seed
     past = None if reference is None else open_images(reference)
+    print_skipped(dataset, quiet)
+    if past is not None:
+        print_skipped(past, quiet)
     before = after = None
     with progress_bars(quiet) as bars:
         if past is not None:

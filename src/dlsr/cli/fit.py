@@ -14,6 +14,7 @@ from dlsr.cli.console import (
     print_skipped,
     print_unreadable,
     progress_bars,
+    skipped_printer,
 )
 from dlsr.cli.options import (
     Address,
@@ -149,6 +150,7 @@ def _fit_with_ray(
             address=address,
             workers=detector.workers,
             images_per_part=images_per_part,
+            on_ignored=skipped_printer(quiet),
             on_plan=on_plan,
             on_part=on_part,
         )

@@ -17,6 +17,7 @@ from dlsr.cli.console import (
     print_unreadable,
     progress_bars,
     results_file,
+    skipped_printer,
 )
 from dlsr.cli.options import (
     Address,
@@ -175,6 +176,7 @@ def _score_with_ray(
             weights=runtime.weights,
             device=runtime.device,
             backend=runtime.backend.value,
+            on_ignored=skipped_printer(quiet),
             on_plan=on_plan,
             on_part=on_part,
         )

@@ -60,7 +60,7 @@ class Part:
         return cls(**{**content, "files": tuple(content["files"])}, members=members)
 
 
-def plan(source: str, images_per_part: int) -> list[Part]:
+def plan(source: str, images_per_part: int, on_ignored: Callable[[list[str]], None] = lambda names: None) -> list[Part]:
     """Split a collection into parts. The same collection always gives the same parts.
 
     Args:
@@ -68,6 +68,7 @@ def plan(source: str, images_per_part: int) -> list[Part]:
             fsspec URL (such as `s3://`, `gs://` or `file://`); or a Hugging Face dataset: `hf:REPO`, `hf:REPO:SPLIT`
             or `hf:FOLDER`.
         images_per_part: most images in a part. Compressed tars, and tars beyond the first 64, are not split.
+        on_ignored: callback with the names of files, and of members of tars that are split, that are not images.
 
     Raises:
         SettingsError: if `images_per_part` is less than 1.
@@ -77,17 +78,19 @@ def plan(source: str, images_per_part: int) -> list[Part]:
     """
     if images_per_part < 1:
         raise SettingsError(f"a part needs at least one image, got {images_per_part}")
+    ignored: list[str] = []
     try:
-        parts = [replace(part, index=i) for i, part in enumerate(_parts(source, images_per_part))]
+        parts = [replace(part, index=i) for i, part in enumerate(_parts(source, images_per_part, ignored))]
     except (OSError, tarfile.TarError, ValueError) as error:
         raise InputError(f"cannot read '{source}': {one_line(error)}; check the path") from error
     if not parts:
         raise NoImagesError(f"no image, tar or Parquet file in '{source}'")
+    on_ignored(ignored)
     return parts
 
 
-def _parts(source: str, size: int) -> Iterator[Part]:
-    """The parts, without their index."""
+def _parts(source: str, size: int, ignored: list[str]) -> Iterator[Part]:
+    """The parts, without their index. Names of files that are not images are added to `ignored`."""
     if source.startswith(DATASET_PREFIX):
         for start, stop in _ranges(len(_open_dataset(source)), size):
             yield Part(0, "dataset", source, start=start, stop=stop)
@@ -104,16 +107,19 @@ def _parts(source: str, size: int) -> Iterator[Part]:
         if listing is None:
             yield Part(0, "tar", url)
             continue
+        ignored += (f"{tar}/{name}" for name in listing.ignored)
         parts = [Part(0, "members", url, members=tuple(chunk)) for chunk in in_groups(listing.members, size)]
         if listing.damage is not None:
             parts[-1:] = [replace(part, damage=listing.damage) for part in parts[-1:] or [Part(0, "members", url)]]
         yield from parts
-    for table in (path for path in found if path.endswith(".parquet")):
+    tables = [path for path in found if path.endswith(".parquet")]
+    for table in tables:
         for start, stop in _ranges(_row_count(fs, table, required=len(found) == 1), size):
             yield Part(0, "parquet", fs.unstrip_protocol(table), start=start, stop=stop)
     images = [path for path in found if PurePosixPath(path).suffix.lower() in SUFFIXES]
     for paths in in_groups(images, size):
         yield Part(0, "files", fs.unstrip_protocol(root), tuple(paths))
+    ignored += map(in_utf8, sorted(set(found) - {*tars, *tables, *images}))
 
 
 def _ranges(rows: int, size: int) -> Iterator[tuple[int, int]]:
