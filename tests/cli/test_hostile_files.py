@@ -214,6 +214,13 @@ def test_an_output_that_cannot_be_written_is_noticed_before_the_work(
     assert "cannot write" in run(command, model, image_folder, "-o", output).error
 
 
+def test_outputs_of_measurements_are_noticed_too(run, model, image_folder, monkeypatch):
+    monkeypatch.setattr(Detector, "load", None)
+    evaluation = run("evaluate", model, "--id", image_folder, "--ood", f"a={image_folder}", "-o", "/proc/x")
+    assert "cannot write '/proc/x/evaluation.json'" in evaluation.error
+    assert "cannot write '/proc/x.png'" in run("drift", model, image_folder, "--plot", "/proc/x.png").error
+
+
 # Nothing is dropped without a word
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dlsr import ImageError, ImageTooLargeError
 from dlsr.images import decode as decode_module
-from dlsr.images.decode import decode, pixels_of
+from dlsr.images.decode import decode, most_pixels, pixels_of
 from dlsr.images.transforms import resize
 
 
@@ -129,22 +129,52 @@ def test_long_comments_of_ppm_files_are_refused_at_once():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["I;16", "RGBA", "LA", "RGB", "turned"])
-def test_decoding_takes_at_most_8_bytes_of_memory_a_pixel(mode):
+@pytest.mark.parametrize(
+    ("mode", "kind", "options", "most"),
+    [
+        ("I;16", "PNG", {"compress_level": 1}, 7),
+        ("RGBA", "PNG", {"compress_level": 1}, 9),
+        ("RGB", "PNG", {"compress_level": 1}, 5),
+        ("RGB", "JPEG", {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"}, 9),
+        ("CMYK", "JPEG", {"progressive": True}, 12.5),
+        ("RGBA", "TIFF", {"compression": "tiff_lzw"}, 12.5),
+        ("RGBA", "AVIF", {"speed": 10}, 12.5),
+        ("RGBA", "WEBP", {"quality": 50}, 18),
+        ("RGBA", "JPEG2000", {}, 24),
+    ],
+)
+def test_decoding_takes_bounded_memory(photographs, mode, kind, options, most):
     """The largest 16-bit grey image took 1.8 GB, which is 20 bytes a pixel."""
-    side = 4000
-    image = Image.new("RGB" if mode == "turned" else mode, (side, side))
-    exif = Image.Exif()
-    if mode == "turned":
-        exif[0x0112] = 6
-    raw = encoded(image, compress_level=1, exif=exif)
+    side = 3000
+    image = photographs[0].resize((side, side))
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 200)
+    raw = encoded(image.convert(mode) if mode != "I;16" else image, kind, **options)
     program = (
         "import resource, sys\nfrom dlsr.images.decode import decode\nraw = sys.stdin.buffer.read()\n"
         "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
         "before = peak()\ndecode(raw)\nprint(peak() - before)"
     )
     done = subprocess.run([sys.executable, "-c", program], input=raw, capture_output=True, check=True)
-    assert int(done.stdout) / side**2 < 8.5 + 2**21 * 16 / side**2
+    a_pixel = int(done.stdout) / side**2
+    assert a_pixel < most + decode_module._STRIP_PIXELS * 6 / side**2
+    assert most * most_pixels(kind) < 1.12e9
+
+
+def test_formats_whose_decoders_take_more_memory_may_have_fewer_pixels(monkeypatch):
+    monkeypatch.setattr(decode_module, "MAX_PIXELS", 400)
+    image = Image.new("RGB", (20, 20))
+    assert decode(encoded(image)).size == (20, 20)
+    for kind, most in (("WEBP", 266), ("JPEG2000", 200)):
+        with pytest.raises(ImageTooLargeError, match=f"20x20 pixels are over the limit of {most}"):
+            decode(encoded(image, kind))
+
+
+def test_large_ppm_files_in_plain_text_are_refused():
+    for raw in (b"P3 100 100 255 " + b"7 " * 30_000_000, b"P2 100 100 255\n" + b"#\n" * 15_000_000):
+        with pytest.raises(ImageTooLargeError, match="bytes of plain text are over the limit"):
+            decode(raw)
+    assert decode(b"P3 200 200 255 " + b"7 " * 120_000).getpixel((9, 9)) == (7, 7, 7)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from dlsr.cli.console import (
     progress_bars,
 )
 from dlsr.cli.options import Images, Json, Model, Quiet, Runtime, with_groups
+from dlsr.files import check_writable
 
 if TYPE_CHECKING:
     from dlsr.calibration.two_samples import Sample
@@ -60,6 +61,8 @@ def drift(
     from dlsr.calibration.drift import drift as test_drift  # noqa: PLC0415
     from dlsr.images.sources import open_images  # noqa: PLC0415
 
+    if plot is not None:
+        check_writable(plot)
     detector = runtime.load(model)
     dataset, seed = open_images(images), detector.settings_.seed
     past = None if reference is None else open_images(reference)

@@ -24,7 +24,7 @@ from dlsr.detector import Detector
 from dlsr.encoders import Encoder, EncoderSpec
 from dlsr.errors import ExportError, OutputError, SettingsError
 from dlsr.files import file_sums, replacing_folder
-from dlsr.images.decode import FORMATS, MAX_PIXELS, MAX_SIDE
+from dlsr.images.decode import FORMATS, MAX_SIDE, most_pixels
 from dlsr.images.sources import ImagesLike
 from dlsr.images.transforms import resize
 from dlsr.method.noise import noise_for, pixel_digest
@@ -227,8 +227,7 @@ def _about(exported: Exportable, kind: ExportFormat) -> dict[str, Any]:
             "interpolation": exported.spec.interpolation,
             "loading": {
                 "decoding": exported.spec.decoding,
-                "formats": FORMATS,
-                "most_pixels": MAX_PIXELS,
+                "most_pixels": {format: most_pixels(format) for format in FORMATS},
                 "longest_side": MAX_SIDE,
             },
             "layout": "uint8, RGB, (N, size, size, 3), aspect ratio not kept",

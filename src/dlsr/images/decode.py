@@ -5,7 +5,7 @@ Greyscale, palette and CMYK are converted to RGB. Unsigned integers of 9 to 16 b
 by the number of bits that the file declares, whatever values it holds. Other integers and floating-point numbers are
 refused: no file says which of their values is white.
 
-Decoding takes at most about 8 bytes of memory a pixel besides the file, so 0.7 GB for the largest image.
+Decoding an image takes at most 1.1 GB of memory besides its file, and mostly 3 to 8 bytes a pixel.
 """
 
 import functools
@@ -23,10 +23,16 @@ from PIL.TiffImagePlugin import TiffImageFile
 from dlsr.errors import ImageError, ImageTooLargeError, MissingExtraError, one_line
 
 MAX_PIXELS = 89_478_485
-"""Larger images are refused as decompression bombs (Pillow's own warning limit)."""
+"""Larger images are refused as decompression bombs (Pillow's own warning limit). See `most_pixels`."""
 
 MAX_SIDE = 65_535
 """Images with a longer side are refused, since the memory that resizing takes grows with it."""
+
+_SMALLER_BY = {"WEBP": 1.5, "JPEG2000": 2.0}
+"""How much smaller an image must be, since its decoder takes up to 18 or 24 bytes of memory a pixel instead of 12."""
+
+MAX_PLAIN_BYTES = 2**23
+"""Larger PPM files whose pixels are written as text are refused, since Pillow takes long for their comments."""
 
 MAX_TEXT_HEADER = 65_536
 """Longer headers of PPM files are refused, since Pillow takes half a second for a megabyte of them."""
@@ -57,7 +63,7 @@ def decode(raw: object, draft: int | None = None) -> Image.Image:
 
     Raises:
         ImageError: with the reason, if it cannot be decoded.
-        ImageTooLargeError: if it has more than `MAX_PIXELS`, or a side over `MAX_SIDE`.
+        ImageTooLargeError: if it has more pixels than `most_pixels`, or a side over `MAX_SIDE`.
     """
     with undecodable():
         if isinstance(raw, bytes):
@@ -89,6 +95,11 @@ def undecodable() -> Iterator[None]:
         raise ImageError("there is not enough memory to decode it") from None
     except Exception as error:
         raise ImageError(f"cannot be decoded: {one_line(error)}") from error
+
+
+def most_pixels(format: str | None) -> int:
+    """How many pixels an image may have, by Pillow's name of its format."""
+    return int(MAX_PIXELS / _SMALLER_BY.get(format or "", 1.0))
 
 
 def pixels_of(raw: bytes) -> int:
@@ -143,9 +154,11 @@ def _why_unidentified(prefix: bytes) -> str:
 
 
 def _check_text_header(raw: bytes) -> None:
-    """Refuse a PPM file with a long header, which is read a byte at a time."""
+    """Refuse a PPM file with much text, which is read a byte or a word at a time."""
     if len(raw) <= MAX_TEXT_HEADER or raw[:1] != b"P":
         return
+    if raw[1:2] in b"123" and len(raw) > MAX_PLAIN_BYTES:
+        raise ImageTooLargeError(f"{len(raw)} bytes of plain text are over the limit of {MAX_PLAIN_BYTES}")
     words = re.sub(rb"#[^\r\n]*", b"", raw[:MAX_TEXT_HEADER]).split(maxsplit=4)
     # Type, width and height; and the largest value, except of bitmaps.
     if len(words) < (3 if raw[1:2] in b"14" else 4):
@@ -154,8 +167,8 @@ def _check_text_header(raw: bytes) -> None:
 
 def _check_size(image: Image.Image) -> None:
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise ImageTooLargeError(f"{width}x{height} pixels are over the limit of {MAX_PIXELS}")
+    if width * height > (most := most_pixels(image.format)):
+        raise ImageTooLargeError(f"{width}x{height} pixels are over the limit of {most}")
     if max(width, height) > MAX_SIDE:
         raise ImageTooLargeError(f"{width}x{height} pixels have a side over the limit of {MAX_SIDE}")
     if min(width, height) < 1:

@@ -29,10 +29,13 @@ def load_graph():
     return lambda inputs: model(inputs)["score"]
 
 
-def load_image(path, size, decoding, formats, most_pixels, longest_side):
+def load_image(path, size, decoding, most_pixels, longest_side):
     """An image as dlsr reads it: upright, in RGB, over white where it is transparent."""
-    image = Image.open(path, formats=formats)
-    if image.width * image.height > most_pixels or max(image.size) > longest_side:
+    image = Image.open(path, formats=list(most_pixels))
+    if (
+        image.width * image.height > most_pixels.get(image.format, most_pixels["JPEG"])
+        or max(image.size) > longest_side
+    ):
         raise ValueError(f"{image.width}x{image.height} pixels are too many")
     if decoding == "draft":
         image.draft(None, (size, size))
