@@ -12,16 +12,20 @@ import os
 import re
 import shutil
 import stat
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from dlsr.errors import OutputError, one_line
+
+try:
+    import fcntl
+except ImportError:
+    fcntl = None  # type: ignore[assignment] # on Windows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,6 +67,51 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def growing(path: Path) -> Iterator[IO[str]]:
+    """A text file that replaces `path` when the block ends without an error.
+
+    Until then it is `partial_path(path)`. Each line is in that file as soon as it is written, and stays there if the
+    block fails or the process is killed.
+
+    Raises:
+        OutputError: if the file cannot be written, or another process is writing it.
+    """
+    partial = partial_path(path)
+    with _reported(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = partial.open("a", buffering=1, encoding="utf-8", newline="")
+    with _reported(path, partial), file:
+        if not _locked(file, partial):
+            raise OutputError(f"another process is writing '{path}'; wait for it, or give another name")
+        file.truncate(0)
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+        with _reported(path):
+            partial.replace(path)
+
+
+def partial_path(path: Path) -> Path:
+    """Where `growing` writes a file that is not finished."""
+    return path.with_name(f"{path.name}.partial")
+
+
+def check_writable(path: Path) -> None:
+    """Raise the error of `replacing` or `growing` before long work: whether a file can be written at `path`.
+
+    Raises:
+        OutputError: if it cannot.
+    """
+    if path.is_dir():
+        raise OutputError(f"cannot write '{path}': it is a folder; give the name of a file")
+    with _reported(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary(path)
+        temporary.touch(exist_ok=False)
+        temporary.unlink()
 
 
 @contextmanager
@@ -134,10 +183,8 @@ def locked(folder: Path) -> Iterator[bool]:
 
 
 def _lock(folder: Path) -> int | None:
-    if sys.platform == "win32":
+    if fcntl is None:
         return None
-    import fcntl  # noqa: PLC0415 - not on Windows
-
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -180,29 +227,34 @@ def remove_old(paths: Iterable[Path], seconds: float = ABANDONED_SECONDS) -> Non
                 path.unlink()
 
 
-@contextmanager
-def open_regular(path: Path, most: int | None = None) -> Iterator[BufferedReader]:
-    """A regular file, open for reading. A pipe would block, and a device might have no end.
+class NotRegularError(OSError):
+    """A pipe, a socket, a device or a folder stands where a file is to be read."""
 
-    Args:
-        path: of the file.
-        most: largest size in bytes; None for half of this machine's memory, where that is known.
+
+def open_regular(path: str | os.PathLike[str]) -> BufferedReader:
+    """Open a regular file for reading. A pipe would block, and a device might have no end.
 
     Raises:
-        OSError: if it is something else, too large or cannot be opened.
+        OSError: if it cannot be opened.
+        NotRegularError: if it is something else.
     """
-    if most is None:
-        known = sys.platform != "win32"
-        most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2 if known else sys.maxsize
-    # Opening a pipe waits for its other end, without this flag.
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with os.fdopen(handle, "rb") as file:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file", str(path))
-        if status.st_size > most:
-            raise OSError(errno.EFBIG, f"it has {status.st_size} bytes, {most} are the most", str(path))
-        yield file
+    _check_regular(Path(path).stat(), path)  # first, as opening a device or a pipe has effects of its own
+    file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 - Path.open takes no opener
+    try:
+        _check_regular(os.fstat(file.fileno()), path)  # again, as another file may have taken its place
+    except NotRegularError:
+        file.close()
+        raise
+    return file
+
+
+def _check_regular(status: os.stat_result, path: str | os.PathLike[str]) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise NotRegularError(errno.EINVAL, "it is no regular file", os.fspath(path))
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # Windows has no such flag, and no pipes in folders
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -253,6 +305,17 @@ def cache_root() -> Path:
 
 def _temporary(path: Path) -> Path:
     return path.parent / f".writing-{uuid.uuid4().hex}-{path.name[-_LONGEST:]}"
+
+
+def _locked(file: IO[str], path: Path) -> bool:
+    """Lock a file until it is closed; False if another process has locked it, or has put it elsewhere meanwhile."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except (BlockingIOError, FileNotFoundError):
+        return False
 
 
 @contextmanager

@@ -12,10 +12,14 @@ The protocol that keeps them together, whatever is killed and whoever saves or l
 - A folder with nothing but files of the protocol is one in which a first save was killed, and may be saved to.
 """
 
+import errno
 import hashlib
 import json
+import os
 import re
+import sys
 from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -114,7 +118,7 @@ def numbers_path(folder: Path, name: str, sha256: str) -> Path:
     if not _NUMBERS.fullmatch(name):
         raise ArtifactError(f"'{folder}' names numbers outside itself; it is damaged, fit it again")
     try:
-        with open_regular(path) as file:
+        with _opened(path, _half_of_memory()) as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ArtifactError(f"cannot read '{path}' ({error.strerror}); fit the model again") from error
@@ -123,10 +127,24 @@ def numbers_path(folder: Path, name: str, sha256: str) -> Path:
     return path
 
 
+def _opened(path: Path, most: int) -> BufferedReader:
+    file = open_regular(path)
+    size = os.fstat(file.fileno()).st_size
+    if size > most:
+        file.close()
+        raise OSError(errno.EFBIG, f"it has {size} bytes, {most} are the most", str(path))
+    return file
+
+
+def _half_of_memory() -> int:
+    known = hasattr(os, "sysconf")  # not on Windows
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2 if known else sys.maxsize
+
+
 def _read_text(folder: Path) -> bytes:
     path = folder / MANIFEST
     try:
-        with open_regular(path, MOST_DESCRIBED) as file:
+        with _opened(path, MOST_DESCRIBED) as file:
             return file.read()
     except FileNotFoundError:
         raise ArtifactError(

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
-from typing import IO, Any, overload
+from typing import Any, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,13 @@ COLUMNS = ("path", "score", "p_value", "is_ood", "top_layer", "error")
 """Columns of a table of results."""
 SHOWN = 10
 """Images in a notebook's table."""
+
+
+class TextWriter(Protocol):
+    """An open text file, or what writes like one."""
+
+    def write(self, text: str, /) -> object:
+        """Write a text."""
 
 
 @dataclass(frozen=True)
@@ -203,8 +210,20 @@ class Results(Sequence[Result]):
         return f"<p>{summary}</p><table><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table>{rest}"
 
 
-def write_csv(file: IO[str], results: Iterable[Result]) -> None:
-    """Write a header and a line for each result; missing values are left empty."""
+FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")
+"""A spreadsheet takes a cell that begins with one of these for a formula, which may run programs."""
+
+
+def write_csv(file: TextWriter, results: Iterable[Result]) -> None:
+    """Write a header and a line for each result; missing values are left empty.
+
+    A text that a spreadsheet would take for a formula, such as a file's name, gets an apostrophe in front of it.
+    """
     rows = csv.DictWriter(file, COLUMNS)
     rows.writeheader()
-    rows.writerows(result.row() for result in results)
+    for result in results:
+        rows.writerow({name: _no_formula(value) for name, value in result.row().items()})
+
+
+def _no_formula(cell: Any) -> Any:
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA_SIGNS) else cell

@@ -154,7 +154,7 @@ def test_files_that_are_not_images_are_named(run, image_folder, tmp_path):
         (folder / path.name).write_bytes(path.read_bytes())
     (folder / "notes.txt").write_text("no image")
     done = run("fit", folder, "-o", tmp_path / "m", *ENCODER, "--score", "mahalanobis")
-    assert "skipped 1 files that are not images, such as" in done.err
+    assert "skipped 1 files whose suffix is not an image's, such as" in done.err
     assert "notes.txt" in done.err
 
 

@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -6,11 +7,22 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from dlsr import Detector, ExportError, MissingExtraError, NotFittedError, OutputError, SettingsError, TooFewImagesError
+from dlsr import (
+    Detector,
+    ExportError,
+    MissingExtraError,
+    NotFittedError,
+    OutputError,
+    SettingsError,
+    TooFewImagesError,
+    UnreadableImagesWarning,
+)
 from dlsr.export import export, export_int8
 from dlsr.export.graph import TOLERANCE
 from dlsr.export.int8 import quantised_encoder
+from dlsr.images.decode import decode
 from shared import small
 
 pytestmark = pytest.mark.slow
@@ -49,10 +61,89 @@ def test_the_example_scores_as_the_detector_does(image_folder, odd_folder, small
 def test_the_example_needs_no_dlsr():
     from importlib import resources
 
-    for kind in ("onnx", "openvino"):
-        text = resources.files("dlsr.export").joinpath(f"templates/{kind}.py").read_text()
-        assert "import dlsr" not in text
-        assert "torch" not in text
+    text = resources.files("dlsr.export").joinpath("templates/score_image.py").read_text()
+    assert "import dlsr" not in text
+    assert "torch" not in text
+
+
+def hard_images(photograph):
+    """Images that are easily loaded in another way, by name."""
+    image = photograph.resize((97, 65))
+    ramp = Image.linear_gradient("L").resize(image.size)
+    rgba, grey = image.copy(), image.convert("L")
+    rgba.putalpha(ramp)
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 200 + 77)
+    palette = image.quantize(256)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    clear = {"transparency": bytes(range(256))}
+    return {
+        "deep.png": (deep, {}),
+        "deep.tif": (deep, {}),
+        "rgba.png": (rgba, {}),
+        "la.png": (rgba.convert("LA"), {}),
+        "p.png": (palette, clear),
+        "p.gif": (palette, {"transparency": 3}),
+        "key.png": (
+            image.quantize(8).convert("RGB"),
+            {"transparency": image.quantize(8).convert("RGB").getpixel((0, 0))},
+        ),
+        "cmyk.jpg": (image.convert("CMYK"), {}),
+        "turned.jpg": (image, {"exif": exif}),
+        "turned.png": (rgba, {"exif": exif}),
+        "grey.jpg": (grey, {}),
+        "bits.png": (image.convert("1"), {}),
+        "large.jpg": (photograph, {}),
+    }
+
+
+@pytest.mark.parametrize("decoding", ["full", "draft"])
+def test_the_example_loads_images_as_the_detector_does(
+    image_folder, small_encoder, photographs, tmp_path, monkeypatch, decoding
+):
+    """16-bit grey and transparent images had other scores."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name, (image, options) in hard_images(photographs[0]).items():
+        image.save(folder / name, **options)
+    (folder / "deep.pgm").write_bytes(b"P5 90 60 4095 " + np.arange(5400, dtype=">u2").clip(0, 4095).tobytes())
+    detector = fitted(image_folder, small_encoder, score="mahalanobis", decoding=decoding)
+    export(detector, tmp_path / "out", "onnx")
+    spec = importlib.util.spec_from_file_location("score_image", tmp_path / "out" / "score_image.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    graph, paths = example.load_graph(), sorted(folder.iterdir())
+    results = detector.detect(paths)
+    assert results.errors == [None] * len(paths)
+    size, loading = example.ABOUT["image"]["size"], example.ABOUT["image"]["loading"]
+    for path, result in zip(paths, results, strict=True):
+        loaded = example.load_image(path, size, **loading)
+        np.testing.assert_array_equal(
+            loaded, decode(path.read_bytes(), size if decoding == "draft" else None), path.name
+        )
+        assert example.score(path, graph)[0] == pytest.approx(result.score, rel=1e-4, abs=1e-5), path.name
+
+
+def test_the_example_refuses_what_the_detector_refuses(image_folder, small_encoder, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.fromarray(np.full((9, 9), 200, np.int32)).save(folder / "int.tif")
+    Image.new("F", (9, 9)).save(folder / "float.tif")
+    Image.new("RGB", (9, 9)).save(folder / "a.eps")
+    Image.new("1", (70_000, 2)).save(folder / "long.png")
+    (folder / "text.png").write_text("no image")
+    Image.new("RGB", (9, 9)).save(folder / "z-good.png")
+    detector = fitted(image_folder, small_encoder, score="mahalanobis")
+    export(detector, tmp_path / "out", "onnx")
+    paths = sorted(folder.iterdir())
+    words = [sys.executable, "-I", tmp_path / "out" / "score_image.py", *paths]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    *refused, good = done.stdout.splitlines()
+    assert done.returncode == 1
+    assert ["cannot be read: " in line for line in refused] == [True] * 5
+    assert "z-good.png: score" in good
+    with pytest.warns(UnreadableImagesWarning):
+        assert (detector.predict(paths) == -1).tolist() == [True] * 5 + [False]
 
 
 @pytest.mark.parametrize("score", [0.0, np.nan])

@@ -1,4 +1,8 @@
 import io
+import struct
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -7,7 +11,8 @@ from PIL import Image
 
 from dlsr import ImageError, ImageTooLargeError
 from dlsr.images import decode as decode_module
-from dlsr.images.decode import decode, pixels_of
+from dlsr.images.decode import decode, most_pixels, pixels_of
+from dlsr.images.transforms import resize
 
 
 def encoded(image, kind="PNG", **options):
@@ -34,7 +39,167 @@ def test_rgb_and_grey_images_become_rgb():
 def test_16_bit_images_are_reduced_to_their_upper_8_bits():
     values = np.full((3, 4), 0x80FF, np.uint16)
     assert pixel(encoded(Image.fromarray(values))) == (0x80, 0x80, 0x80)
-    assert pixel(encoded(Image.fromarray(values.astype(np.int32)), "TIFF")) == (0x80, 0x80, 0x80)
+    assert pixel(encoded(Image.fromarray(values), "TIFF")) == (0x80, 0x80, 0x80)
+    assert pixel(b"P5 1 1 65535\n\x80\xff") == (0x80, 0x80, 0x80)
+    assert pixel(b"P5 1 1 1023\n\x02\x00") == (0x80, 0x80, 0x80)
+
+
+def test_images_of_12_bits_are_reduced_to_their_upper_8_bits():
+    strip = b"\xab\xc1\x23"  # 0xabc and 0x123
+    tags = ((256, 3, 1, 2), (257, 3, 1, 1), (258, 3, 1, 12), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 8))
+    tags += ((277, 3, 1, 1), (278, 3, 1, 1), (279, 4, 1, len(strip)))
+    head = b"II*\0" + (12).to_bytes(4, "little") + strip.ljust(4, b"\0")
+    raw = head + len(tags).to_bytes(2, "little") + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+    assert [pixel(raw, (x, 0))[0] for x in (0, 1)] == [0xAB, 0x12]
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int16])
+def test_integers_without_a_known_range_are_refused_whatever_their_values(dtype):
+    """Values from 0 to 255 were scored as black."""
+    for greatest in (255, 30_000):
+        values = np.linspace(0, greatest, 12).reshape(3, 4).astype(np.int32)
+        raw = encoded(Image.fromarray(values), "TIFF")
+        if dtype == np.int16:
+            values = values.astype(np.uint16)
+            raw = encoded(Image.fromarray(values), "TIFF", tiffinfo={339: 2})
+        with pytest.raises(ImageError, match="no known range; convert to 8 or unsigned 16 bits"):
+            decode(raw)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "CMYK", "I;16", "L"])
+def test_images_converted_in_strips_are_converted_exactly(mode, monkeypatch, photographs):
+    image = photographs[0].resize((61, 47))
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 251)
+    else:
+        image = image.convert(mode)
+        if "A" in mode:
+            image.putalpha(Image.linear_gradient("L").resize(image.size))
+        elif mode == "P":
+            image.info["transparency"] = bytes(range(256))
+    whole = decode(image)
+    assert len(set(whole.get_flattened_data())) > 20
+    monkeypatch.setattr(decode_module, "_STRIP_PIXELS", 200)
+    assert decode(image).tobytes() == whole.tobytes()
+
+
+def test_a_transparent_colour_is_transparent():
+    assert pixel(encoded(RED, transparency=(200, 10, 20))) == (255, 255, 255)
+
+
+def test_an_image_given_as_such_is_not_changed():
+    assert decode(RED) is not RED
+
+
+@pytest.mark.parametrize("size", [(1, 80_000_000), (80_000_000, 1), (65_536, 2)])
+def test_images_with_a_long_side_are_refused(size):
+    """Resizing such an image takes terabytes."""
+    with pytest.raises(ImageTooLargeError, match="have a side over the limit of 65535"):
+        decode(encoded(Image.new("1", size)))
+
+
+def test_the_longest_images_are_resized():
+    for size in ((65_535, 1), (1, 65_535)):
+        assert resize(decode(encoded(Image.new("L", size, 90))), 224, "bicubic").mean() == 90
+
+
+def test_too_little_memory_is_an_error_of_the_image(monkeypatch):
+    def fails(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "resize", fails)
+    with pytest.raises(ImageError, match="not enough memory"):
+        resize(RED, 8, "bilinear")
+    monkeypatch.setattr(Image.Image, "load", fails)
+    with pytest.raises(ImageError, match="not enough memory"):
+        decode(RED)
+
+
+def test_long_comments_of_ppm_files_are_refused_at_once():
+    """Pillow reads them a byte at a time: 17 seconds for 30 MB."""
+    pixels = bytes(300 * 300 * 3)
+    for header in (b"P6\n#%b\n300 300 255\n", b"P6 300 300\n#%b\n255\n", b"P6 300 300 # %b"):
+        start = time.perf_counter()
+        for function in (decode, pixels_of):
+            with pytest.raises(ImageError, match="header is over the limit of 65536 bytes"):
+                function(header % (b"x" * 30_000_000) + pixels)
+        assert time.perf_counter() - start < 2
+    assert decode(b"P6\n# a # comment\n300 300\n#\n255\n" + pixels).size == (300, 300)
+    assert decode(b"P4\n1000 1000\n" + b" " * 125_000).size == (1000, 1000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mode", "kind", "options", "most"),
+    [
+        ("I;16", "PNG", {"compress_level": 1}, 7),
+        ("RGBA", "PNG", {"compress_level": 1}, 9),
+        ("RGB", "PNG", {"compress_level": 1}, 5),
+        ("RGB", "JPEG", {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"}, 9),
+        ("CMYK", "JPEG", {"progressive": True}, 12.5),
+        ("RGBA", "TIFF", {"compression": "tiff_lzw"}, 12.5),
+        ("RGBA", "AVIF", {"speed": 10}, 12.5),
+        ("RGBA", "WEBP", {"quality": 50}, 18),
+        ("RGBA", "JPEG2000", {}, 24),
+    ],
+)
+def test_decoding_takes_bounded_memory(photographs, mode, kind, options, most):
+    """The largest 16-bit grey image took 1.8 GB, which is 20 bytes a pixel."""
+    side = 3000
+    image = photographs[0].resize((side, side))
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 200)
+    raw = encoded(image.convert(mode) if mode != "I;16" else image, kind, **options)
+    program = (
+        "import resource, sys\nfrom dlsr.images.decode import decode\nraw = sys.stdin.buffer.read()\n"
+        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+        "before = peak()\ndecode(raw)\nprint(peak() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], input=raw, capture_output=True, check=True)
+    a_pixel = int(done.stdout) / side**2
+    assert a_pixel < most + decode_module._STRIP_PIXELS * 6 / side**2
+    assert most * most_pixels(kind) < 1.12e9
+
+
+def test_formats_whose_decoders_take_more_memory_may_have_fewer_pixels(monkeypatch):
+    monkeypatch.setattr(decode_module, "MAX_PIXELS", 400)
+    image = Image.new("RGB", (20, 20))
+    assert decode(encoded(image)).size == (20, 20)
+    for kind, most in (("WEBP", 266), ("JPEG2000", 200)):
+        with pytest.raises(ImageTooLargeError, match=f"20x20 pixels are over the limit of {most}"):
+            decode(encoded(image, kind))
+
+
+def test_large_ppm_files_in_plain_text_are_refused():
+    for raw in (b"P3 100 100 255 " + b"7 " * 30_000_000, b"P2 100 100 255\n" + b"#\n" * 15_000_000):
+        with pytest.raises(ImageTooLargeError, match="bytes of plain text are over the limit"):
+            decode(raw)
+    assert decode(b"P3 200 200 255 " + b"7 " * 120_000).getpixel((9, 9)) == (7, 7, 7)
+
+
+@pytest.fixture
+def heic():
+    pillow_heif = pytest.importorskip("pillow_heif")
+    buffer = io.BytesIO()
+    pillow_heif.from_pillow(Image.new("RGB", (64, 48), (200, 10, 20))).save(buffer, quality=90)
+    return buffer.getvalue()
+
+
+def test_heic_is_decoded_with_its_extra(heic):
+    assert np.abs(np.subtract(pixel(heic, (32, 24)), (200, 10, 20))).max() < 8
+
+
+def test_heic_without_its_extra_says_what_to_install(heic, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    decode_module._register_heif.cache_clear()
+    with pytest.raises(ImageError, match=r"pillow-heif is not installed; run: pip install 'dlsr\[heic\]'"):
+        decode(heic)
+
+
+def test_files_of_other_formats_are_named():
+    with pytest.raises(ImageError, match="EPS files are not read; convert to PNG or JPEG"):
+        decode(encoded(RED, "EPS"))
 
 
 def test_cmyk_becomes_rgb():

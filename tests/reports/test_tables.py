@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dlsr import MissingExtraError, OutputError
-from dlsr.reports.tables import ROWS_PER_GROUP, check_format, write_results
+from dlsr.reports.tables import ROWS_PER_GROUP, check_output, write_results
 from dlsr.results import COLUMNS, Result
 
 RESULTS = [
@@ -57,10 +57,10 @@ def test_a_run_that_fails_leaves_no_file(tmp_path, suffix):
 
 def test_another_suffix_is_refused(tmp_path):
     with pytest.raises(OutputError, match=r"cannot write '\.xlsx' files; end the name in one of \.csv, \.jsonl"):
-        check_format(tmp_path / "a.xlsx")
+        check_output(tmp_path / "a.xlsx")
 
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'dlsr\[parquet\]'"):
-        check_format(tmp_path / "a.parquet")
+        check_output(tmp_path / "a.parquet")

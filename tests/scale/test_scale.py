@@ -110,6 +110,30 @@ def test_a_source_may_be_a_url(contents):
     assert sorted(item.read() for item in items) == sorted(contents.values())
 
 
+def test_files_that_are_not_images_are_told(sources, tmp_path):
+    told = []
+    shutil.copytree(sources / "folder", tmp_path / "in")
+    write_tar(tmp_path / "in" / "a.tar", {"x.png": b"", "x.json": b""})
+    (tmp_path / "in" / "linked").symlink_to(sources)
+    plan(str(tmp_path / "in"), 10, told.extend)
+    assert [name.removeprefix(f"{tmp_path}/in/") for name in told] == ["a.tar/x.json", "linked", "notes.txt"]
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_tar_may_be_a_url(contents, many, monkeypatch):
+    memory, buffer = fsspec.filesystem("memory"), io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, content in contents.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    memory.pipe_file("/bucket/a.tar", buffer.getvalue())
+    monkeypatch.setattr("dlsr.scale.parts.FEW_SHARDS", 0 if many else 64)
+    parts = plan("memory://bucket/a.tar", 20)
+    assert (len(parts) == 1) == many
+    assert [item.read() for part in parts for item in list(items_of(part))] == list(contents.values())
+
+
 def test_of_many_tars_each_is_one_part(tmp_path, contents):
     some = dict(list(contents.items())[:2])
     for i in range(FEW_SHARDS + 1):
@@ -223,7 +247,7 @@ def test_only_the_rest_of_a_damaged_tar_is_lost(model, contents, tmp_path):
     done = score_part(Detector.load(model, backend="torch"), part, run)
     scores, errors = rows_of(tmp_path / "out")
     assert done.images == len(scores) + len(errors)
-    assert "the rest of this part cannot be read" in errors[-1]["error"]
+    assert "the rest of this tar cannot be read" in errors[-1]["error"]
 
 
 def test_damaged_files_do_not_stop_the_run(model, sources, expected, tmp_path):

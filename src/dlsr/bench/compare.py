@@ -20,9 +20,10 @@ from dlsr.baselines import DETECTORS, make_detector
 from dlsr.bench.failures import save_failures
 from dlsr.calibration.metrics import Metrics, evaluate_scores
 from dlsr.detector import Detector
-from dlsr.errors import ArtifactError, DlsrError, ImageError
+from dlsr.errors import ArtifactError, DlsrError
 from dlsr.evaluation import mean_and_std
 from dlsr.files import write_tensors
+from dlsr.images.decode import UNREADABLE
 from dlsr.images.sources import ImageDataset
 from dlsr.images.transforms import Protocol, Transform, protocol_transform
 from dlsr.scorers import SCORES, resolve
@@ -329,7 +330,7 @@ def digest_of(images: ImageDataset) -> str:
     for item in images.items:
         try:
             raw = item.read()
-        except (ImageError, OSError):
+        except UNREADABLE:
             raw = b""
         digest.update(hashlib.sha256(raw if isinstance(raw, bytes) else np.asarray(raw).tobytes()).digest())
     return digest.hexdigest()

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from dlsr.calibration.promise import promise
-from dlsr.cli.console import no_unreadable_warnings, print_message, progress_bars
+from dlsr.cli.console import no_unreadable_warnings, print_message, print_skipped, progress_bars
 from dlsr.cli.options import Confidence, FalseAlarmRate, GroupBy, Model, Quiet, Runtime, with_groups
 from dlsr.errors import SettingsError
 
@@ -38,6 +38,7 @@ def calibrate(
     detector.set_params(**{k: v for k, v in (("confidence", confidence), ("group_by", group_by)) if v is not None})
     if images is not None:
         dataset = open_images(images)
+        print_skipped(dataset, quiet)
         with no_unreadable_warnings(), progress_bars(quiet) as bars:
             detector.calibrate(dataset, progress=bars.images("encoding", len(dataset)))
     threshold = detector.threshold_

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from dlsr.calibration.drift import DriftReport, ReferenceTest
     from dlsr.calibration.two_samples import PropertyTest
     from dlsr.evaluation import Report
+    from dlsr.images.sources import ImageDataset
+    from dlsr.results import TextWriter
     from dlsr.training.state import EpochLog
 
 NAMES_SHOWN = 20
@@ -66,6 +68,23 @@ class ProgressBars:
         return advance
 
 
+def printable(text: str) -> str:
+    r"""A text for the terminal, in one line. Escape codes, which names of files can hold, are written as `\x1b`."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+class _Terminal:
+    """Stdout that is a terminal. Only line breaks of what is written have an effect."""
+
+    def write(self, text: str) -> int:
+        return sys.stdout.write("\n".join(map(printable, text.replace("\r\n", "\n").split("\n"))))
+
+
+def results_file() -> "TextWriter":
+    """Where results are printed: stdout, without escape codes if it is a terminal."""
+    return _Terminal() if sys.stdout.isatty() else sys.stdout
+
+
 @contextmanager
 def progress_bars(quiet: bool) -> Iterator[ProgressBars]:
     """Progress bars on stderr; none if quiet, or if stderr is not a terminal."""
@@ -85,12 +104,25 @@ def progress_bars(quiet: bool) -> Iterator[ProgressBars]:
 def print_message(message: str, quiet: bool) -> None:
     """Print a line for people on stderr."""
     if not quiet:
-        stderr.print(message, markup=False)
+        stderr.print(printable(message), markup=False)
 
 
 def print_json(value: Any) -> None:
     """Print a result as JSON on stdout."""
-    sys.stdout.write(json.dumps(without_infinity(value), indent=2, ensure_ascii=False) + "\n")
+    results_file().write(json.dumps(without_infinity(value), indent=2, ensure_ascii=False) + "\n")
+
+
+def print_skipped(images: "ImageDataset", quiet: bool) -> None:
+    """Say how many files and linked folders of a source are left out, if any are."""
+    if images.skipped is not None:
+        print_message(f"skipped {images.skipped}", quiet)
+
+
+def skipped_printer(quiet: bool) -> Callable[[list[str]], None]:
+    """A callback that says how many files are left out, from their names."""
+    from dlsr.images.sources import ImageDataset  # noqa: PLC0415
+
+    return lambda names: print_skipped(ImageDataset([], names), quiet)
 
 
 def print_unreadable(unreadable: Mapping[str, str], total: int) -> None:
@@ -99,7 +131,7 @@ def print_unreadable(unreadable: Mapping[str, str], total: int) -> None:
         return
     stderr.print(f"{len(unreadable)} of {total} images could not be read:", markup=False)
     for name, reason in list(unreadable.items())[:NAMES_SHOWN]:
-        stderr.print(f"  {name}: {reason}", markup=False)
+        stderr.print(f"  {printable(name)}: {printable(reason)}", markup=False)
     if len(unreadable) > NAMES_SHOWN:
         stderr.print(f"  and {len(unreadable) - NAMES_SHOWN} more")
 
@@ -169,7 +201,7 @@ def print_drift(report: "DriftReport", first: str | None, typical: Sequence[str]
         since = f", since about {first}" if first is not None else ""
         where = f" in {', '.join(report.drifted_in)}" if report.reference is not None else ""
         line = f"drift: {report.images} images differ from {others}{where} (alpha {report.alpha:g}){since}"
-        stdout.print(line, markup=False, soft_wrap=True)
+        stdout.print(printable(line), markup=False, soft_wrap=True)
     if report.reference is None:
         stdout.print("give --reference FOLDER, images of before, to be told what changed")
 
@@ -184,7 +216,7 @@ def _print_causes(test: "ReferenceTest", scores_moved: bool, typical: Sequence[s
     if still:
         lines.append(f"did not move: {', '.join(still)}")
     for line in lines:
-        stdout.print(line, markup=False, soft_wrap=True)
+        stdout.print(printable(line), markup=False, soft_wrap=True)
 
 
 def _change_of(test: "PropertyTest") -> str:

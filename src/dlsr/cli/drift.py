@@ -11,10 +11,12 @@ from dlsr.cli.console import (
     print_drift,
     print_json,
     print_message,
+    print_skipped,
     print_unreadable,
     progress_bars,
 )
 from dlsr.cli.options import Images, Json, Model, Quiet, Runtime, with_groups
+from dlsr.files import check_writable
 
 if TYPE_CHECKING:
     from dlsr.calibration.two_samples import Sample
@@ -59,9 +61,14 @@ def drift(
     from dlsr.calibration.drift import drift as test_drift  # noqa: PLC0415
     from dlsr.images.sources import open_images  # noqa: PLC0415
 
+    if plot is not None:
+        check_writable(plot)
     detector = runtime.load(model)
     dataset, seed = open_images(images), detector.settings_.seed
     past = None if reference is None else open_images(reference)
+    print_skipped(dataset, quiet)
+    if past is not None:
+        print_skipped(past, quiet)
     before = after = None
     with progress_bars(quiet) as bars:
         if past is not None:

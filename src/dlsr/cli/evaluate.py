@@ -7,6 +7,7 @@ import typer
 
 from dlsr.cli.console import print_evaluation, print_json, print_message, print_unreadable, progress_bars
 from dlsr.cli.options import Json, Model, OodDatasets, ProtocolName, Quiet, Runtime, named_paths, with_groups
+from dlsr.files import check_writable
 
 app = typer.Typer()
 
@@ -35,6 +36,8 @@ def evaluate(
     from dlsr.evaluation import evaluate as run  # noqa: PLC0415
 
     datasets = named_paths(ood)
+    if output is not None:
+        check_writable(output / "evaluation.json")
     detector = runtime.load(model)
     with progress_bars(quiet) as bars:
         evaluation = run(

@@ -12,8 +12,10 @@ from dlsr.cli.console import (
     no_unreadable_warnings,
     print_json,
     print_message,
+    print_skipped,
     print_unreadable,
     progress_bars,
+    skipped_printer,
 )
 from dlsr.cli.options import (
     Address,
@@ -125,8 +127,7 @@ def _fit_here(detector: "Detector", images: Path, output: Path, ranks: "Ranks", 
     from dlsr.images.sources import open_images  # noqa: PLC0415
 
     dataset = open_images(images)
-    if dataset.ignored:
-        print_message(f"skipped {len(dataset.ignored)} files that are not images, such as {dataset.ignored[0]}", quiet)
+    print_skipped(dataset, quiet)
     with no_unreadable_warnings(), progress_bars(quiet) as bars:
         detector.fit(
             dataset,
@@ -153,6 +154,7 @@ def _fit_with_ray(
             address=address,
             workers=detector.workers,
             images_per_part=images_per_part,
+            on_ignored=skipped_printer(quiet),
             on_plan=on_plan,
             on_part=on_part,
         )

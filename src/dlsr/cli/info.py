@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dlsr.calibration.promise import promise
-from dlsr.cli.console import print_json, stdout
+from dlsr.cli.console import print_json, printable, stdout
 from dlsr.cli.options import Json, Model
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def info(
         return
     if unlike:
         for name, deviation in manifest.fit.unlike.items():
-            typer.echo(f"{deviation:g}\t{name}")
+            typer.echo(f"{deviation:g}\t{printable(name)}")
         return
     from rich.table import Table  # noqa: PLC0415
 

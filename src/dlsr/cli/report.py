@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from dlsr.cli.console import no_unreadable_warnings, print_message, print_unreadable, progress_bars
+from dlsr.cli.console import no_unreadable_warnings, print_message, print_skipped, print_unreadable, progress_bars
 from dlsr.cli.options import FalseAlarmRate, Fdr, Images, Model, Quiet, Runtime, check_fdr_option, with_groups
+from dlsr.files import check_writable
 
 app = typer.Typer()
 
@@ -29,8 +30,10 @@ def report(
     from dlsr.reports.html import write_html_report  # noqa: PLC0415
 
     check_fdr_option(fdr, false_alarm_rate)
+    check_writable(output)
     detector = runtime.load(model, false_alarm_rate)
     dataset = open_images(images)
+    print_skipped(dataset, quiet)
     with no_unreadable_warnings(), progress_bars(quiet) as bars:
         progress = bars.images("scoring", len(dataset))
         summary = write_html_report(output, detector, dataset, title=title or str(images), fdr=fdr, progress=progress)

@@ -1,7 +1,7 @@
 """`dlsr score`."""
 
-import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dlsr.calibration.promise import promise
-from dlsr.cli.console import no_unreadable_warnings, print_json, print_message, print_unreadable, progress_bars
+from dlsr.cli.console import (
+    no_unreadable_warnings,
+    print_json,
+    print_message,
+    print_skipped,
+    print_unreadable,
+    progress_bars,
+    results_file,
+    skipped_printer,
+)
 from dlsr.cli.options import (
     Address,
     Engine,
@@ -25,6 +34,7 @@ from dlsr.cli.options import (
     with_groups,
 )
 from dlsr.errors import NoImagesError, SettingsError
+from dlsr.files import partial_path
 
 if TYPE_CHECKING:
     from dlsr.results import Result
@@ -84,15 +94,16 @@ def _score_here(
 
     from dlsr.calibration.fdr import why_none  # noqa: PLC0415
     from dlsr.images.sources import open_images  # noqa: PLC0415
-    from dlsr.reports.tables import check_format, write_jsonl, write_results  # noqa: PLC0415
+    from dlsr.reports.tables import check_output, write_jsonl, write_results  # noqa: PLC0415
     from dlsr.results import write_csv  # noqa: PLC0415
 
     if output is not None:
-        check_format(Path(output))
+        check_output(Path(output))
     detector = runtime.load(model, false_alarm_rate)
     dataset = open_images(Path(source))
+    print_skipped(dataset, quiet)
     counter, why = _Counter(), None
-    with progress_bars(quiet) as bars:
+    with progress_bars(quiet) as bars, _partial_rows_named(output, counter, quiet):
         progress = bars.images("scoring", len(dataset))
         if fdr is None:
             results: Iterable[Result] = detector.results(dataset, progress=progress)
@@ -105,20 +116,38 @@ def _score_here(
         if output is not None:
             write_results(Path(output), counter.count(results))
         else:
-            (write_jsonl if as_json else write_csv)(sys.stdout, counter.count(results))
+            (write_jsonl if as_json else write_csv)(results_file(), counter.count(results))
     if output is not None and as_json:
-        summary = {"images": len(dataset), "ood": counter.ood, "unreadable": counter.unreadable, "output": output}
+        skipped = len(dataset.ignored) + len(dataset.linked_folders)
+        summary = {
+            "images": len(dataset),
+            "ood": counter.ood,
+            "unreadable": counter.unreadable,
+            "skipped": skipped,
+            "output": output,
+        }
         print_json(summary if fdr is None else summary | {"fdr": fdr, "why_none": why})
     print_unreadable(counter.unreadable, len(dataset))
-    if len(counter.unreadable) == len(dataset):
+    if counter.scored == 0:
         raise NoImagesError(f"none of the {len(dataset)} images can be read; see the reasons above")
     print_message(
-        f"{counter.ood} of {len(dataset) - len(counter.unreadable)} images are out of distribution at {rule}"
+        f"{counter.ood} of {counter.scored} images are out of distribution at {rule}"
         + (f"; results in {output}" if output else ""),
         quiet,
     )
     if why is not None:
         print_message(why, quiet)
+
+
+@contextmanager
+def _partial_rows_named(output: str | None, counter: "_Counter", quiet: bool) -> Iterator[None]:
+    """If the block fails, say where the rows are that were done."""
+    try:
+        yield
+    except BaseException:
+        if output is not None and counter.rows and (partial := partial_path(Path(output))).exists():
+            print_message(f"the first {counter.rows} results are in {partial}", quiet)
+        raise
 
 
 def _score_with_ray(
@@ -147,6 +176,7 @@ def _score_with_ray(
             weights=runtime.weights,
             device=runtime.device,
             backend=runtime.backend.value,
+            on_ignored=skipped_printer(quiet),
             on_plan=on_plan,
             on_part=on_part,
         )
@@ -164,12 +194,18 @@ class _Counter:
     """Counts results while they are written."""
 
     def __init__(self) -> None:
+        self.rows = 0
+        """Results that were written."""
+        self.scored = 0
         self.ood = 0
         self.unreadable: dict[str, str] = {}
 
     def count(self, results: "Iterable[Result]") -> "Iterator[Result]":
         for result in results:
             self.ood += bool(result.is_ood)
-            if result.error is not None:
+            if result.error is None:
+                self.scored += 1
+            else:
                 self.unreadable[result.path] = result.error
             yield result
+            self.rows += 1

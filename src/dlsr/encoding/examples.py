@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dlsr.encoding.pipeline import Encoded
-from dlsr.images.decode import decode
+from dlsr.images.decode import UNREADABLE, decode
 from dlsr.images.sources import ImageDataset
 
 SIDE = 96
@@ -66,20 +67,24 @@ class Examples:
         return cls(names, tensors["z0"].cpu().numpy(), thumbnails)
 
 
-def choose_examples(images: ImageDataset, encoded: Encoded, count: int, seed: int) -> Examples:
-    """Choose at most `count` readable images at random.
+def choose_examples(images: ImageDataset, encoded: Encoded, count: int, seed: int) -> Examples | None:
+    """Choose at most `count` readable images at random; None if there are none.
 
-    Raises:
-        ImageError: if a chosen image has become unreadable since it was encoded.
+    Images that have become unreadable since they were encoded are passed over.
     """
     readable = np.flatnonzero(encoded.readable)
-    positions = np.random.default_rng(seed).permutation(len(readable))[:count]
-    chosen = readable[positions]
-    return Examples(
-        names=tuple(Path(encoded.names[i]).name for i in chosen),
-        z0=encoded.z0[positions],
-        thumbnails=tuple(thumbnail(images.items[i].read()) for i in chosen),
-    )
+    chosen: list[int] = []
+    thumbnails: list[bytes] = []
+    for position in np.random.default_rng(seed).permutation(len(readable)):
+        if len(chosen) == count:
+            break
+        with suppress(*UNREADABLE):
+            thumbnails.append(thumbnail(images.items[readable[position]].read()))
+            chosen.append(position)
+    if not chosen:
+        return None
+    names = tuple(Path(encoded.names[readable[position]]).name for position in chosen)
+    return Examples(names, encoded.z0[chosen], tuple(thumbnails))
 
 
 def thumbnail(raw: object, side: int = SIDE) -> bytes:

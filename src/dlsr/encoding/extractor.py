@@ -11,10 +11,14 @@ from numpy.typing import NDArray
 from dlsr.encoders import Encoder, EncoderSpec
 from dlsr.encoding.pipeline import Encoded, Progress, encode_all, encode_chunks, open_store, readable_pixels
 from dlsr.encoding.store import FeatureStore
-from dlsr.errors import SettingsError
-from dlsr.images.sources import ImagesLike, open_images
+from dlsr.errors import OutputError, SettingsError
+from dlsr.images.sources import ImagesLike, open_images, warn_caller
 from dlsr.images.transforms import Transform
 from dlsr.runtime.backends import Backend, choose_backend
+
+
+class FeatureStoreWarning(UserWarning):
+    """The feature store cannot be written. Results are complete, but the same images will be encoded again."""
 
 
 @dataclass
@@ -80,7 +84,10 @@ class FeatureExtractor:
         batch_size: int | None = None,
         progress: Progress | None = None,
     ) -> Iterator[Encoded]:
-        """Features a chunk at a time, see `dlsr.encoding.pipeline.encode_chunks`."""
+        """Features a chunk at a time, see `dlsr.encoding.pipeline.encode_chunks`.
+
+        If the store cannot be written, a warning says so, and the rest is not kept.
+        """
         return encode_chunks(
             self.encoder,
             open_images(images).items,
@@ -89,6 +96,7 @@ class FeatureExtractor:
             batch_size=batch_size,
             workers=self.workers,
             progress=progress,
+            on_store_error=_warn_of_store,
         )
 
     def pixels(self, images: ImagesLike, limit: int, seed: int | None = None) -> NDArray[np.uint8]:
@@ -118,3 +126,7 @@ class FeatureExtractor:
         if store is None:
             raise SettingsError("this detector keeps no features; give it a store")
         return store
+
+
+def _warn_of_store(error: OutputError) -> None:
+    warn_caller(f"features are not kept: {error}", FeatureStoreWarning)

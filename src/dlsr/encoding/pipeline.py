@@ -11,15 +11,19 @@ from numpy.typing import NDArray
 
 from dlsr.encoders import Encoder
 from dlsr.encoding.store import KEY_BYTES, FeatureStore, empty_table
-from dlsr.errors import ImageError, NoImagesError, OutputError
-from dlsr.images.decode import decode, reason_of
+from dlsr.errors import NoImagesError, OutputError
+from dlsr.images.decode import UNREADABLE, decode, reason_of, undecodable
 from dlsr.images.sources import ImageDataset, ImageItem
 from dlsr.images.transforms import Transform, resize
 from dlsr.method.noise import DIGEST_BYTES, pixel_digest
 from dlsr.streaming import in_groups, map_ahead
 
-CHUNK = 512
-"""Images in a chunk."""
+CHUNK = 128
+"""Images in a chunk: as many results as may be lost when a run is killed."""
+AHEAD = 128
+"""Images that are read and decoded ahead of the encoder, at least."""
+BATCHED_AHEAD = 64
+"""Images that wait for the encoder in batches, or for earlier batches."""
 
 Progress = Callable[[int], None]
 """Callback that gets the number of images done since its last call."""
@@ -87,6 +91,7 @@ def encode_chunks(
     batch_size: int | None = None,
     workers: int = 2,
     progress: Progress | None = None,
+    on_store_error: Callable[[OutputError], None] | None = None,
 ) -> Iterator[Encoded]:
     """Encode images in order, one chunk at a time, so that memory does not grow with their number.
 
@@ -98,10 +103,13 @@ def encode_chunks(
         batch_size: images in one call of the engine; None for the fastest number.
         workers: threads that read and decode ahead of the encoder.
         progress: callback, called with the number of images done since its last call.
+        on_store_error: callback for an error of writing to the store, after which no more is written to it; None raises
+            the error.
 
     Raises:
         OutputError: if features cannot be written to the store.
     """
+    saver = _Saver(store, on_store_error)
 
     def prepare(item: ImageItem) -> _Prepared:
         return _prepare(item, encoder, store, transform)
@@ -112,11 +120,13 @@ def encode_chunks(
 
     size, streams = batch_size or encoder.batch, encoder.streams
     with (
-        closing(map_ahead(prepare, items, workers, ahead=max(CHUNK // 4, 2 * size * streams))) as prepared,
-        closing(map_ahead(encode, _batches(prepared, size), streams, ahead=8 * streams)) as batches,
-        _flushing(store),
+        closing(map_ahead(prepare, items, workers, ahead=max(AHEAD, 2 * size * streams))) as prepared,
+        closing(
+            map_ahead(encode, _batches(prepared, size), streams, ahead=max(2 * streams, BATCHED_AHEAD // size))
+        ) as batches,
+        saver,
     ):
-        for chunk in in_groups(_stored(batches, store, progress), CHUNK):
+        for chunk in in_groups(_saved(batches, saver, progress), CHUNK):
             known = [(*image.known, image.key) for image in chunk if image.known is not None]
             yield Encoded(
                 names=[image.name for image in chunk],
@@ -127,19 +137,46 @@ def encode_chunks(
             )
 
 
-@contextmanager
-def _flushing(store: FeatureStore | None) -> Iterator[None]:
-    """Flush the store at the end of the block, also after an error."""
-    try:
-        yield
-    except BaseException:
-        # Finished features are kept. An error of the store must not hide the error of the block.
-        if store is not None:
-            with suppress(OutputError):
-                store.flush()
-        raise
-    if store is not None:
-        store.flush()
+class _Saver:
+    """Adds features to the store, and flushes it at the end of a block, also after an error.
+
+    Args:
+        store: None adds nothing.
+        on_error: see `encode_chunks`.
+    """
+
+    def __init__(self, store: FeatureStore | None, on_error: Callable[[OutputError], None] | None) -> None:
+        self._store = store
+        self._on_error = on_error
+
+    def add(self, image: _Prepared) -> None:
+        """Add the features of an image that was encoded.
+
+        Raises:
+            OutputError: if the store cannot be written, and there is no callback.
+        """
+        if self._store is not None and image.is_new and image.known is not None:
+            with self._reported():
+                self._store.add(image.key, *image.known)
+
+    def __enter__(self) -> None:
+        """Nothing is done at the beginning."""
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Flush the store. Its error must not hide that of the block."""
+        if self._store is not None:
+            with self._reported() if kind is None else suppress(OutputError):
+                self._store.flush()
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        try:
+            yield
+        except OutputError as error:
+            if self._on_error is None:
+                raise
+            self._store = None
+            self._on_error(error)
 
 
 def encode_all(
@@ -194,7 +231,7 @@ def readable_pixels(encoder: Encoder, images: ImageDataset, limit: int, workers:
         NoImagesError: if no image can be read.
     """
     pixels: list[NDArray[np.uint8]] = []
-    for image in map_ahead(lambda item: _prepare(item, encoder, None, None), images.items, workers, ahead=CHUNK // 4):
+    for image in map_ahead(lambda item: _prepare(item, encoder, None, None), images.items, workers, ahead=AHEAD):
         if image.pixels is not None:
             pixels.append(image.pixels)
         if len(pixels) == limit:
@@ -217,11 +254,12 @@ def _prepare(item: ImageItem, encoder: Encoder, store: FeatureStore | None, tran
             return _Prepared(item.name, key, known=known)
         image = image or decode(raw, encoder.spec.size if encoder.spec.decoding == "draft" else None)
         if transform is not None:
-            image = transform.apply(image)
+            with undecodable():
+                image = transform.apply(image)
         pixels = resize(image, encoder.spec.size, encoder.spec.interpolation)
         # Hashed in the threads that decode, so that the engine need not wait.
         return _Prepared(item.name, key, pixels=pixels, digest=pixel_digest(pixels))
-    except (ImageError, OSError) as error:
+    except UNREADABLE as error:
         return _Prepared(item.name, error=reason_of(error))
 
 
@@ -249,14 +287,11 @@ def _encode(batch: list[_Prepared], encoder: Encoder) -> None:
             image.known, image.pixels, image.is_new = (image.digest, z0), None, True
 
 
-def _stored(
-    batches: Iterable[list[_Prepared]], store: FeatureStore | None, progress: Progress | None
-) -> Iterator[_Prepared]:
+def _saved(batches: Iterable[list[_Prepared]], saver: _Saver, progress: Progress | None) -> Iterator[_Prepared]:
     """Add newly encoded features to the store."""
     for batch in batches:
         for image in batch:
-            if store is not None and image.is_new and image.known is not None:
-                store.add(image.key, *image.known)
+            saver.add(image)
         if progress is not None:
             progress(len(batch))
         yield from batch

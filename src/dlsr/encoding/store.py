@@ -11,6 +11,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,8 @@ class FeatureStore:
         self._index = _Index([keys for _, keys in opened])
         small = [(shard, keys) for shard, keys in opened if len(keys) < SHARD_SIZE // 2]
         if len(small) > MANY_SHARDS:
-            self._merge(small)
+            with suppress(OutputError):  # nothing is lost if there is no space to merge them
+                self._merge(small)
 
     def __len__(self) -> int:
         return len(self._index) + len(self._new)

@@ -24,6 +24,7 @@ from dlsr.detector import Detector
 from dlsr.encoders import Encoder, EncoderSpec
 from dlsr.errors import ExportError, OutputError, SettingsError
 from dlsr.files import file_sums, replacing_folder
+from dlsr.images.decode import FORMATS, MAX_SIDE, most_pixels
 from dlsr.images.sources import ImagesLike
 from dlsr.images.transforms import resize
 from dlsr.method.noise import noise_for, pixel_digest
@@ -175,7 +176,7 @@ def write_description(exported: Exportable, folder: Path, kind: ExportFormat, pr
     scores, p_values = exported.calibration.table(exported.confidence)
     np.save(folder / "calibration.npy", scores)
     np.save(folder / "p_values.npy", p_values)
-    example = resources.files("dlsr.export").joinpath(f"templates/{kind}.py").read_text()
+    example = resources.files("dlsr.export").joinpath("templates/score_image.py").read_text()
     (folder / "score_image.py").write_text(example)
     about = _about(exported, kind) | proof
     about["sha256"] = file_sums(folder)
@@ -224,6 +225,11 @@ def _about(exported: Exportable, kind: ExportFormat) -> dict[str, Any]:
         "image": {
             "size": exported.spec.size,
             "interpolation": exported.spec.interpolation,
+            "loading": {
+                "decoding": exported.spec.decoding,
+                "most_pixels": {format: most_pixels(format) for format in FORMATS},
+                "longest_side": MAX_SIDE,
+            },
             "layout": "uint8, RGB, (N, size, size, 3), aspect ratio not kept",
         },
         "noise": {

@@ -1,23 +1,51 @@
 """Decoding to RGB. An image that cannot be decoded raises an ImageError with the reason.
 
 EXIF rotation is applied. Of an animation, the first frame is used. Transparent images are composited over white.
-Greyscale, palette and CMYK are converted to RGB. 16-bit values are reduced to their upper 8 bits.
+Greyscale, palette and CMYK are converted to RGB. Unsigned integers of 9 to 16 bits are reduced to their upper 8 bits,
+by the number of bits that the file declares, whatever values it holds. Other integers and floating-point numbers are
+refused: no file says which of their values is white.
+
+Decoding an image takes at most 1.1 GB of memory besides its file, and mostly 3 to 8 bytes a pixel.
 """
 
+import functools
 import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal, get_args
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
-from dlsr.errors import ImageError, ImageTooLargeError, one_line
+from dlsr.errors import ImageError, ImageTooLargeError, MissingExtraError, one_line
 
 MAX_PIXELS = 89_478_485
-"""Larger images are refused as decompression bombs (Pillow's own warning limit)."""
+"""Larger images are refused as decompression bombs (Pillow's own warning limit). See `most_pixels`."""
 
-FORMATS = frozenset({"AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP"})
-"""Formats that are decoded, by Pillow's names: raster formats whose decoders run no other program."""
+MAX_SIDE = 65_535
+"""Images with a longer side are refused, since the memory that resizing takes grows with it."""
+
+_SMALLER_BY = {"WEBP": 1.5, "JPEG2000": 2.0}
+"""How much smaller an image must be, since its decoder takes up to 18 or 24 bytes of memory a pixel instead of 12."""
+
+MAX_PLAIN_BYTES = 2**23
+"""Larger PPM files whose pixels are written as text are refused, since Pillow takes long for their comments."""
+
+MAX_TEXT_HEADER = 65_536
+"""Longer headers of PPM files are refused, since Pillow takes half a second for a megabyte of them."""
+
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF", "JPEG2000", "DIB", "TGA")
+"""Formats that are decoded, by Pillow's names: raster formats whose decoders run no other program. Tried in turn."""
+
+UNREADABLE = (ImageError, OSError, MemoryError)
+"""What reading and decoding an image raise. Each costs that image only."""
+
+_STRIP_PIXELS = 2**21
+"""Pixels that are converted to RGB at once."""
+_HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 
 Interpolation = Literal["bilinear", "bicubic"]
 Decoding = Literal["full", "draft"]
@@ -35,26 +63,43 @@ def decode(raw: object, draft: int | None = None) -> Image.Image:
 
     Raises:
         ImageError: with the reason, if it cannot be decoded.
-        ImageTooLargeError: if it has more than `MAX_PIXELS`.
+        ImageTooLargeError: if it has more pixels than `most_pixels`, or a side over `MAX_SIDE`.
     """
-    try:
+    with undecodable():
         if isinstance(raw, bytes):
-            image = _opened(raw)
+            image: Image.Image = _opened(raw)
         elif isinstance(raw, Image.Image):
             image = raw
         else:
             image = _image_from_array(raw)
-        if image.width * image.height > MAX_PIXELS:
-            raise ImageTooLargeError(f"{image.width}x{image.height} pixels are over the limit of {MAX_PIXELS}")
+        _check_size(image)
         if draft is not None:
             image.draft(None, (draft, draft))
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+        bits = _bits(image)
+        decoded = _to_rgb(_upright(image), bits)
+        return decoded.copy() if decoded is raw else decoded
+
+
+@contextmanager
+def undecodable() -> Iterator[None]:
+    """Raise errors of the block as an ImageError with the reason.
+
+    Decoders of damaged files raise errors of any kind: ValueError, SyntaxError, struct.error, ..
+    """
+    try:
+        yield
     except ImageError:
         raise
-    # Decoders of damaged files raise errors of any kind: ValueError, SyntaxError, struct.error, ..
+    except MemoryError:
+        raise ImageError("there is not enough memory to decode it") from None
     except Exception as error:
-        raise _undecodable(error) from error
+        raise ImageError(f"cannot be decoded: {one_line(error)}") from error
+
+
+def most_pixels(format: str | None) -> int:
+    """How many pixels an image may have, by Pillow's name of its format."""
+    return int(MAX_PIXELS / _SMALLER_BY.get(format or "", 1.0))
 
 
 def pixels_of(raw: bytes) -> int:
@@ -64,31 +109,70 @@ def pixels_of(raw: bytes) -> int:
         ImageError: with the reason, if the header cannot be read.
         ImageTooLargeError: if the header says more than twice `MAX_PIXELS`.
     """
-    try:
+    with undecodable():
         image = _opened(raw)
-    except ImageError:
-        raise
-    except Exception as error:
-        raise _undecodable(error) from error
     return image.width * image.height
 
 
 def _opened(raw: bytes) -> Image.Image:
     if not raw:
         raise ImageError("empty file")
+    _check_text_header(raw)
     try:
-        image: Image.Image = Image.open(io.BytesIO(raw))
+        return Image.open(io.BytesIO(raw), formats=FORMATS)
     except UnidentifiedImageError:
-        raise ImageError("not an image, or of an unknown format") from None
+        if raw[4:8] == b"ftyp" and raw[8:12] in _HEIF_BRANDS:
+            return _opened_heif(raw)
+        raise ImageError(_why_unidentified(raw[:16])) from None
     except Image.DecompressionBombError:
         raise ImageTooLargeError(f"more than {2 * MAX_PIXELS} pixels are over the limit of {MAX_PIXELS}") from None
-    if image.format not in FORMATS:
-        raise ImageError(f"{image.format} files are not read; convert to PNG or JPEG")
-    return image
 
 
-def _undecodable(error: Exception) -> ImageError:
-    return ImageError(f"cannot be decoded: {one_line(error)}")
+def _opened_heif(raw: bytes) -> Image.Image:
+    _register_heif()
+    try:
+        return Image.open(io.BytesIO(raw), formats=("HEIF",))
+    except UnidentifiedImageError:
+        raise ImageError("not an image, or of an unknown format") from None
+
+
+@functools.cache
+def _register_heif() -> None:
+    try:
+        import pillow_heif  # noqa: PLC0415 - an optional extra
+    except ImportError:
+        raise ImageError(str(MissingExtraError("pillow-heif", "heic"))) from None
+    pillow_heif.register_heif_opener()
+
+
+def _why_unidentified(prefix: bytes) -> str:
+    Image.init()
+    for name, (_, accepts) in Image.OPEN.items():
+        if name not in FORMATS and accepts is not None and accepts(prefix) is True:
+            return f"{name} files are not read; convert to PNG or JPEG"
+    return "not an image, or of an unknown format"
+
+
+def _check_text_header(raw: bytes) -> None:
+    """Refuse a PPM file with much text, which is read a byte or a word at a time."""
+    if len(raw) <= MAX_TEXT_HEADER or raw[:1] != b"P":
+        return
+    if raw[1:2] in b"123" and len(raw) > MAX_PLAIN_BYTES:
+        raise ImageTooLargeError(f"{len(raw)} bytes of plain text are over the limit of {MAX_PLAIN_BYTES}")
+    words = re.sub(rb"#[^\r\n]*", b"", raw[:MAX_TEXT_HEADER]).split(maxsplit=4)
+    # Type, width and height; and the largest value, except of bitmaps.
+    if len(words) < (3 if raw[1:2] in b"14" else 4):
+        raise ImageError(f"its header is over the limit of {MAX_TEXT_HEADER} bytes")
+
+
+def _check_size(image: Image.Image) -> None:
+    width, height = image.size
+    if width * height > (most := most_pixels(image.format)):
+        raise ImageTooLargeError(f"{width}x{height} pixels are over the limit of {most}")
+    if max(width, height) > MAX_SIDE:
+        raise ImageTooLargeError(f"{width}x{height} pixels have a side over the limit of {MAX_SIDE}")
+    if min(width, height) < 1:
+        raise ImageError(f"{width}x{height} pixels are none")
 
 
 def _image_from_array(raw: object) -> Image.Image:
@@ -111,20 +195,52 @@ def _image_from_array(raw: object) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
+def _bits(image: Image.Image) -> int:
+    """How many bits a channel of an image has.
+
+    Raises:
+        ImageError: if its pixels have no known range.
+    """
     if image.mode == "F":
         raise ImageError("floating-point pixels have no known range; convert to 8 bits")
-    if image.mode.startswith("I"):
-        wide = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return Image.fromarray((wide >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode.startswith("I;16"):
+        declared = image.tag_v2.get(ExifTags.Base.BitsPerSample, (16,)) if isinstance(image, TiffImageFile) else (16,)
+        return int(declared[0])
+    if image.mode == "I":
+        if image.format in ("PPM", "PNG"):  # Pillow scales their values to 16 bits
+            return 16
+        raise ImageError("signed and 32-bit integers have no known range; convert to 8 or unsigned 16 bits")
+    return 8
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # Pillow copies images that need not be turned, too.
+    return image if image.getexif().get(ExifTags.Base.Orientation, 1) == 1 else ImageOps.exif_transpose(image)
+
+
+def _to_rgb(image: Image.Image, bits: int) -> Image.Image:
+    """Convert strip by strip, since some steps take many times the memory of the image."""
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    rgb = Image.new("RGB", image.size)
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        rgb.paste(_strip_to_rgb(image.crop(box), bits), box)
+    return rgb
+
+
+def _strip_to_rgb(image: Image.Image, bits: int) -> Image.Image:
+    if bits > 8:
+        return Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return image.convert("RGB")
 
 
-def reason_of(error: ImageError | OSError) -> str:
-    """The reason why an image cannot be read, in one line."""
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+def reason_of(error: Exception) -> str:
+    """The reason why an image cannot be read, in one line. The error is one of `UNREADABLE`."""
+    if isinstance(error, MemoryError):
+        return "there is not enough memory to read it"
+    return (error.strerror if isinstance(error, OSError) else None) or one_line(error)

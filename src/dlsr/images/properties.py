@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageStat
 
-from dlsr.errors import ImageError
-from dlsr.images.decode import decode, reason_of
+from dlsr.images.decode import UNREADABLE, decode, reason_of
 from dlsr.images.sources import ImageDataset, ImageItem
 from dlsr.streaming import map_ahead
 
@@ -71,7 +70,7 @@ def measure(images: ImageDataset, *, workers: int = 2, progress: Callable[[int],
     def read(item: ImageItem) -> Properties | str:
         try:
             return properties_of(item.read())
-        except (ImageError, OSError) as error:
+        except UNREADABLE as error:
             return reason_of(error)
 
     found: list[Properties] = []

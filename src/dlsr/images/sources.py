@@ -1,32 +1,24 @@
 """Sources of images: folders, tars, image files, arrays, datasets. Images are listed without being decoded."""
 
-import gzip
 import os
-import shutil
 import sys
 import tarfile
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dlsr.errors import ImageError, InputError, NoImagesError
-
-SUFFIXES = frozenset(
-    {
-        ".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png",
-        ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
-    }
-)  # fmt: skip
-"""Files with these suffixes are the images of a folder or tar."""
+from dlsr.errors import ImageError, InputError, NoImagesError, one_line
+from dlsr.images.names import SUFFIXES, in_utf8
+from dlsr.images.reading import open_file, read_file
+from dlsr.images.tars import TAR_SUFFIXES, Member, list_members, plain_tar
 
 
 class UnreadableImagesWarning(UserWarning):
@@ -50,9 +42,21 @@ class ImageDataset:
     items: Sequence[ImageItem]
     ignored: Sequence[str] = ()
     """Names of files that are not images, by their suffix."""
+    linked_folders: Sequence[str] = ()
+    """Names of links to folders, which are not followed."""
 
     def __len__(self) -> int:
         return len(self.items)
+
+    @property
+    def skipped(self) -> str | None:
+        """How many files and linked folders were left out, in words; None if there were none."""
+        parts = []
+        if self.ignored:
+            parts.append(f"{len(self.ignored)} files whose suffix is not an image's, such as {self.ignored[0]}")
+        if self.linked_folders:
+            parts.append(f"{len(self.linked_folders)} linked folders, such as {self.linked_folders[0]}")
+        return " and ".join(parts) or None
 
     def subset(self, indices: Iterable[int]) -> "ImageDataset":
         """The images at these positions."""
@@ -81,8 +85,9 @@ def open_images(images: ImagesLike) -> ImageDataset:
     """List the images of a source without decoding them.
 
     Args:
-        images: a folder (searched with all its subfolders), a `.tar` or `.tar.gz`, an image file, a list of
-            paths, PIL images or arrays, a uint8 array of shape `(N, H, W)` or `(N, H, W, 3)`, or a torch dataset.
+        images: a folder (searched with all its subfolders, but not those it links to), a `.tar` (or `.tar.gz`,
+            `.tar.bz2`, `.tar.xz`), an image file, a list of paths, PIL images or arrays, a uint8 array of shape
+            `(N, H, W)` or `(N, H, W, 3)`, or a torch dataset.
 
     Raises:
         NoImagesError: if there are none.
@@ -106,7 +111,7 @@ def open_images(images: ImagesLike) -> ImageDataset:
             "images, a uint8 array or a torch dataset with a length"
         )
     if not found.items:
-        ignored = f" ({len(found.ignored)} other files, such as {found.ignored[0]})" if found.ignored else ""
+        ignored = f" ({skipped})" if (skipped := found.skipped) else ""
         source = f"'{images}'" if isinstance(images, str | os.PathLike) else f"the {type(images).__name__}"
         raise NoImagesError(f"no image in {source}{ignored}; images end in {', '.join(sorted(SUFFIXES))}")
     return found
@@ -116,42 +121,40 @@ def _open_path(path: Path) -> ImageDataset:
     try:
         if path.is_dir():
             return _open_folder(path)
-        if path.name.lower().endswith((".tar", ".tar.gz", ".tgz")):
+        if path.name.lower().endswith(TAR_SUFFIXES):
             return _open_tar(path)
-        with path.open("rb"):
-            return ImageDataset([_file_item(path)])
+        open_file(path).close()
+        return ImageDataset([_file_item(path)])
     except FileNotFoundError:
         raise InputError(f"'{path}' does not exist; check the path") from None
-    except (OSError, EOFError, tarfile.TarError) as error:
-        raise InputError(f"cannot read '{path}': {error}; check the file and its permissions") from error
+    except (OSError, ImageError, tarfile.TarError) as error:
+        raise InputError(f"cannot read '{path}': {one_line(error)}; check the file and its permissions") from error
 
 
 def _open_folder(folder: Path) -> ImageDataset:
     items: list[ImageItem] = []
     ignored: list[str] = []
+    linked: list[str] = []
 
     def unreadable(error: OSError) -> None:
-        items.append(failing_item(str(error.filename), error.strerror or "cannot be listed"))
+        items.append(failing_item(in_utf8(str(error.filename)), error.strerror or "cannot be listed"))
 
     for parent, subfolders, files in os.walk(folder, onerror=unreadable):
         subfolders.sort()
+        linked += [in_utf8(str(path)) for name in subfolders if (path := Path(parent, name)).is_symlink()]
         for file in sorted(files):
             path = Path(parent, file)
             if path.suffix.lower() in SUFFIXES:
                 items.append(_file_item(path))
             else:
-                ignored.append(str(path))
-    return ImageDataset(items, ignored)
+                ignored.append(in_utf8(str(path)))
+    return ImageDataset(items, ignored, linked)
 
 
 def _file_item(path: Path) -> ImageItem:
     # There may be millions of files, and a string is smaller than a Path.
     name = str(path)
-    return ImageItem(name, partial(_file_bytes, name))
-
-
-def _file_bytes(name: str) -> bytes:
-    return Path(name).read_bytes()
+    return ImageItem(in_utf8(name), partial(read_file, name))
 
 
 def failing_item(name: str, reason: str) -> ImageItem:
@@ -164,33 +167,33 @@ def failing_item(name: str, reason: str) -> ImageItem:
 
 
 def _open_tar(path: Path) -> ImageDataset:
-    file = _uncompressed(path)
-    with tarfile.open(fileobj=file) as tar:
-        members = [member for member in tar if member.isfile()]
+    file, cut = plain_tar(open_file(path))
+    listing = list_members(file)
 
-    def reader(offset: int, size: int) -> Callable[[], bytes]:
-        return lambda: os.pread(file.fileno(), size, offset)
+    def read_at(offset: int, size: int) -> bytes:
+        return os.pread(file.fileno(), size, offset)
 
-    items, ignored = [], []
-    for member in members:
-        if Path(member.name).suffix.lower() in SUFFIXES:
-            items.append(ImageItem(member.name, reader(member.offset_data, member.size)))
-        else:
-            ignored.append(member.name)
-    return ImageDataset(items, ignored)
+    return ImageDataset(
+        member_items(listing.members, read_at, cut or listing.damage, in_utf8(str(path))), listing.ignored
+    )
 
 
-def _uncompressed(path: Path) -> IO[bytes]:
-    # Several threads read members in any order, which a compressed stream does not allow.
-    with path.open("rb") as file:
-        compressed = file.read(2) == b"\x1f\x8b"
-    if not compressed:
-        return path.open("rb")
-    unpacked = tempfile.TemporaryFile()  # noqa: SIM115 - stays open as long as its images
-    with gzip.open(path) as stream:
-        shutil.copyfileobj(stream, unpacked)
-    unpacked.seek(0)
-    return unpacked
+def member_items(
+    members: Iterable[Member], read_at: Callable[[int, int], bytes], damage: str | None, tar: str, prefix: str = ""
+) -> list[ImageItem]:
+    """Images of a tar.
+
+    Args:
+        members: of the tar.
+        read_at: see `Member.read`.
+        damage: becomes one more image, which fails with this reason.
+        tar: name of the tar in reports.
+        prefix: of the images' names.
+    """
+    items = [ImageItem(f"{prefix}{member.name}", partial(member.read, read_at)) for member in members]
+    if damage is not None:
+        items.append(failing_item(tar, f"the rest of this tar cannot be read: {damage}"))
+    return items
 
 
 def _open_array(array: NDArray[Any]) -> ImageDataset:
@@ -221,7 +224,7 @@ def _dataset_item(dataset: TorchDataset, index: int) -> ImageItem:
 
 
 def warn_of_unreadable(unreadable: Mapping[str, str]) -> None:
-    """Warn about images that could not be read, at the line outside dlsr that led here.
+    """Warn about images that could not be read.
 
     Args:
         unreadable: reasons by name.
@@ -229,8 +232,12 @@ def warn_of_unreadable(unreadable: Mapping[str, str]) -> None:
     if unreadable:
         listed = "; ".join(f"{name}: {reason}" for name, reason in islice(unreadable.items(), 10))
         more = f"; and {len(unreadable) - 10} more" if len(unreadable) > 10 else ""
-        level, frame = 1, sys._getframe()
-        while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "dlsr":
-            level, frame = level + 1, frame.f_back
-        message = f"{len(unreadable)} images could not be read: {listed}{more}"
-        warnings.warn(message, UnreadableImagesWarning, stacklevel=level)
+        warn_caller(f"{len(unreadable)} images could not be read: {listed}{more}", UnreadableImagesWarning)
+
+
+def warn_caller(message: str, category: type[Warning]) -> None:
+    """Warn at the line outside dlsr that led here."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "dlsr":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)

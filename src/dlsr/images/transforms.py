@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dlsr.errors import ImageError, SettingsError
-from dlsr.images.decode import Interpolation, decode, reason_of
+from dlsr.errors import SettingsError
+from dlsr.images.decode import UNREADABLE, Interpolation, decode, reason_of, undecodable
 from dlsr.images.sources import ImageDataset, ImageItem
 from dlsr.streaming import map_ahead
 
-PIXELS_VERSION = 1
+PIXELS_VERSION = 2
 """Raise it with every change to decoding, resizing, protocols or content digests that changes their results.
 
 Cached features of earlier versions are then no longer used.
@@ -25,8 +25,13 @@ _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resamplin
 
 
 def resize(image: Image.Image, size: int, interpolation: Interpolation) -> NDArray[np.uint8]:
-    """Resize to `size` x `size` pixels: uint8 array of shape `(size, size, 3)`."""
-    return np.asarray(image.resize((size, size), _RESAMPLING[interpolation]), dtype=np.uint8)
+    """Resize to `size` x `size` pixels: uint8 array of shape `(size, size, 3)`.
+
+    Raises:
+        ImageError: if there is not enough memory.
+    """
+    with undecodable():
+        return np.asarray(image.resize((size, size), _RESAMPLING[interpolation]), dtype=np.uint8)
 
 
 def pixels_version() -> str:
@@ -60,7 +65,7 @@ def read_pixels(
         try:
             image = decode(item.read())
             return resize(apply(image) if apply else image, size, interpolation)
-        except (ImageError, OSError) as error:
+        except UNREADABLE as error:
             return reason_of(error)
 
     outcomes = list(map_ahead(read, images.items, workers, ahead=256))

@@ -21,9 +21,10 @@ from dlsr.calibration.promise import promise
 from dlsr.detector import Detector
 from dlsr.encoding.examples import thumbnail
 from dlsr.encoding.pipeline import Progress
-from dlsr.errors import ImageError, NoImagesError
+from dlsr.errors import NoImagesError
 from dlsr.files import replacing
-from dlsr.images.decode import reason_of
+from dlsr.images.decode import UNREADABLE, reason_of
+from dlsr.images.names import in_utf8
 from dlsr.images.sources import ImageDataset, ImagesLike, open_images
 from dlsr.reports.plots import score_histogram
 from dlsr.results import Result
@@ -146,7 +147,7 @@ def _page(detector: Detector, images: ImageDataset, summary: Summary, title: str
         alarms = detector.false_alarm_rate * judged
         verdict += f" If all were in distribution, expect at most about {alarms:.0f} false alarms."
     return template.substitute(
-        title=html.escape(title),
+        title=html.escape(in_utf8(title)),
         verdict=html.escape(verdict),
         made=html.escape(f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}, dlsr {installed_versions()['dlsr']}"),
         total=judged + len(summary.unreadable),
@@ -183,7 +184,7 @@ def _figure(images: ImageDataset, index: int, result: Result) -> str:
     try:
         content = base64.b64encode(thumbnail(images.items[index].read(), THUMBNAIL)).decode()
         picture = f'<img src="data:image/jpeg;base64,{content}" alt="{name}">'
-    except (ImageError, OSError) as error:  # the file may have changed since it was scored
+    except UNREADABLE as error:  # the file may have changed since it was scored
         picture = html.escape(reason_of(error))
     assert result.score is not None
     verdict = "OOD" if result.is_ood else "ID"

@@ -3,11 +3,11 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from dlsr.errors import MissingExtraError, OutputError
-from dlsr.files import replacing
-from dlsr.results import COLUMNS, Result, write_csv
+from dlsr.files import check_writable, growing, replacing
+from dlsr.results import COLUMNS, Result, TextWriter, write_csv
 from dlsr.streaming import in_groups
 
 FORMATS = (".csv", ".jsonl", ".parquet")
@@ -15,38 +15,42 @@ ROWS_PER_GROUP = 4096
 """Rows of a Parquet row group, which is held in memory until it is written."""
 
 
-def check_format(path: Path) -> None:
+def check_output(path: Path) -> None:
     """Check that results can be written to a file of this name, before any image is scored.
 
     Raises:
-        OutputError: for another suffix than `FORMATS`.
+        OutputError: for another suffix than `FORMATS`, or if the file cannot be written.
         MissingExtraError: for Parquet without pyarrow.
     """
     if path.suffix not in FORMATS:
         raise OutputError(f"cannot write '{path.suffix}' files; end the name in one of {', '.join(FORMATS)}")
     if path.suffix == ".parquet":
         _pyarrow()
+    check_writable(path)
 
 
 def write_results(path: Path, results: Iterable[Result]) -> None:
-    """Write one row per image to a `.csv`, `.jsonl` or `.parquet` file. If writing fails, no partial file is left.
+    """Write one row per image to a `.csv`, `.jsonl` or `.parquet` file, which appears when it is complete.
+
+    Until then, the rows of `.csv` and `.jsonl` are in `dlsr.files.partial_path`, each as soon as it is given.
 
     Raises:
         OutputError: for another suffix, or if the file cannot be written.
         MissingExtraError: for Parquet without pyarrow.
     """
-    check_format(path)
-    with replacing(path) as temporary:
-        if path.suffix == ".parquet":
+    check_output(path)
+    if path.suffix == ".parquet":
+        with replacing(path) as temporary:
             _write_parquet(temporary, results)
-            return
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            (write_csv if path.suffix == ".csv" else write_jsonl)(file, results)
+        return
+    with growing(path) as file:
+        (write_csv if path.suffix == ".csv" else write_jsonl)(file, results)
 
 
-def write_jsonl(file: IO[str], results: Iterable[Result]) -> None:
+def write_jsonl(file: TextWriter, results: Iterable[Result]) -> None:
     """Write one JSON object per line and image; missing values are null."""
-    file.writelines(json.dumps(result.row(), ensure_ascii=False) + "\n" for result in results)
+    for result in results:
+        file.write(json.dumps(result.row(), ensure_ascii=False) + "\n")
 
 
 def results_table(results: Iterable[Result]) -> Any:

@@ -2,21 +2,26 @@
 
 import hashlib
 import json
+import os
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from dlsr.errors import InputError, MissingExtraError, NoImagesError, SettingsError, one_line
-from dlsr.images.sources import SUFFIXES, ImageItem, failing_item
+from dlsr.errors import ImageError, InputError, MissingExtraError, NoImagesError, SettingsError, one_line
+from dlsr.images.names import SUFFIXES, in_utf8
+from dlsr.images.reading import MAX_FILE_BYTES, checked_size, open_file, read_file
+from dlsr.images.sources import ImageItem, failing_item, member_items
+from dlsr.images.tars import TAR_SUFFIXES, Listing, Member, is_compressed, list_members, plain_tar
 from dlsr.streaming import in_groups
 
 Kind = Literal["files", "members", "tar", "parquet", "dataset"]
 
 FEW_SHARDS = 64
 """Up to this many uncompressed tars are listed and split; of more tars, each is one part."""
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "bytes", "content")
 NAME_COLUMNS = ("path", "name", "file_name", "filename", "__key__")
 DATASET_PREFIX = "hf:"
@@ -31,9 +36,11 @@ class Part:
     url: str
     """The folder, tar, Parquet file or dataset."""
     files: tuple[str, ...] = ()
-    """Paths for `files`; names of the tar's members for `members`."""
-    places: tuple[tuple[int, int], ...] = ()
-    """Offset and size in bytes of each of the `members`."""
+    """Paths for `files`."""
+    members: tuple[Member, ...] = ()
+    """Images of the tar for `members`."""
+    damage: str | None = None
+    """Why the tar cannot be read after these `members`."""
     start: int = 0
     stop: int = 0
     """First row, and the row after the last, of `parquet` and `dataset`."""
@@ -46,11 +53,14 @@ class Part:
     def from_json(cls, text: str) -> "Part":
         """The part from the JSON of `to_json`."""
         content = json.loads(text)
-        places = tuple((offset, size) for offset, size in content.pop("places"))
-        return cls(**{**content, "files": tuple(content["files"])}, places=places)
+        members = tuple(
+            Member(**{**member, "pieces": tuple(tuple(piece) for piece in member["pieces"])})
+            for member in content.pop("members")
+        )
+        return cls(**{**content, "files": tuple(content["files"])}, members=members)
 
 
-def plan(source: str, images_per_part: int) -> list[Part]:
+def plan(source: str, images_per_part: int, on_ignored: Callable[[list[str]], None] = lambda names: None) -> list[Part]:
     """Split a collection into parts. The same collection always gives the same parts.
 
     Args:
@@ -58,6 +68,7 @@ def plan(source: str, images_per_part: int) -> list[Part]:
             fsspec URL (such as `s3://`, `gs://` or `file://`); or a Hugging Face dataset: `hf:REPO`, `hf:REPO:SPLIT`
             or `hf:FOLDER`.
         images_per_part: most images in a part. Compressed tars, and tars beyond the first 64, are not split.
+        on_ignored: callback with the names of files, and of members of tars that are split, that are not images.
 
     Raises:
         SettingsError: if `images_per_part` is less than 1.
@@ -67,17 +78,19 @@ def plan(source: str, images_per_part: int) -> list[Part]:
     """
     if images_per_part < 1:
         raise SettingsError(f"a part needs at least one image, got {images_per_part}")
+    ignored: list[str] = []
     try:
-        parts = [replace(part, index=i) for i, part in enumerate(_parts(source, images_per_part))]
+        parts = [replace(part, index=i) for i, part in enumerate(_parts(source, images_per_part, ignored))]
     except (OSError, tarfile.TarError, ValueError) as error:
         raise InputError(f"cannot read '{source}': {one_line(error)}; check the path") from error
     if not parts:
         raise NoImagesError(f"no image, tar or Parquet file in '{source}'")
+    on_ignored(ignored)
     return parts
 
 
-def _parts(source: str, size: int) -> Iterator[Part]:
-    """The parts, without their index."""
+def _parts(source: str, size: int, ignored: list[str]) -> Iterator[Part]:
+    """The parts, without their index. Names of files that are not images are added to `ignored`."""
     if source.startswith(DATASET_PREFIX):
         for start, stop in _ranges(len(_open_dataset(source)), size):
             yield Part(0, "dataset", source, start=start, stop=stop)
@@ -88,33 +101,37 @@ def _parts(source: str, size: int) -> Iterator[Part]:
     found = sorted(fs.find(root)) if fs.isdir(root) else [root]
     tars = [path for path in found if path.lower().endswith(TAR_SUFFIXES)]
     for tar in tars:
-        url, members = fs.unstrip_protocol(tar), None
-        if len(tars) <= FEW_SHARDS and tar.endswith(".tar"):
-            members = _members(fs, tar, required=len(found) == 1)
-        if members is None:
+        url, listing = fs.unstrip_protocol(tar), None
+        if len(tars) <= FEW_SHARDS:
+            listing = _listing(fs, tar, required=len(found) == 1)
+        if listing is None:
             yield Part(0, "tar", url)
             continue
-        for chunk in in_groups(members, size):
-            names = tuple(name for name, _, _ in chunk)
-            yield Part(0, "members", url, names, tuple((offset, length) for _, offset, length in chunk))
-    for table in (path for path in found if path.endswith(".parquet")):
+        ignored += (f"{tar}/{name}" for name in listing.ignored)
+        parts = [Part(0, "members", url, members=tuple(chunk)) for chunk in in_groups(listing.members, size)]
+        if listing.damage is not None:
+            parts[-1:] = [replace(part, damage=listing.damage) for part in parts[-1:] or [Part(0, "members", url)]]
+        yield from parts
+    tables = [path for path in found if path.endswith(".parquet")]
+    for table in tables:
         for start, stop in _ranges(_row_count(fs, table, required=len(found) == 1), size):
             yield Part(0, "parquet", fs.unstrip_protocol(table), start=start, stop=stop)
     images = [path for path in found if PurePosixPath(path).suffix.lower() in SUFFIXES]
     for paths in in_groups(images, size):
         yield Part(0, "files", fs.unstrip_protocol(root), tuple(paths))
+    ignored += map(in_utf8, sorted(set(found) - {*tars, *tables, *images}))
 
 
 def _ranges(rows: int, size: int) -> Iterator[tuple[int, int]]:
     return ((start, min(start + size, rows)) for start in range(0, rows, size))
 
 
-def _members(fs: Any, tar: str, required: bool) -> list[tuple[str, int, int]] | None:
-    """Name, offset and size of a tar's images; None if it is damaged, which the worker will report."""
+def _listing(fs: Any, tar: str, required: bool) -> Listing | None:
+    """What an uncompressed tar holds; None if it is compressed, or is no tar, which the worker will report."""
     try:
-        with fs.open(tar, "rb") as file, tarfile.open(fileobj=file) as opened:
-            return [(member.name, member.offset_data, member.size) for member in opened if _is_image(member)]
-    except (OSError, tarfile.TarError):
+        with _open(fs, tar) as file:
+            return None if is_compressed(file) else list_members(file)
+    except (OSError, InputError, tarfile.TarError):
         if required:
             raise
         return None
@@ -123,9 +140,9 @@ def _members(fs: Any, tar: str, required: bool) -> list[tuple[str, int, int]] | 
 def _row_count(fs: Any, table: str, required: bool) -> int:
     """Number of rows; 1 if the file is damaged, so that it becomes a part and the worker reports it."""
     try:
-        with fs.open(table, "rb") as file:
+        with _open(fs, table) as file:
             return int(_parquet(file).metadata.num_rows)
-    except (OSError, ValueError):  # Arrow's own errors are ValueErrors
+    except (OSError, InputError, ValueError):  # Arrow's own errors are ValueErrors
         if required:
             raise
         return 1
@@ -144,17 +161,11 @@ def items_of(part: Part) -> Iterator[ImageItem]:
     fs, path = filesystem(part.url)
     if part.kind == "files":
         for file in part.files:
-            yield ImageItem(file, _reader(fs, file))
+            yield ImageItem(in_utf8(file), _reader(fs, file))
     elif part.kind == "members":
-        for name, (offset, size) in zip(part.files, part.places, strict=True):
-            yield ImageItem(f"{path}/{name}", _reader(fs, path, offset, size))
+        yield from member_items(part.members, _range_reader(fs, path), part.damage, part.url, f"{path}/")
     elif part.kind == "tar":
-        with fs.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r|*") as opened:
-            for member in opened:
-                if _is_image(member):
-                    stream = opened.extractfile(member)
-                    content = stream.read() if stream is not None else b""
-                    yield ImageItem(f"{path}/{member.name}", lambda content=content: content)  # type: ignore[misc]
+        yield from _items_of_tar(fs, path, part.url)
     else:
         yield from _rows_of_parquet(fs, path, part)
 
@@ -185,13 +196,59 @@ def filesystem(url: str) -> tuple[Any, str]:
     return fs, path
 
 
-def _reader(fs: Any, path: str, start: int | None = None, size: int | None = None) -> Any:
-    stop = None if start is None or size is None else start + size
-    return lambda: fs.cat_file(path, start=start, end=stop)
+def _reader(fs: Any, path: str) -> Callable[[], bytes]:
+    if _is_local(fs):
+        return partial(read_file, path)
+
+    def read() -> bytes:
+        with _as_image_error():
+            content: bytes = fs.cat_file(path, start=0, end=MAX_FILE_BYTES + 1)
+        checked_size(len(content))
+        return content
+
+    return read
 
 
-def _is_image(member: tarfile.TarInfo) -> bool:
-    return member.isfile() and PurePosixPath(member.name).suffix.lower() in SUFFIXES
+def _range_reader(fs: Any, path: str) -> Callable[[int, int], bytes]:
+    def read_at(offset: int, size: int) -> bytes:
+        with _as_image_error():
+            content: bytes = fs.cat_file(path, start=offset, end=offset + size)
+        return content
+
+    return read_at
+
+
+@contextmanager
+def _as_image_error() -> Iterator[None]:
+    """File systems of other packages raise errors of their own, which must not stop other images."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise ImageError(one_line(error)) from error
+
+
+def _is_local(fs: Any) -> bool:
+    return "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
+
+
+def _items_of_tar(fs: Any, path: str, url: str) -> list[ImageItem]:
+    """The images of a whole tar. A compressed or remote tar is copied to the temporary folder first."""
+    file, cut = plain_tar(_open(fs, path), copied=not _is_local(fs))
+    listing = list_members(file)
+
+    def read_at(offset: int, size: int) -> bytes:
+        return os.pread(file.fileno(), size, offset)  # the file stays open as long as its images
+
+    return member_items(listing.members, read_at, cut or listing.damage, url, f"{path}/")
+
+
+def _open(fs: Any, path: str) -> Any:
+    try:
+        return open_file(path) if _is_local(fs) else fs.open(path, "rb")
+    except ImageError as error:
+        raise InputError(f"cannot read '{path}': {error}; leave it out") from error
 
 
 def _parquet(file: Any) -> Any:
@@ -203,7 +260,7 @@ def _parquet(file: Any) -> Any:
 
 
 def _rows_of_parquet(fs: Any, path: str, part: Part) -> Iterator[ImageItem]:
-    with fs.open(path, "rb") as file:
+    with _open(fs, path) as file:
         table = _parquet(file)
         names = table.schema_arrow.names
         column = next((name for name in IMAGE_COLUMNS if name in names), None)

@@ -84,6 +84,7 @@ def score_with_ray(
     weights: str | None = None,
     device: str = "auto",
     backend: Backend = "auto",
+    on_ignored: Callable[[list[str]], None] = lambda names: None,
     on_plan: Callable[[int, int], None] = lambda parts, before: None,
     on_part: Callable[[PartDone], None] = lambda done: None,
 ) -> RunSummary:
@@ -100,6 +101,7 @@ def score_with_ray(
         weights: path of the encoder's weights on the workers, as for `Detector.load`.
         device: as for `Detector`.
         backend: as for `Detector`.
+        on_ignored: see `dlsr.scale.parts.plan`.
         on_plan: callback with the number of parts, and the number of parts done before.
         on_part: callback with each part done now.
 
@@ -112,7 +114,7 @@ def score_with_ray(
     ray = _ray()
     manifest = read_manifest(model)
     rate = manifest.config.false_alarm_rate if false_alarm_rate is None else false_alarm_rate
-    parts = plan(source, images_per_part)
+    parts = plan(source, images_per_part, on_ignored)
     run = RunFolder(output)
     run.claim({"model": manifest.numbers_sha256, "false_alarm_rate": rate, "source": source, "parts": digest_of(parts)})
     before = run.done(parts)
@@ -137,6 +139,7 @@ def encode_with_ray(
     address: str | None = None,
     workers: int = 2,
     images_per_part: int = 4096,
+    on_ignored: Callable[[list[str]], None] = lambda names: None,
     on_plan: Callable[[int, int], None] = lambda parts, before: None,
     on_part: Callable[[PartDone], None] = lambda done: None,
 ) -> Encoded:
@@ -149,6 +152,7 @@ def encode_with_ray(
         address: address of the cluster.
         workers: most actors.
         images_per_part: most images in a task.
+        on_ignored: callback with the names of files that are not images.
         on_plan: callback with the numbers of parts.
         on_part: callback with each part.
 
@@ -159,7 +163,7 @@ def encode_with_ray(
     ray = _ray()
     if detector.store is None:
         raise SettingsError("encoding on a cluster needs a feature store; give a folder that all workers share")
-    parts = plan(source, images_per_part)
+    parts = plan(source, images_per_part, on_ignored)
     extractor = detector.prepare_extractor()
     encoder = extractor.encoder
     run = RunFolder(folder, ENCODED)
