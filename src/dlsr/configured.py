@@ -15,9 +15,9 @@ from dlsr.encoders import encoder_spec
 from dlsr.encoding.extractor import FeatureExtractor
 from dlsr.errors import NotFittedError, SettingsError
 from dlsr.estimator import Estimator
+from dlsr.fitted import FittedAttributes
 from dlsr.images.groups import group_labels
 from dlsr.method.noise import row_digests
-from dlsr.model import FittedAttributes
 from dlsr.runtime.backends import Backend, choose_backend
 from dlsr.runtime.devices import torch_device
 from dlsr.scorers import Settings, resolve

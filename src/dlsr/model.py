@@ -17,7 +17,7 @@ from dlsr.config import DetectorConfig
 from dlsr.encoders import EncoderSpec
 from dlsr.encoding.examples import Examples
 from dlsr.encoding.pipeline import Encoded
-from dlsr.errors import FeatureError, NotFittedError, SettingsError
+from dlsr.errors import FeatureError, SettingsError
 from dlsr.method.noise import DIGEST_BYTES, row_digests
 from dlsr.results import Results
 from dlsr.runtime.devices import torch_device
@@ -312,77 +312,6 @@ def checked_features(features: ArrayLike, columns: int | None = None) -> NDArray
             f"{len(bad)} rows of the features hold NaN or infinity, the first is row {bad[0]}; drop them"
         )
     return samples
-
-
-class FittedAttributes:
-    """Read-only attributes of a fitted detector. Each raises NotFittedError before a fit."""
-
-    _model: FittedModel
-    false_alarm_rate: float
-    confidence: float | None
-
-    def _fitted(self) -> FittedModel:
-        if not hasattr(self, "_model"):
-            raise NotFittedError("this detector is not fitted; call fit or fit_features, or load a model")
-        return self._model
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "_model")
-
-    @property
-    def threshold_(self) -> float:
-        """The score above which an image is called OOD, at `false_alarm_rate` and `confidence`.
-
-        Raises:
-            TooFewImagesError: if the calibration images are too few for the rate.
-        """
-        return self._fitted().calibration.threshold(self.false_alarm_rate, self.confidence)
-
-    @property
-    def calibration_(self) -> Calibration:
-        """Scores of the calibration images, and the scale of each layer."""
-        return self._fitted().calibration
-
-    @property
-    def calibration_scores_(self) -> Array:
-        """Scores of the calibration images, shape `(n,)`."""
-        return self._fitted().calibration.scores
-
-    @property
-    def settings_(self) -> Settings:
-        """The resolved settings: the preset with changes."""
-        return self._fitted().settings
-
-    @property
-    def fit_summary_(self) -> FitSummary:
-        """Images used, images unreadable, losses."""
-        return self._fitted().summary
-
-    @property
-    def scorer_(self) -> Scorer:
-        """The fitted score, a PyTorch module."""
-        return self._fitted().scorer
-
-    @property
-    def channels_(self) -> tuple[int, ...]:
-        """Dimensions of each layer."""
-        return self._fitted().channels
-
-    @property
-    def layer_names_(self) -> tuple[str, ...]:
-        """Names of the M layers."""
-        return self._fitted().layer_names
-
-    @property
-    def encoder_name_(self) -> str | None:
-        """The encoder's name; None for a model fitted to features."""
-        encoder = self._fitted().encoder
-        return encoder.name if encoder else None
-
-    @property
-    def examples_(self) -> Examples | None:
-        """Training images kept as thumbnails; None if `thumbnails` was 0."""
-        return self._fitted().examples
 
 
 def _device_of(scorer: Scorer) -> torch.device:
