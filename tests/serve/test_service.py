@@ -43,17 +43,10 @@ def png_header(width, height):
     return b"\x89PNG\r\n\x1a\n" + chunks
 
 
-@pytest.fixture(scope="module")
-def served_model(tmp_path_factory, image_folder, small_encoder):
-    folder = tmp_path_factory.mktemp("served") / "model"
-    Detector(**small_encoder, thumbnails=10).fit(image_folder).save(folder)
-    return folder
-
-
 @pytest.fixture
-def own_model(served_model, tmp_path):
+def own_model(fitted, tmp_path):
     """A model directory that the test may change."""
-    return shutil.copytree(served_model, tmp_path / "model")
+    return shutil.copytree(fitted, tmp_path / "model")
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +59,8 @@ def service_of(model, **limits):
 
 
 @pytest.fixture(scope="module")
-def client(served_model):
-    with TestClient(create_app(limited_service(served_model))) as client:
+def client(fitted):
+    with TestClient(create_app(limited_service(fitted))) as client:
         yield client
 
 
@@ -119,8 +112,8 @@ def assert_problem(response, status, detail):
 # Scores
 
 
-def test_scores_are_those_of_the_detector_from_a_form_and_from_json(client, served_model, files):
-    detector = Detector.load(served_model, backend="torch")
+def test_scores_are_those_of_the_detector_from_a_form_and_from_json(client, fitted, files):
+    detector = Detector.load(fitted, backend="torch")
     expected = list(detector.results([str(path) for path in files[:3]]))
     form = upload(client, *(named(path) for path in files[:3])).json()
     listed = [{"name": p.name, "data": base64.b64encode(p.read_bytes()).decode()} for p in files[:3]]
@@ -197,8 +190,8 @@ def test_unknown_paths_and_methods_get_a_problem_document(client):
     assert_problem(client.get("/v1/examples/x"), 422, "path.index")
 
 
-def test_a_full_queue_refuses_with_retry_after(served_model, files, monkeypatch):
-    service = service_of(served_model, max_waiting=3, max_batch=1)
+def test_a_full_queue_refuses_with_retry_after(fitted, files, monkeypatch):
+    service = service_of(fitted, max_waiting=3, max_batch=1)
     go, started, score = threading.Event(), [], service._score
 
     def wait_and_score(images):
@@ -222,8 +215,8 @@ def test_a_full_queue_refuses_with_retry_after(served_model, files, monkeypatch)
     assert [answer.status_code for answer in answers] == [200] * 5
 
 
-def test_concurrent_requests_are_limited(served_model, files):
-    service = service_of(served_model, max_requests=1)
+def test_concurrent_requests_are_limited(fitted, files):
+    service = service_of(fitted, max_requests=1)
     with TestClient(create_app(service)) as client:
         service.handling = 1
         refused = upload(client, named(files[0]))
@@ -234,8 +227,8 @@ def test_concurrent_requests_are_limited(served_model, files):
         assert upload(client, named(files[0])).status_code == 200
 
 
-def test_scoring_that_takes_too_long_is_refused_with_retry_after(served_model, files, monkeypatch):
-    service = service_of(served_model, score_seconds=0.05)
+def test_scoring_that_takes_too_long_is_refused_with_retry_after(fitted, files, monkeypatch):
+    service = service_of(fitted, score_seconds=0.05)
     go = threading.Event()
     monkeypatch.setattr(service._batcher, "_function", lambda images: go.wait(120))
     with TestClient(create_app(service)) as client:
@@ -255,8 +248,8 @@ def test_a_body_that_does_not_arrive_is_refused():
     assert caught.value.status == 408
 
 
-def test_an_error_in_the_service_is_a_problem_document(served_model, files, monkeypatch):
-    service = service_of(served_model)
+def test_an_error_in_the_service_is_a_problem_document(fitted, files, monkeypatch):
+    service = service_of(fitted)
 
     def fail(images):
         raise RuntimeError("the engine broke")
@@ -270,8 +263,8 @@ def test_an_error_in_the_service_is_a_problem_document(served_model, files, monk
 # Token
 
 
-def test_a_token_is_required(served_model, files):
-    with TestClient(create_app(service_of(served_model, token=TOKEN))) as client:
+def test_a_token_is_required(fitted, files):
+    with TestClient(create_app(service_of(fitted, token=TOKEN))) as client:
         for path in ("/v1/model", "/metrics", "/v1/examples/0"):
             refused = client.get(path)
             assert_problem(refused, 401, "Authorization: Bearer TOKEN")
@@ -292,8 +285,8 @@ def test_a_token_is_required(served_model, files):
 # The model
 
 
-def test_the_model_is_described(client, served_model):
-    detector = Detector.load(served_model)
+def test_the_model_is_described(client, fitted):
+    detector = Detector.load(fitted)
     description = client.get("/v1/model").json()
     assert description["layers"] == list(detector.layer_names_)
     assert description["threshold"] == detector.threshold_
@@ -369,8 +362,8 @@ def test_a_model_of_features_cannot_be_served(features, tmp_path):
 # Metrics and shutdown
 
 
-def test_metrics_count_requests_images_and_scores(served_model, files):
-    with TestClient(create_app(service_of(served_model))) as client:
+def test_metrics_count_requests_images_and_scores(fitted, files):
+    with TestClient(create_app(service_of(fitted))) as client:
         answers = [upload(client, *map(named, files[i : i + 10])).json() for i in (0, 10, 20)]
         upload(client, named(files[0]), ("b.png", b""))
         client.get("/v1/examples/1")
@@ -388,8 +381,8 @@ def test_metrics_count_requests_images_and_scores(served_model, files):
         assert found['dlsr_requests_total{path="other",status="404"}'] == 1
 
 
-def test_a_service_that_shuts_down_refuses_requests(served_model, files):
-    service = service_of(served_model)
+def test_a_service_that_shuts_down_refuses_requests(fitted, files):
+    service = service_of(fitted)
     with TestClient(create_app(service)) as client:
         assert client.get("/readyz").json() == {"status": "ready"}
         service.draining = True
@@ -412,8 +405,8 @@ def test_the_page_loads_nothing_from_other_hosts(client):
 # Any input
 
 
-def test_answers_conform_to_the_openapi_schema(served_model):
-    schema = schemathesis.openapi.from_asgi("/openapi.json", create_app(limited_service(served_model)))
+def test_answers_conform_to_the_openapi_schema(fitted):
+    schema = schemathesis.openapi.from_asgi("/openapi.json", create_app(limited_service(fitted)))
     checks = [not_a_server_error, content_type_conformance, response_schema_conformance, status_code_conformance]
     for operation in schema.get_all_operations():
 

@@ -30,6 +30,7 @@ def serve(
     max_images: Annotated[int, typer.Option(min=1, help="Most images in a request.")] = 64,
     max_pixels: Annotated[int, typer.Option(min=1, help="Most pixels of an image.")] = 50_000_000,
     max_requests: Annotated[int, typer.Option(min=1, help="Most requests handled at once.")] = 256,
+    max_connections: Annotated[int, typer.Option(min=1, help="Most open connections.")] = 1024,
     max_waiting: Annotated[int, typer.Option(min=1, help="Most images that wait to be scored.")] = 1024,
     max_batch: Annotated[int, typer.Option(min=1, help="Most images of several requests scored together.")] = 64,
     max_wait: Annotated[
@@ -61,6 +62,7 @@ def serve(
         max_images=max_images,
         max_pixels=max_pixels,
         max_requests=max_requests,
+        max_connections=max_connections,
         max_waiting=max_waiting,
         max_batch=max_batch,
         max_wait_seconds=max_wait / 1000,

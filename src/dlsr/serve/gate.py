@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hmac
 import time
+from collections.abc import Iterator
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -17,10 +18,14 @@ CLIENT_GONE = 499
 """Status in the metrics for a request whose client left before the answer, as in nginx."""
 DISCARD_SECONDS = 2
 """How long the rest of a refused request's body is read and discarded."""
+DISCARDING = 16
+"""Bodies of requests without admission that are discarded concurrently. The answer to more of them may be lost."""
 
 
 class Gate:
     """Refuses requests without the token, over the limit or during shutdown; counts and times every request.
+
+    Only requests that it admits hold a slot, so clients without the token cannot use up the slots.
 
     Args:
         app: the application behind the gate.
@@ -30,6 +35,7 @@ class Gate:
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
         self._service = service
+        self._discarding = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request as the ASGI specification asks."""
@@ -39,7 +45,9 @@ class Gate:
         service, path = self._service, str(scope["path"])
         start = time.perf_counter()
         status = CLIENT_GONE
-        received_all = False
+        received_all = not _has_body(scope)
+        refused = self._refused(scope, path)
+        admitted = refused is None and path.startswith(GUARDED)
 
         async def receiving() -> Message:
             nonlocal received_all
@@ -47,34 +55,63 @@ class Gate:
             received_all = not message.get("more_body", False)
             return message
 
-        async def discard_body() -> None:
-            # Closing a connection with an unread body resets it, and the answer may be lost.
-            left = service.settings.max_body_bytes
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(DISCARD_SECONDS):
-                    while not received_all and left > 0:
-                        left -= len((await receiving()).get("body", b""))
-
         async def sending(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                await discard_body()
+                if not received_all and (admitted or self._discarding < DISCARDING):
+                    await self._discard_body(receiving)
+                if not received_all:
+                    message = {**message, "headers": [*message.get("headers", []), (b"connection", b"close")]}
             await send(message)
 
-        service.handling += 1
         try:
-            refused = self._refused(scope, path)
-            if refused is None:
-                await self._app(scope, receiving, sending)
-            else:
+            if refused is not None:
                 await refused.response()(scope, receiving, sending)
                 service.telemetry.rejected.labels(refused.reason).inc()
+            elif admitted:
+                with self._slot(scope):
+                    await self._app(scope, receiving, sending)
+            else:
+                await self._app(scope, receiving, sending)
+        except Exception:
+            status = 500
+            raise
         finally:
-            service.handling -= 1
             label = path_label(path)
             service.telemetry.requests.labels(label, str(status)).inc()
             service.telemetry.seconds.labels(label).observe(time.perf_counter() - start)
+
+    @contextlib.contextmanager
+    def _slot(self, scope: Scope) -> Iterator[None]:
+        """Hold a slot, and the request's connection."""
+        service, connection = self._service, scope.get("state", {}).get("connection")
+        service.handling += 1
+        if connection is not None:
+            connection.hold()
+        try:
+            yield
+        finally:
+            service.handling -= 1
+            # With a token, a client that has sent it may keep its connection.
+            if connection is not None and service.settings.token is None:
+                connection.release()
+
+    async def _discard_body(self, receiving: Receive) -> None:
+        """Read the rest of a body. Closing a connection with an unread body resets it, and the answer may be lost."""
+        left = self._service.settings.max_body_bytes
+        self._discarding += 1
+        try:
+            async with asyncio.timeout(DISCARD_SECONDS):
+                while left > 0:
+                    message = await receiving()
+                    left -= len(message.get("body", b""))
+                    if not message.get("more_body", False):
+                        break
+        except TimeoutError:
+            pass
+        finally:
+            self._discarding -= 1
 
     def _refused(self, scope: Scope, path: str) -> RefusedError | None:
         service = self._service
@@ -85,7 +122,7 @@ class Gate:
             if service.draining:
                 headers = {**RETRY_AFTER, "Connection": "close"}
                 return RefusedError(503, "the service is shutting down; try another", "shutting down", headers)
-            if service.handling > service.settings.max_requests:
+            if service.handling >= service.settings.max_requests:
                 detail = f"{service.settings.max_requests} requests are being handled already; try again later"
                 return RefusedError(429, detail, "too many requests", RETRY_AFTER)
         return None
@@ -96,6 +133,11 @@ def path_label(path: str) -> str:
     if path.startswith("/v1/examples/"):
         return "/v1/examples"
     return path if path in ("/v1/score", "/v1/model", "/healthz", "/readyz", "/metrics", *PAGE) else "other"
+
+
+def _has_body(scope: Scope) -> bool:
+    headers = dict(scope["headers"])
+    return b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
 
 
 def _has_token(scope: Scope, token: str | None) -> bool:

@@ -48,9 +48,13 @@ def problem_response(
     status: int, detail: str, headers: Mapping[str, str] | None = None, more: Mapping[str, object] | None = None
 ) -> Response:
     """A response with a problem document; `more` adds members to it."""
+    return Response(problem_content(status, detail, more), status, dict(headers or {}), MEDIA_TYPE)
+
+
+def problem_content(status: int, detail: str, more: Mapping[str, object] | None = None) -> bytes:
+    """A problem document in JSON; `more` adds members to it."""
     content = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
-    body = json.dumps({**content, **(more or {})}, ensure_ascii=False)
-    return Response(body, status, dict(headers or {}), MEDIA_TYPE)
+    return json.dumps({**content, **(more or {})}, ensure_ascii=False).encode()
 
 
 async def on_http_exception(_: Request, error: Exception) -> Response:

@@ -5,13 +5,18 @@ import logging
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 
 import uvicorn
 
 from dlsr.errors import SettingsError
 from dlsr.serve.app import create_app
+from dlsr.serve.connections import Connection, Connections, allowed_connections
 from dlsr.serve.service import Service
+
+TICKS_PER_SECOND = 10
+"""How often uvicorn calls `on_tick`."""
 
 
 def serve(service: Service, host: str, port: int, *, drain_seconds: float, ready: Callable[[str], None]) -> None:
@@ -33,10 +38,18 @@ def serve(service: Service, host: str, port: int, *, drain_seconds: float, ready
     # It logs a line for each malformed form, so clients could fill the disk.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     listener = _listen(host, port)
-    config = uvicorn.Config(create_app(service), log_level="warning", access_log=False, server_header=False)
+    connections = Connections(allowed_connections(service.settings.max_connections))
+    config = uvicorn.Config(
+        create_app(service),
+        http=partial(Connection, connections=connections),  # type: ignore[arg-type] # a callable will do
+        ws="none",
+        log_level="error",  # lines about what clients send could fill the disk
+        access_log=False,
+        server_header=False,
+    )
     name = f"[{host}]" if ":" in host else host
     url = f"http://{name}:{listener.getsockname()[1]}"
-    _Server(config, service, drain_seconds, lambda: ready(url)).run(sockets=[listener])
+    _Server(config, service, connections, drain_seconds, lambda: ready(url)).run(sockets=[listener])
 
 
 def is_loopback(host: str) -> bool:
@@ -61,9 +74,15 @@ def _listen(host: str, port: int) -> socket.socket:
 
 class _Server(uvicorn.Server):
     def __init__(
-        self, config: uvicorn.Config, service: Service, drain_seconds: float, ready: Callable[[], None]
+        self,
+        config: uvicorn.Config,
+        service: Service,
+        connections: Connections,
+        drain_seconds: float,
+        ready: Callable[[], None],
     ) -> None:
         super().__init__(config)
+        self._connections = connections
         self._service = service
         self._drain_seconds = drain_seconds
         self._ready = ready
@@ -81,6 +100,8 @@ class _Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         if await super().on_tick(counter):
             return True
+        if counter % TICKS_PER_SECOND == 0:
+            self._connections.abort_overdue()
         if not self._service.draining:
             return False
         self._closing_since = self._closing_since or time.monotonic()

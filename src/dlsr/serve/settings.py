@@ -20,6 +20,8 @@ class ServeSettings(BaseModel):
     """Pixels of one image, read from its header."""
     max_requests: int = Field(default=256, ge=1)
     """Requests handled concurrently."""
+    max_connections: int = Field(default=1024, ge=1)
+    """Open connections; fewer if the process may not open as many files."""
     max_waiting: int = Field(default=1024, ge=1)
     """Images waiting to be scored."""
     max_batch: int = Field(default=64, ge=1)
