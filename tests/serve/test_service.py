@@ -25,7 +25,7 @@ from starlette.testclient import TestClient
 
 from dlsr import Detector, NotFittedError
 from dlsr.serve.app import create_app
-from dlsr.serve.bodies import read_images
+from dlsr.serve.bodies import Bodies
 from dlsr.serve.problems import RefusedError
 from dlsr.serve.service import Service
 from dlsr.serve.settings import ServeSettings
@@ -177,6 +177,20 @@ def test_requests_over_the_limits_are_refused(client, files):
         ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400, "the form is malformed"),
         ({"content": b"x", "headers": {"content-type": "multipart/form-data; boundary=b"}}, 400, "malformed"),
         ({"files": [("pictures", ("a.png", b"x"))]}, 422, "the form has 'pictures'"),
+        (
+            {"content": b"--b\r\nx: y\r\n\r\n", "headers": {"content-type": "multipart/form-data; boundary=b"}},
+            400,
+            "end with its boundary",
+        ),
+        (
+            {
+                "content": b"--b\r\nx: y\r\n\r\n\r\n--b--",
+                "headers": {"content-type": "multipart/form-data; boundary=b"},
+            },
+            400,
+            "no Content-Disposition",
+        ),
+        ({"data": {"images": "text"}, "files": [("images", ("a.png", b"x"))]}, 422, "send files in the field"),
         ({"content": b"--b--\r\n", "headers": {"content-type": "multipart/form-data; boundary=b"}}, 422, "no image"),
     ],
 )
@@ -243,8 +257,9 @@ def test_a_body_that_does_not_arrive_is_refused():
         await asyncio.Event().wait()
 
     scope = {"type": "http", "headers": [(b"content-type", b"application/json")]}
-    with pytest.raises(RefusedError, match="did not arrive within") as caught:
-        asyncio.run(read_images(Request(scope, receive), ServeSettings(body_seconds=0.05)))
+    bodies = Bodies(ServeSettings(body_seconds=0.05))
+    with pytest.raises(RefusedError, match="did not arrive within") as caught, bodies.hold() as body:
+        asyncio.run(body.read(Request(scope, receive)))
     assert caught.value.status == 408
 
 

@@ -1,6 +1,7 @@
 """The HTTP application: routes, error handlers and OpenAPI schema."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,10 +12,19 @@ from starlette.responses import Response
 
 from dlsr.artifact import installed_versions
 from dlsr.serve.answers import ModelAnswer, ScoreAnswer, State
-from dlsr.serve.bodies import read_images, request_body_schema
+from dlsr.serve.bodies import images_of
+from dlsr.serve.forms import request_body_schema
 from dlsr.serve.gate import GUARDED, Gate
-from dlsr.serve.problems import MEDIA_TYPE, RefusedError, on_failure, on_http_exception, on_invalid
-from dlsr.serve.service import RETRY_AFTER, Scored, Service
+from dlsr.serve.problems import (
+    CLIENT_GONE,
+    MEDIA_TYPE,
+    RETRY_AFTER,
+    RefusedError,
+    on_failure,
+    on_http_exception,
+    on_invalid,
+)
+from dlsr.serve.service import Scored, Service
 from dlsr.serve.static import add_page
 
 
@@ -60,7 +70,10 @@ def create_app(service: Service) -> FastAPI:
     )
     async def score(request: Request) -> Response:
         """Score one or many images."""
-        scored = await service.score(await read_images(request, service.settings))
+        with service.bodies.hold() as body:
+            scored = await _while_connected(request, _score(service, request, await body.read(request)))
+        if scored is None:
+            return Response(status_code=CLIENT_GONE)
         _refuse_if_none_is_readable(scored)
         return Response(ScoreAnswer.of(scored).model_dump_json(), media_type="application/json")
 
@@ -104,6 +117,31 @@ def create_app(service: Service) -> FastAPI:
         _declare_token(app)
     app.add_middleware(Gate, service=service)
     return app
+
+
+async def _score(service: Service, request: Request, body: bytearray) -> Scored:
+    content_type = request.headers["content-type"]
+    images = await service.decoder.run(images_of, content_type, body, service.settings)
+    body.clear()  # its images have been copied
+    return await service.score(images)
+
+
+async def _while_connected(request: Request, work: Coroutine[Any, Any, Scored]) -> Scored | None:
+    """The result of work that is cancelled when the client leaves; None if it has left."""
+    working = asyncio.create_task(work)
+    leaving = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        return await working if working.done() else None
+    finally:
+        working.cancel()
+        leaving.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    """Wait until the client has left."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _refuse_if_none_is_readable(scored: Scored) -> None:

@@ -8,14 +8,12 @@ from collections.abc import Iterator
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dlsr.serve.problems import RefusedError
-from dlsr.serve.service import RETRY_AFTER, Service
+from dlsr.serve.problems import CLIENT_GONE, RETRY_AFTER, RefusedError
+from dlsr.serve.service import Service
 from dlsr.serve.static import PAGE
 
 GUARDED = ("/v1/", "/metrics")
 """Prefixes of the paths that require the token."""
-CLIENT_GONE = 499
-"""Status in the metrics for a request whose client left before the answer, as in nginx."""
 DISCARD_SECONDS = 2
 """How long the rest of a refused request's body is read and discarded."""
 DISCARDING = 16

@@ -10,6 +10,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER = {"Retry-After": "1"}
+CLIENT_GONE = 499
+"""Status in the metrics for a request whose client left before the answer, as in nginx."""
 
 
 class RefusedError(Exception):

@@ -10,19 +10,18 @@ from dlsr.artifact import MANIFEST, read_manifest
 from dlsr.calibration.drift import one_of_each_group
 from dlsr.detector import Detector
 from dlsr.errors import NotFittedError, one_line
-from dlsr.images.sources import ImageDataset, ImageItem
+from dlsr.images.sources import ImageDataset, ImageItem, failing_item
 from dlsr.results import Result
 from dlsr.runtime.backends import Backend
-from dlsr.serve.batching import Batcher, QueueFullError
-from dlsr.serve.bodies import NamedImage
-from dlsr.serve.problems import RefusedError
+from dlsr.serve.batching import Batcher
+from dlsr.serve.bodies import Bodies, EncodedImage
+from dlsr.serve.decoding import Decoder, Outcome
+from dlsr.serve.problems import RETRY_AFTER, RefusedError
 from dlsr.serve.settings import ServeSettings
 from dlsr.serve.telemetry import Telemetry
 
-RETRY_AFTER = {"Retry-After": "1"}
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Model:
     """A loaded model."""
 
@@ -37,6 +36,20 @@ class Scored:
 
     model: Model
     results: list[Result]
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """An image to be scored by a model."""
+
+    model: Model
+    name: str
+    outcome: Outcome
+
+    def item(self) -> ImageItem:
+        """The image as the detector reads it."""
+        outcome = self.outcome
+        return failing_item(self.name, outcome) if isinstance(outcome, str) else ImageItem(self.name, lambda: outcome)
 
 
 def load_model(folder: Path, device: str, backend: Backend, workers: int) -> Model:
@@ -85,25 +98,25 @@ class Service:
         self.draining = False
         """Whether the service is shutting down and refuses new requests."""
         self.handling = 0
-        """Number of requests being handled."""
+        """Number of admitted requests being handled."""
+        self.bodies = Bodies(settings)
+        self.decoder = Decoder(workers, settings.max_pixels)
+        self._undecoded = 0
         self.reload_error: str | None = None
         """Why the model that is now in the directory could not be loaded."""
         self._engine = device, backend, workers
         self._seen = self._stamp()
         self.model = load_model(folder, *self._engine)
         self._watch_scores()
-        self._batcher: Batcher[NamedImage, tuple[Model, Result]] = Batcher(
-            self._score,
-            max_batch=settings.max_batch,
-            max_wait=settings.max_wait_seconds,
-            max_waiting=settings.max_waiting,
+        self._batcher: Batcher[_Decoded, Result] = Batcher(
+            self._score, max_batch=settings.max_batch, max_wait=settings.max_wait_seconds
         )
         self._watcher: asyncio.Task[None] | None = None
 
     @property
     def waiting(self) -> int:
-        """Number of images waiting to be scored."""
-        return self._batcher.waiting
+        """Number of images that wait to be scored, or are being decoded."""
+        return self._undecoded + self._batcher.waiting
 
     async def start(self) -> None:
         """Start scoring and watching the model directory, in the running event loop."""
@@ -117,31 +130,42 @@ class Service:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watcher
         await self._batcher.stop()
+        await self.decoder.stop()
 
-    async def score(self, images: Sequence[NamedImage]) -> Scored:
-        """Score the images of one request, at least one, all with the same model.
+    async def score(self, images: Sequence[EncodedImage]) -> Scored:
+        """Decode and score the images of one request, at least one, all with the same model.
 
         Raises:
             RefusedError: if too many images are waiting, or scoring takes too long.
         """
+        if self.waiting and self.waiting + len(images) > self.settings.max_waiting:
+            detail = f"{self.waiting} images are waiting already; try again later"
+            raise RefusedError(429, detail, "queue full", RETRY_AFTER)
+        model = self.model
         try:
             async with asyncio.timeout(self.settings.score_seconds):
-                scored = await self._batcher.submit(images)
-        except QueueFullError:
-            raise RefusedError(
-                429, f"{self.waiting} images are waiting already; try again later", "queue full", RETRY_AFTER
-            ) from None
+                results = await self._batcher.submit(await self._decoded(images, model))
         except TimeoutError:
             detail = f"the images were not scored within {self.settings.score_seconds:g} seconds; try again later"
             raise RefusedError(503, detail, "score time", RETRY_AFTER) from None
-        model, results = scored[0][0], [result for _, result in scored]
         self.telemetry.count(model.id, results)
         return Scored(model, results)
 
-    def _score(self, images: list[NamedImage]) -> list[tuple[Model, Result]]:
-        model = self.model
-        items = [ImageItem(name, lambda content=content: content) for name, content in images]  # type: ignore[misc]
-        return [(model, result) for result in model.detector.results(ImageDataset(items))]
+    async def _decoded(self, images: Sequence[EncodedImage], model: Model) -> list["_Decoded"]:
+        self._undecoded += len(images)
+        try:
+            outcomes = await self.decoder.decode(images, model.detector.extractor_.encoder.spec)
+        finally:
+            self._undecoded -= len(images)
+        return [_Decoded(model, image.name, outcome) for image, outcome in zip(images, outcomes, strict=True)]
+
+    def _score(self, images: list["_Decoded"]) -> list[Result]:
+        results: dict[int, Result] = {}
+        for model in dict.fromkeys(image.model for image in images):  # two after a reload, else one
+            chosen = [i for i, image in enumerate(images) if image.model is model]
+            dataset = ImageDataset([images[i].item() for i in chosen])
+            results |= zip(chosen, model.detector.results(dataset), strict=True)
+        return [results[i] for i in range(len(images))]
 
     async def _watch(self) -> None:
         while True:
