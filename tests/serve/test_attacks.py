@@ -1,17 +1,22 @@
 """Clients that hold on to connections or send too much, beside a client with the token."""
 
 import contextlib
+import io
 import re
 import resource
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import httpx
 import pytest
+from PIL import Image
 
-from dlsr.serve import connections
+from dlsr.serve import connections, decoding
+from dlsr.serve.bodies import BODIES, Bodies
+from dlsr.serve.problems import RefusedError
 from dlsr.serve.service import Service
 from dlsr.serve.settings import ServeSettings
 
@@ -185,3 +190,120 @@ def test_the_limit_of_open_files_is_raised():
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 300 + connections.SPARE_FILES
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+# Bodies that are expensive to parse or to decode
+
+
+@contextlib.contextmanager
+def longest_silence(url):
+    """A list that gets the longest time, in seconds, in which the service did not answer /healthz during the block."""
+    found, done = [], threading.Event()
+
+    def ask():
+        longest = 0.0
+        with httpx.Client(timeout=120) as client:
+            while not done.is_set():
+                start = time.monotonic()
+                client.get(f"{url}/healthz")
+                longest = max(longest, time.monotonic() - start)
+        found.append(longest)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    yield found
+    done.set()
+    thread.join()
+
+
+def post(url, **options):
+    return httpx.post(f"{url}/v1/score", headers={"authorization": f"Bearer {TOKEN}"}, timeout=120, **options)
+
+
+def grey_png(side):
+    buffer = io.BytesIO()
+    Image.new("L", (side, side)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_the_service_answers_while_it_parses_many_values(url):
+    body = b'{"images": [' + b"{}," * (16 * 2**20 // 3) + b"{}]}"
+    with longest_silence(url) as found:
+        headers = {"authorization": f"Bearer {TOKEN}", "content-type": "application/json"}
+        assert httpx.post(f"{url}/v1/score", headers=headers, timeout=120, content=body).status_code == 413
+    assert found[0] < 1
+
+
+def test_the_service_answers_while_it_reads_a_long_comment(url):
+    image = b"P6\n#" + b" " * 16_000_000 + b"\n2 2\n255\n" + bytes(12)
+    with longest_silence(url) as found:
+        post(url, files={"images": ("a.ppm", image)})
+    assert found[0] < 1
+
+
+@pytest.mark.slow
+def test_requests_of_large_images_do_not_keep_others_waiting(url, image):
+    large = grey_png(7000)
+    answers = []
+    files = [("images", (f"{i}.png", large)) for i in range(4)]
+    threads = [threading.Thread(target=lambda: answers.append(post(url, files=files))) for _ in range(2)]
+    with longest_silence(url) as found:
+        for thread in threads:
+            thread.start()
+        time.sleep(0.5)
+        assert score(url, image).status_code == 200
+        assert answers == []
+        for thread in threads:
+            thread.join()
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert found[0] < 1
+
+
+@pytest.fixture
+def slow_decoding(monkeypatch):
+    """Decoding that waits: an event that lets it go on, and a list of what was decoded."""
+    go, decoded = threading.Event(), []
+
+    def decode(content, spec):
+        assert go.wait(60)
+        decoded.append(content)
+        return "was slow"
+
+    monkeypatch.setattr(decoding, "_decode", decode)
+    monkeypatch.setattr(decoding, "SMALL_PIXELS", 1)
+    return go, decoded
+
+
+def test_images_of_a_request_that_took_too_long_are_not_decoded(fitted, running, slow_decoding, image):
+    go, decoded = slow_decoding
+    with running(service_of(fitted, score_seconds=0.2)) as url:
+        files = [("images", (image.name, image.read_bytes()))] * 9
+        assert post(url, files=files).status_code == 503
+        go.set()
+        assert post(url, files=files[:1]).status_code == 422
+    assert len(decoded) <= 3
+
+
+def test_images_of_a_client_that_has_left_are_not_decoded(fitted, running, slow_decoding, image):
+    go, decoded = slow_decoding
+    service = service_of(fitted)
+    with running(service) as url:
+        files = [("images", (image.name, image.read_bytes()))] * 9
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{url}/v1/score", headers={"authorization": f"Bearer {TOKEN}"}, timeout=0.5, files=files)
+        time.sleep(0.2)
+        assert service.handling == service.waiting == 0
+        go.set()
+        assert post(url, files=files[:1]).status_code == 422
+    assert len(decoded) <= 3
+
+
+def test_the_bodies_of_all_requests_are_bounded():
+    bodies = Bodies(ServeSettings(max_body_bytes=100))
+    with bodies.hold() as first:
+        bodies.count(BODIES * 100)
+        first.size = BODIES * 100
+        with pytest.raises(RefusedError, match="are being handled already") as caught:
+            bodies.count(1)
+        assert (caught.value.status, caught.value.headers) == (429, {"Retry-After": "1"})
+    bodies.count(1)
