@@ -15,16 +15,17 @@ from dlsr.serve.answers import ModelAnswer, ScoreAnswer, State
 from dlsr.serve.bodies import images_of
 from dlsr.serve.forms import request_body_schema
 from dlsr.serve.gate import GUARDED, Gate
+from dlsr.serve.models import Scored
 from dlsr.serve.problems import (
     CLIENT_GONE,
     MEDIA_TYPE,
-    RETRY_AFTER,
     RefusedError,
     on_failure,
     on_http_exception,
     on_invalid,
+    shutting_down,
 )
-from dlsr.serve.service import Scored, Service
+from dlsr.serve.service import Service
 from dlsr.serve.static import add_page
 
 
@@ -104,7 +105,7 @@ def create_app(service: Service) -> FastAPI:
     async def readyz() -> State:
         """Whether the service accepts requests."""
         if service.draining:
-            raise RefusedError(503, "the service is shutting down", "shutting down", RETRY_AFTER)
+            raise shutting_down()
         return State(status="ready")
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}, **guarded})

@@ -1,8 +1,8 @@
 """Reading of request bodies, bounded over all requests."""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from fastapi import Request
@@ -10,7 +10,7 @@ from fastapi import Request
 from dlsr.errors import ImageError, ImageTooLargeError
 from dlsr.images.decode import pixels_of
 from dlsr.serve.forms import images_of_form, images_of_json
-from dlsr.serve.problems import RETRY_AFTER, RefusedError
+from dlsr.serve.problems import RETRY_AFTER, RefusedError, shutting_down
 from dlsr.serve.settings import ServeSettings
 
 BODIES = 8
@@ -39,6 +39,9 @@ class Bodies:
     def __init__(self, settings: ServeSettings) -> None:
         self._settings = settings
         self._held = 0
+        self.given_up = False
+        """Whether the service no longer waits for bodies."""
+        self._arriving: set[asyncio.Timeout] = set()
 
     @contextmanager
     def hold(self) -> Iterator["Body"]:
@@ -59,6 +62,23 @@ class Bodies:
             detail = f"bodies of {self._held} bytes are being handled already; try again later"
             raise RefusedError(429, detail, "bodies", RETRY_AFTER)
         self._held += size
+
+    @asynccontextmanager
+    async def arrival(self) -> AsyncIterator[None]:
+        """The time in which a body arrives. Raises TimeoutError at its end."""
+        async with asyncio.timeout(self._settings.body_seconds) as timeout:
+            self._arriving.add(timeout)
+            try:
+                yield
+            finally:
+                self._arriving.discard(timeout)
+
+    def give_up(self) -> None:
+        """End the time of all bodies that are still arriving, because the service ends."""
+        self.given_up = True
+        for timeout in self._arriving:
+            if not timeout.expired():
+                timeout.reschedule(0)
 
 
 class Body:
@@ -82,14 +102,14 @@ class Body:
         """
         if media_type(request) not in (FORM, JSON):
             raise RefusedError(415, f"send {FORM} or {JSON}, not '{media_type(request)}'", "media type")
-        limit, seconds = self._settings.max_body_bytes, self._settings.body_seconds
+        limit = self._settings.max_body_bytes
         too_large = RefusedError(413, f"the body is over {limit} bytes; send fewer images", "body size")
         announced = request.headers.get("content-length", "")
         if announced.isdigit() and int(announced) > limit:
             raise too_large
         content = bytearray()
         try:
-            async with asyncio.timeout(seconds):
+            async with self._bodies.arrival():
                 async for chunk in request.stream():
                     if self.size + len(chunk) > limit:
                         raise too_large
@@ -97,7 +117,9 @@ class Body:
                     self.size += len(chunk)
                     content += chunk
         except TimeoutError:
-            detail = f"the body did not arrive within {seconds:g} seconds; send it faster"
+            if self._bodies.given_up:
+                raise shutting_down() from None
+            detail = f"the body did not arrive within {self._settings.body_seconds:g} seconds; send it faster"
             raise RefusedError(408, detail, "body time", {"Connection": "close"}) from None
         return content
 

@@ -65,9 +65,13 @@ class Connections:
         for connection in [connection for connection in self._open if connection.is_overdue(now)]:
             connection.transport.abort()
 
-    def abort_all(self) -> None:
-        """Abort every connection."""
-        for connection in list(self._open):
+    def are_sending(self) -> bool:
+        """Whether an answer has not been sent as a whole."""
+        return any(connection.transport.get_write_buffer_size() for connection in self._open)
+
+    def abort_busy(self) -> None:
+        """Abort connections in the middle of a request or an answer. The others can be closed."""
+        for connection in [connection for connection in self._open if connection.is_busy()]:
             connection.transport.abort()
 
 
@@ -105,6 +109,11 @@ class Connection(HttpToolsProtocol):
     def release(self) -> None:
         """Let this connection be closed for another, see `Connections.release`."""
         self._connections.release(self)
+
+    def is_busy(self) -> bool:
+        """Whether it is in the middle of a request or an answer."""
+        is_answering = self.cycle is not None and not self.cycle.response_complete
+        return is_answering or self.transport.get_write_buffer_size() > 0
 
     def is_overdue(self, now: float) -> bool:
         """Whether the client takes too long to send headers or to read an answer."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dlsr.serve.problems import CLIENT_GONE, RETRY_AFTER, RefusedError
+from dlsr.serve.problems import CLIENT_GONE, RETRY_AFTER, RefusedError, shutting_down
 from dlsr.serve.service import Service
 from dlsr.serve.static import PAGE
 
@@ -57,7 +57,7 @@ class Gate:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                if not received_all and (admitted or self._discarding < DISCARDING):
+                if not received_all and self._may_discard(admitted):
                     await self._discard_body(receiving)
                 if not received_all:
                     message = {**message, "headers": [*message.get("headers", []), (b"connection", b"close")]}
@@ -95,6 +95,9 @@ class Gate:
             if connection is not None and service.settings.token is None:
                 connection.release()
 
+    def _may_discard(self, admitted: bool) -> bool:
+        return (admitted or self._discarding < DISCARDING) and not self._service.bodies.given_up
+
     async def _discard_body(self, receiving: Receive) -> None:
         """Read the rest of a body. Closing a connection with an unread body resets it, and the answer may be lost."""
         left = self._service.settings.max_body_bytes
@@ -118,8 +121,7 @@ class Gate:
             return RefusedError(401, detail, "token", {"WWW-Authenticate": "Bearer"})
         if path.startswith("/v1/"):
             if service.draining:
-                headers = {**RETRY_AFTER, "Connection": "close"}
-                return RefusedError(503, "the service is shutting down; try another", "shutting down", headers)
+                return shutting_down()
             if service.handling >= service.settings.max_requests:
                 detail = f"{service.settings.max_requests} requests are being handled already; try again later"
                 return RefusedError(429, detail, "too many requests", RETRY_AFTER)

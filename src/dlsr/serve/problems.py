@@ -47,6 +47,12 @@ class RefusedError(Exception):
         return problem_response(self.status, self.detail, self.headers, more)
 
 
+def shutting_down() -> RefusedError:
+    """The refusal of a service that is shutting down."""
+    headers = {**RETRY_AFTER, "Connection": "close"}
+    return RefusedError(503, "the service is shutting down; try another", "shutting down", headers)
+
+
 def problem_response(
     status: int, detail: str, headers: Mapping[str, str] | None = None, more: Mapping[str, object] | None = None
 ) -> Response:

@@ -17,13 +17,15 @@ from dlsr.serve.service import Service
 
 TICKS_PER_SECOND = 10
 """How often uvicorn calls `on_tick`."""
+SEND_SECONDS = 2
+"""Time in which the last answers must be read at the end."""
 
 
 def serve(service: Service, host: str, port: int, *, drain_seconds: float, ready: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT.
 
-    After the signal, new requests are refused with status 503 for at least `drain_seconds`, and until every accepted
-    request is answered. A second signal ends the service at once.
+    After the signal, new requests are refused with status 503 for at least `drain_seconds`, and until every request
+    whose body has arrived in this time is answered. A second signal ends the service at once.
 
     Args:
         service: the service.
@@ -87,6 +89,7 @@ class _Server(uvicorn.Server):
         self._drain_seconds = drain_seconds
         self._ready = ready
         self._closing_since: float | None = None
+        self._answered_since: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -102,7 +105,18 @@ class _Server(uvicorn.Server):
             return True
         if counter % TICKS_PER_SECOND == 0:
             self._connections.abort_overdue()
-        if not self._service.draining:
+        return self._service.draining and self._is_drained(time.monotonic())
+
+    def _is_drained(self, now: float) -> bool:
+        """Whether the service may end. After the drain time, bodies that still arrive are given up."""
+        self._closing_since = self._closing_since or now
+        if now - self._closing_since < self._drain_seconds:
             return False
-        self._closing_since = self._closing_since or time.monotonic()
-        return self._service.handling == 0 and time.monotonic() - self._closing_since >= self._drain_seconds
+        self._service.bodies.give_up()
+        if self._service.handling:
+            return False
+        self._answered_since = self._answered_since or now
+        if self._connections.are_sending() and now - self._answered_since < SEND_SECONDS:
+            return False
+        self._connections.abort_busy()
+        return True
