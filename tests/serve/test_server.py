@@ -129,6 +129,22 @@ def test_the_token_may_come_from_the_environment(run, fitted, started, monkeypat
     assert started[0][0].settings.token == "long enough"
 
 
+def test_the_service_has_the_names_on_the_command_line(run, fitted, started):
+    run(
+        "serve",
+        fitted,
+        "--backend",
+        "torch",
+        "--host",
+        "here",
+        "--allow-host",
+        "a.example",
+        "--allow-host",
+        "B.example",
+    )
+    assert started[0][0].settings.hosts == {"here", "a.example", "b.example"}
+
+
 def test_other_hosts_without_a_token_are_warned_of(run, fitted, started, monkeypatch):
     monkeypatch.delenv("DLSR_TOKEN", raising=False)
     assert "set --token-file" in run("serve", fitted, "--backend", "torch", "--host", "0.0.0.0").err

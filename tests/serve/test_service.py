@@ -21,7 +21,7 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
-from starlette.testclient import TestClient
+from starlette import testclient
 
 from dlsr import Detector, NotFittedError
 from dlsr.serve.app import create_app
@@ -60,12 +60,16 @@ def service_of(model, **limits):
 
 @pytest.fixture(scope="module")
 def client(fitted):
-    with TestClient(create_app(limited_service(fitted))) as client:
+    with client_of(limited_service(fitted)) as client:
         yield client
 
 
-def limited_service(model):
-    return service_of(model, max_images=8, max_body_bytes=200_000, max_pixels=10_000)
+def client_of(service, **options):
+    return testclient.TestClient(create_app(service), base_url="http://localhost", **options)
+
+
+def limited_service(model, **limits):
+    return service_of(model, max_images=8, max_body_bytes=200_000, max_pixels=10_000, **limits)
 
 
 def upload(client, *images, **options):
@@ -215,7 +219,7 @@ def test_a_full_queue_refuses_with_retry_after(fitted, files, monkeypatch):
 
     monkeypatch.setattr(service._batcher, "_function", wait_and_score)
     image, answers = named(files[0]), []
-    with TestClient(create_app(service)) as client, uploads(client, [image] * 2, answers):
+    with client_of(service) as client, uploads(client, [image] * 2, answers):
         wait_until(lambda: len(started) == 2)
         with uploads(client, [image] * 3, answers):
             wait_until(lambda: service.waiting == 3)
@@ -231,7 +235,7 @@ def test_a_full_queue_refuses_with_retry_after(fitted, files, monkeypatch):
 
 def test_concurrent_requests_are_limited(fitted, files):
     service = service_of(fitted, max_requests=1)
-    with TestClient(create_app(service)) as client:
+    with client_of(service) as client:
         service.handling = 1
         refused = upload(client, named(files[0]))
         assert_problem(refused, 429, "1 requests are being handled already")
@@ -245,7 +249,7 @@ def test_scoring_that_takes_too_long_is_refused_with_retry_after(fitted, files, 
     service = service_of(fitted, score_seconds=0.05)
     go = threading.Event()
     monkeypatch.setattr(service._batcher, "_function", lambda images: go.wait(120))
-    with TestClient(create_app(service)) as client:
+    with client_of(service) as client:
         refused = upload(client, named(files[0]))
         go.set()
         assert_problem(refused, 503, "not scored within 0.05 seconds")
@@ -270,7 +274,7 @@ def test_an_error_in_the_service_is_a_problem_document(fitted, files, monkeypatc
         raise RuntimeError("the engine broke")
 
     monkeypatch.setattr(service._batcher, "_function", fail)
-    with TestClient(create_app(service), raise_server_exceptions=False) as client:
+    with client_of(service, raise_server_exceptions=False) as client:
         assert_problem(upload(client, named(files[0])), 500, "the service failed (RuntimeError)")
         assert client.get("/healthz").status_code == 200
 
@@ -279,7 +283,7 @@ def test_an_error_in_the_service_is_a_problem_document(fitted, files, monkeypatc
 
 
 def test_a_token_is_required(fitted, files):
-    with TestClient(create_app(service_of(fitted, token=TOKEN))) as client:
+    with client_of(service_of(fitted, token=TOKEN)) as client:
         for path in ("/v1/model", "/metrics", "/v1/examples/0"):
             refused = client.get(path)
             assert_problem(refused, 401, "Authorization: Bearer TOKEN")
@@ -295,6 +299,56 @@ def test_a_token_is_required(fitted, files):
         schema = client.get("/openapi.json").json()
         assert schema["paths"]["/v1/score"]["post"]["security"] == [{"token": []}]
     assert TOKEN not in repr(ServeSettings(token=TOKEN))
+
+
+# Pages elsewhere
+
+
+@pytest.mark.parametrize(
+    ("host", "options"),
+    [
+        ("localhost", {}), ("localhost:8000", {}), ("127.0.0.1:8000", {}), ("[::1]:8000", {}), ("10.0.0.5", {}),
+        ("dlsr.example", {}), ("DLSR.example.:8000", {}),
+        ("localhost:8000", {"origin": "http://localhost:8000"}), ("[::1]:8000", {"origin": "http://[::1]:8000"}),
+        ("dlsr.example", {"origin": "https://dlsr.example"}), ("127.0.0.1", {"origin": "https://dlsr.example"}),
+    ],
+)  # fmt: skip
+def test_requests_under_a_name_of_the_service_are_answered(fitted, host, options):
+    with client_of(service_of(fitted, hosts=["dlsr.Example"])) as client:
+        assert client.get("/v1/model", headers={"host": host, **options}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", ""]
+)
+@pytest.mark.parametrize("path", ["/", "/v1/model", "/v1/model/", "/v1/examples/0", "/healthz"])
+def test_requests_under_another_name_are_refused(client, host, path):
+    refused = client.get(path, headers={"host": host}, follow_redirects=False)
+    assert_problem(refused, 421, "is no name of this service; if it is one, start it with --allow-host")
+    assert "location" not in refused.headers
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["http://evil.example", "null", "http://localhost:3000", "http://[", "http://localhost:8000.evil.example", ""],
+)
+def test_requests_of_pages_elsewhere_are_refused(client, files, origin):
+    headers = {"host": "localhost:8000", "origin": origin}
+    assert_problem(upload(client, named(files[0]), headers=headers), 403, "may not use this service")
+    assert metrics_of(client)['dlsr_rejected_total{reason="origin"}'] >= 1
+
+
+def test_no_path_redirects(client):
+    for path in ("/v1/model/", "/healthz/", "/page.js/"):
+        assert_problem(client.get(path, follow_redirects=False), 404, "Not Found")
+
+
+def test_pages_elsewhere_cannot_embed_any_answer(client, files):
+    answers = [client.get(path) for path in ("/", "/page.js", "/v1/examples/0", "/none", "/metrics")]
+    for answer in (*answers, upload(client, named(files[0])), upload(client, ("a.png", b"x"))):
+        assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answers[2].headers["cache-control"] == "no-store"
 
 
 # The model
@@ -324,7 +378,7 @@ def replace_file(path, text):
 
 
 def test_a_new_model_is_loaded_and_a_damaged_model_is_not(own_model, files):
-    with TestClient(create_app(service_of(own_model, reload_seconds=0.01))) as client:
+    with client_of(service_of(own_model, reload_seconds=0.01)) as client:
         first = upload(client, named(files[0])).json()
         detector = Detector.load(own_model, backend="torch", false_alarm_rate=0.5)
         detector.save(own_model)
@@ -353,7 +407,7 @@ def test_scores_of_the_old_model_do_not_count_for_the_new_model(own_model, files
 
     monkeypatch.setattr(old.detector, "results", wait_and_score)
     answers = []
-    with TestClient(create_app(service)) as client:
+    with client_of(service) as client:
         with uploads(client, [named(files[0])], answers):
             started.wait(120)
             Detector.load(own_model, backend="torch", false_alarm_rate=0.5).save(own_model)
@@ -378,7 +432,7 @@ def test_a_model_of_features_cannot_be_served(features, tmp_path):
 
 
 def test_metrics_count_requests_images_and_scores(fitted, files):
-    with TestClient(create_app(service_of(fitted))) as client:
+    with client_of(service_of(fitted)) as client:
         answers = [upload(client, *map(named, files[i : i + 10])).json() for i in (0, 10, 20)]
         upload(client, named(files[0]), ("b.png", b""))
         client.get("/v1/examples/1")
@@ -398,7 +452,7 @@ def test_metrics_count_requests_images_and_scores(fitted, files):
 
 def test_a_service_that_shuts_down_refuses_requests(fitted, files):
     service = service_of(fitted)
-    with TestClient(create_app(service)) as client:
+    with client_of(service) as client:
         assert client.get("/readyz").json() == {"status": "ready"}
         service.draining = True
         assert_problem(client.get("/readyz"), 503, "shutting down")
@@ -421,7 +475,8 @@ def test_the_page_loads_nothing_from_other_hosts(client):
 
 
 def test_answers_conform_to_the_openapi_schema(fitted):
-    schema = schemathesis.openapi.from_asgi("/openapi.json", create_app(limited_service(fitted)))
+    app = create_app(limited_service(fitted, hosts=["testserver"]))
+    schema = schemathesis.openapi.from_asgi("/openapi.json", app)
     checks = [not_a_server_error, content_type_conformance, response_schema_conformance, status_code_conformance]
     for operation in schema.get_all_operations():
 

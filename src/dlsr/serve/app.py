@@ -54,6 +54,7 @@ def create_app(service: Service) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # FastAPI's pages load scripts from other hosts
         redoc_url=None,
+        redirect_slashes=False,  # a redirect would name the host that the client sent
         exception_handlers={
             RefusedError: on_refused,
             Exception: on_failure,
@@ -94,9 +95,10 @@ def create_app(service: Service) -> FastAPI:
         if examples is None or not 0 <= index < len(examples.thumbnails):
             kept = len(examples.thumbnails) if examples else 0
             raise RefusedError(404, f"the model keeps {kept} examples; there is no {index}", "not found")
-        return Response(examples.thumbnails[index], media_type="image/jpeg")
+        # Caches must not keep it for those who have no token.
+        return Response(examples.thumbnails[index], headers={"Cache-Control": "no-store"}, media_type="image/jpeg")
 
-    @app.get("/healthz")
+    @app.get("/healthz", responses=_problems())
     async def healthz() -> State:
         """Whether the service is alive."""
         return State(status="alive")
@@ -108,7 +110,9 @@ def create_app(service: Service) -> FastAPI:
             raise shutting_down()
         return State(status="ready")
 
-    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}, **guarded})
+    @app.get(
+        "/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}, **_problems(), **guarded}
+    )
     async def metrics() -> Response:
         """Metrics for Prometheus."""
         return Response(service.telemetry.exposition(service.waiting), media_type="text/plain; version=0.0.4")
@@ -154,7 +158,7 @@ def _refuse_if_none_is_readable(scored: Scored) -> None:
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Problem documents as responses of the OpenAPI schema, by status."""
+    """Problem documents as responses of the OpenAPI schema, by status; with those of every path."""
     schema = {
         "type": "object",
         "properties": {
@@ -168,7 +172,7 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
     return {
         status: {"description": "Refused; see `detail`.", "content": {MEDIA_TYPE: {"schema": schema}}}
-        for status in statuses
+        for status in (403, 421, 431, *statuses)
     }
 
 

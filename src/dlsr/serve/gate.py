@@ -1,4 +1,4 @@
-"""ASGI middleware in front of the routes: token, limit of concurrent requests, shutdown, and request metrics."""
+"""ASGI middleware in front of the routes: host, token, limit of concurrent requests, shutdown, and request metrics."""
 
 import asyncio
 import contextlib
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from dlsr.serve.hosts import HEADERS, refusal_of_host
 from dlsr.serve.problems import CLIENT_GONE, RETRY_AFTER, RefusedError, shutting_down
 from dlsr.serve.service import Service
 from dlsr.serve.static import PAGE
@@ -59,8 +60,8 @@ class Gate:
                 status = message["status"]
                 if not received_all and self._may_discard(admitted):
                     await self._discard_body(receiving)
-                if not received_all:
-                    message = {**message, "headers": [*message.get("headers", []), (b"connection", b"close")]}
+                close = () if received_all else ((b"connection", b"close"),)
+                message = {**message, "headers": [*message.get("headers", []), *HEADERS, *close]}
             await send(message)
 
         try:
@@ -116,6 +117,9 @@ class Gate:
 
     def _refused(self, scope: Scope, path: str) -> RefusedError | None:
         service = self._service
+        misdirected = refusal_of_host(scope, service.settings.hosts)
+        if misdirected is not None:
+            return misdirected
         if path.startswith(GUARDED) and not _has_token(scope, service.settings.token):
             detail = "send the header 'Authorization: Bearer TOKEN' with this service's token"
             return RefusedError(401, detail, "token", {"WWW-Authenticate": "Bearer"})
