@@ -113,6 +113,7 @@ def flood(client, count, seconds):
 
 def test_a_client_that_does_not_read_is_given_up(url, monkeypatch):
     monkeypatch.setattr(connections, "READ_SECONDS", 0.2)
+    monkeypatch.setattr(connections, "PIPELINED", 10**9)
     with connect(url) as client:
         flood(client, 20, 0.05)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from dlsr import ArtifactError, Detector
-from dlsr.serve import server
+from dlsr.serve import connections, server
 from dlsr.serve.connections import Connections
 from dlsr.serve.service import Service
 from dlsr.serve.settings import ServeSettings
@@ -63,6 +63,7 @@ def test_slow_clients_do_not_hold_up_the_end(fitted, running, sent):
 
 def test_a_client_that_does_not_read_does_not_hold_up_the_end(fitted, running, monkeypatch):
     made = []
+    monkeypatch.setattr(connections, "PIPELINED", 10**9)
     monkeypatch.setattr(server, "Connections", lambda limit: made.append(Connections(limit)) or made[0])
     with contextlib.ExitStack() as stack:
         with running(service_of(fitted)) as url:

@@ -17,6 +17,8 @@ GUARDED = ("/v1/", "/metrics")
 """Prefixes of the paths that require the token."""
 DISCARD_SECONDS = 2
 """How long the rest of a refused request's body is read and discarded."""
+DISCARD_PAUSE = 0.01
+"""Seconds between pieces of the body of a request without admission, so that reading it costs others little."""
 DISCARDING = 16
 """Bodies of requests without admission that are discarded concurrently. The answer to more of them may be lost."""
 
@@ -59,7 +61,7 @@ class Gate:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 if not received_all and self._may_discard(admitted):
-                    await self._discard_body(receiving)
+                    await self._discard_body(receiving, 0 if admitted else DISCARD_PAUSE)
                 close = () if received_all else ((b"connection", b"close"),)
                 message = {**message, "headers": [*message.get("headers", []), *HEADERS, *close]}
             await send(message)
@@ -99,7 +101,7 @@ class Gate:
     def _may_discard(self, admitted: bool) -> bool:
         return (admitted or self._discarding < DISCARDING) and not self._service.bodies.given_up
 
-    async def _discard_body(self, receiving: Receive) -> None:
+    async def _discard_body(self, receiving: Receive, pause: float) -> None:
         """Read the rest of a body. Closing a connection with an unread body resets it, and the answer may be lost."""
         left = self._service.settings.max_body_bytes
         self._discarding += 1
@@ -110,6 +112,7 @@ class Gate:
                     left -= len(message.get("body", b""))
                     if not message.get("more_body", False):
                         break
+                    await asyncio.sleep(pause)
         except TimeoutError:
             pass
         finally:
