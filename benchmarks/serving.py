@@ -66,7 +66,7 @@ def encoded(**request: Any) -> bytes:
 
     To be called before the clock starts, since encoding a request takes longer than reading it.
     """
-    made = httpx.Request("POST", "http://service/v1/score", **request)
+    made = httpx.Request("POST", "http://localhost/v1/score", **request)
     head = [f"POST {made.url.path} HTTP/1.1", *(f"{name}: {value}" for name, value in made.headers.items())]
     return "\r\n".join([*head, "", ""]).encode() + made.read()
 

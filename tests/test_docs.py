@@ -63,11 +63,21 @@ def script_of(page):
 
 def with_free_ports(script):
     """The script with unused ports in place of those it names."""
-    for port in sorted(set(re.findall(r"--port (\d+)", script))):
-        with socket.socket() as free:
+    with contextlib.ExitStack() as stack:  # all are open at once, so they differ
+        for port in sorted(set(re.findall(r"--port (\d+)", script))):
+            free = stack.enter_context(socket.socket())
             free.bind(("127.0.0.1", 0))
             script = re.sub(rf"\b{port}\b", str(free.getsockname()[1]), script)
     return script
+
+
+def test_no_script_depends_on_a_fixed_port():
+    scripts = [script_of(page) for page in PAGES]
+    ports = {port for script in scripts for port in re.findall(r"(?:--port |127\.0\.0\.1:|localhost:)(\d+)", script)}
+    named = {port for page in PAGES for port in re.findall(r"--port (\d+)", (ROOT / page).read_text())}
+    assert len(named) >= 2
+    assert not ports & named
+    assert len(ports) >= len(named)
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,12 @@
 import asyncio
 import threading
 
-import pytest
-
-from dlsr.serve.batching import Batcher, QueueFullError
+from dlsr.serve.batching import Batcher
 
 
 def batched(function, calls, **options):
     async def run():
-        batcher = Batcher(function, **{"max_batch": 4, "max_wait": 0.02, "max_waiting": 100} | options)
+        batcher = Batcher(function, **{"max_batch": 4, "max_wait": 0.02} | options)
         batcher.start()
         try:
             return await calls(batcher)
@@ -67,7 +65,7 @@ def test_a_failure_reaches_the_callers_in_the_batch_and_no_others():
     assert [found[i] for i in (0, 2, 3)] == [[12], [14], [15]]
 
 
-def test_items_of_a_cancelled_caller_are_not_processed_and_the_queue_is_bounded():
+def test_items_of_a_cancelled_caller_are_not_processed():
     go, started, finished = threading.Event(), [], []
 
     def function(items):
@@ -81,13 +79,11 @@ def test_items_of_a_cancelled_caller_are_not_processed_and_the_queue_is_bounded(
         await until(lambda: len(started) == 2)
         cancelled, kept = asyncio.create_task(batcher.submit([3])), asyncio.create_task(batcher.submit([4]))
         await until(lambda: batcher.waiting == 2)
-        with pytest.raises(QueueFullError):
-            await batcher.submit([5])
         cancelled.cancel()
         go.set()
         return [await task for task in (*first, kept)]
 
-    assert batched(function, calls, max_batch=1, max_waiting=2) == [[1], [2], [4]]
+    assert batched(function, calls, max_batch=1) == [[1], [2], [4]]
     assert sorted(finished) == [1, 2, 4]
 
 
@@ -95,7 +91,7 @@ def test_stopping_cancels_the_queue():
     go = threading.Event()
 
     async def run():
-        batcher = Batcher(lambda items: go.wait(60) and items, max_batch=1, max_wait=0, max_waiting=9)
+        batcher = Batcher(lambda items: go.wait(60) and items, max_batch=1, max_wait=0)
         batcher.start()
         tasks = [asyncio.create_task(batcher.submit([i])) for i in range(4)]
         await until(lambda: batcher.waiting == 2)

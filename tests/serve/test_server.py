@@ -4,7 +4,6 @@ import asyncio
 import itertools
 import shutil
 import socket
-import threading
 import time
 
 import httpx
@@ -12,7 +11,6 @@ import pytest
 from playwright.sync_api import expect, sync_playwright
 
 from dlsr import Detector
-from dlsr.serve.server import serve
 from dlsr.serve.service import Service
 from dlsr.serve.settings import ServeSettings
 from serving import encoded, load, serving
@@ -28,13 +26,6 @@ MALFORMED = [
     {"json": {"images": [{"data": "?"}]}},
     {"content": b"x", "headers": {"content-type": "text/plain"}},
 ]
-
-
-@pytest.fixture(scope="module")
-def fitted(tmp_path_factory, image_folder, small_encoder):
-    folder = tmp_path_factory.mktemp("server") / "model"
-    Detector(**small_encoder, thumbnails=5).fit(image_folder).save(folder)
-    return folder
 
 
 def is_malformed(index):
@@ -138,29 +129,32 @@ def test_the_token_may_come_from_the_environment(run, fitted, started, monkeypat
     assert started[0][0].settings.token == "long enough"
 
 
+def test_the_service_has_the_names_on_the_command_line(run, fitted, started):
+    run(
+        "serve",
+        fitted,
+        "--backend",
+        "torch",
+        "--host",
+        "here",
+        "--allow-host",
+        "a.example",
+        "--allow-host",
+        "B.example",
+    )
+    assert started[0][0].settings.hosts == {"here", "a.example", "b.example"}
+
+
 def test_other_hosts_without_a_token_are_warned_of(run, fitted, started, monkeypatch):
     monkeypatch.delenv("DLSR_TOKEN", raising=False)
     assert "set --token-file" in run("serve", fitted, "--backend", "torch", "--host", "0.0.0.0").err
 
 
 @pytest.fixture
-def url(fitted):
+def url(fitted, running):
     """A service in a thread of this process."""
-    service = Service(fitted, ServeSettings(max_images=3), backend="torch")
-    urls, ready = [], threading.Event()
-
-    def on_ready(url):
-        urls.append(url)
-        ready.set()
-
-    thread = threading.Thread(
-        target=serve, args=(service, "127.0.0.1", 0), kwargs={"drain_seconds": 0, "ready": on_ready}
-    )
-    thread.start()
-    assert ready.wait(120)
-    yield urls[0]
-    service.draining = True  # as its signal handler does
-    thread.join()
+    with running(Service(fitted, ServeSettings(max_images=3), backend="torch")) as url:
+        yield url
 
 
 @pytest.mark.slow

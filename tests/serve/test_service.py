@@ -21,11 +21,11 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
-from starlette.testclient import TestClient
+from starlette import testclient
 
 from dlsr import Detector, NotFittedError
 from dlsr.serve.app import create_app
-from dlsr.serve.bodies import read_images
+from dlsr.serve.bodies import Bodies
 from dlsr.serve.problems import RefusedError
 from dlsr.serve.service import Service
 from dlsr.serve.settings import ServeSettings
@@ -43,17 +43,10 @@ def png_header(width, height):
     return b"\x89PNG\r\n\x1a\n" + chunks
 
 
-@pytest.fixture(scope="module")
-def served_model(tmp_path_factory, image_folder, small_encoder):
-    folder = tmp_path_factory.mktemp("served") / "model"
-    Detector(**small_encoder, thumbnails=10).fit(image_folder).save(folder)
-    return folder
-
-
 @pytest.fixture
-def own_model(served_model, tmp_path):
+def own_model(fitted, tmp_path):
     """A model directory that the test may change."""
-    return shutil.copytree(served_model, tmp_path / "model")
+    return shutil.copytree(fitted, tmp_path / "model")
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +59,17 @@ def service_of(model, **limits):
 
 
 @pytest.fixture(scope="module")
-def client(served_model):
-    with TestClient(create_app(limited_service(served_model))) as client:
+def client(fitted):
+    with client_of(limited_service(fitted)) as client:
         yield client
 
 
-def limited_service(model):
-    return service_of(model, max_images=8, max_body_bytes=200_000, max_pixels=10_000)
+def client_of(service, **options):
+    return testclient.TestClient(create_app(service), base_url="http://localhost", **options)
+
+
+def limited_service(model, **limits):
+    return service_of(model, max_images=8, max_body_bytes=200_000, max_pixels=10_000, **limits)
 
 
 def upload(client, *images, **options):
@@ -119,8 +116,8 @@ def assert_problem(response, status, detail):
 # Scores
 
 
-def test_scores_are_those_of_the_detector_from_a_form_and_from_json(client, served_model, files):
-    detector = Detector.load(served_model, backend="torch")
+def test_scores_are_those_of_the_detector_from_a_form_and_from_json(client, fitted, files):
+    detector = Detector.load(fitted, backend="torch")
     expected = list(detector.results([str(path) for path in files[:3]]))
     form = upload(client, *(named(path) for path in files[:3])).json()
     listed = [{"name": p.name, "data": base64.b64encode(p.read_bytes()).decode()} for p in files[:3]]
@@ -184,6 +181,20 @@ def test_requests_over_the_limits_are_refused(client, files):
         ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400, "the form is malformed"),
         ({"content": b"x", "headers": {"content-type": "multipart/form-data; boundary=b"}}, 400, "malformed"),
         ({"files": [("pictures", ("a.png", b"x"))]}, 422, "the form has 'pictures'"),
+        (
+            {"content": b"--b\r\nx: y\r\n\r\n", "headers": {"content-type": "multipart/form-data; boundary=b"}},
+            400,
+            "end with its boundary",
+        ),
+        (
+            {
+                "content": b"--b\r\nx: y\r\n\r\n\r\n--b--",
+                "headers": {"content-type": "multipart/form-data; boundary=b"},
+            },
+            400,
+            "no Content-Disposition",
+        ),
+        ({"data": {"images": "text"}, "files": [("images", ("a.png", b"x"))]}, 422, "send files in the field"),
         ({"content": b"--b--\r\n", "headers": {"content-type": "multipart/form-data; boundary=b"}}, 422, "no image"),
     ],
 )
@@ -197,8 +208,8 @@ def test_unknown_paths_and_methods_get_a_problem_document(client):
     assert_problem(client.get("/v1/examples/x"), 422, "path.index")
 
 
-def test_a_full_queue_refuses_with_retry_after(served_model, files, monkeypatch):
-    service = service_of(served_model, max_waiting=3, max_batch=1)
+def test_a_full_queue_refuses_with_retry_after(fitted, files, monkeypatch):
+    service = service_of(fitted, max_waiting=3, max_batch=1)
     go, started, score = threading.Event(), [], service._score
 
     def wait_and_score(images):
@@ -208,7 +219,7 @@ def test_a_full_queue_refuses_with_retry_after(served_model, files, monkeypatch)
 
     monkeypatch.setattr(service._batcher, "_function", wait_and_score)
     image, answers = named(files[0]), []
-    with TestClient(create_app(service)) as client, uploads(client, [image] * 2, answers):
+    with client_of(service) as client, uploads(client, [image] * 2, answers):
         wait_until(lambda: len(started) == 2)
         with uploads(client, [image] * 3, answers):
             wait_until(lambda: service.waiting == 3)
@@ -222,9 +233,9 @@ def test_a_full_queue_refuses_with_retry_after(served_model, files, monkeypatch)
     assert [answer.status_code for answer in answers] == [200] * 5
 
 
-def test_concurrent_requests_are_limited(served_model, files):
-    service = service_of(served_model, max_requests=1)
-    with TestClient(create_app(service)) as client:
+def test_concurrent_requests_are_limited(fitted, files):
+    service = service_of(fitted, max_requests=1)
+    with client_of(service) as client:
         service.handling = 1
         refused = upload(client, named(files[0]))
         assert_problem(refused, 429, "1 requests are being handled already")
@@ -234,11 +245,11 @@ def test_concurrent_requests_are_limited(served_model, files):
         assert upload(client, named(files[0])).status_code == 200
 
 
-def test_scoring_that_takes_too_long_is_refused_with_retry_after(served_model, files, monkeypatch):
-    service = service_of(served_model, score_seconds=0.05)
+def test_scoring_that_takes_too_long_is_refused_with_retry_after(fitted, files, monkeypatch):
+    service = service_of(fitted, score_seconds=0.05)
     go = threading.Event()
     monkeypatch.setattr(service._batcher, "_function", lambda images: go.wait(120))
-    with TestClient(create_app(service)) as client:
+    with client_of(service) as client:
         refused = upload(client, named(files[0]))
         go.set()
         assert_problem(refused, 503, "not scored within 0.05 seconds")
@@ -250,19 +261,20 @@ def test_a_body_that_does_not_arrive_is_refused():
         await asyncio.Event().wait()
 
     scope = {"type": "http", "headers": [(b"content-type", b"application/json")]}
-    with pytest.raises(RefusedError, match="did not arrive within") as caught:
-        asyncio.run(read_images(Request(scope, receive), ServeSettings(body_seconds=0.05)))
+    bodies = Bodies(ServeSettings(body_seconds=0.05))
+    with pytest.raises(RefusedError, match="did not arrive within") as caught, bodies.hold() as body:
+        asyncio.run(body.read(Request(scope, receive)))
     assert caught.value.status == 408
 
 
-def test_an_error_in_the_service_is_a_problem_document(served_model, files, monkeypatch):
-    service = service_of(served_model)
+def test_an_error_in_the_service_is_a_problem_document(fitted, files, monkeypatch):
+    service = service_of(fitted)
 
     def fail(images):
         raise RuntimeError("the engine broke")
 
     monkeypatch.setattr(service._batcher, "_function", fail)
-    with TestClient(create_app(service), raise_server_exceptions=False) as client:
+    with client_of(service, raise_server_exceptions=False) as client:
         assert_problem(upload(client, named(files[0])), 500, "the service failed (RuntimeError)")
         assert client.get("/healthz").status_code == 200
 
@@ -270,8 +282,8 @@ def test_an_error_in_the_service_is_a_problem_document(served_model, files, monk
 # Token
 
 
-def test_a_token_is_required(served_model, files):
-    with TestClient(create_app(service_of(served_model, token=TOKEN))) as client:
+def test_a_token_is_required(fitted, files):
+    with client_of(service_of(fitted, token=TOKEN)) as client:
         for path in ("/v1/model", "/metrics", "/v1/examples/0"):
             refused = client.get(path)
             assert_problem(refused, 401, "Authorization: Bearer TOKEN")
@@ -289,11 +301,61 @@ def test_a_token_is_required(served_model, files):
     assert TOKEN not in repr(ServeSettings(token=TOKEN))
 
 
+# Pages elsewhere
+
+
+@pytest.mark.parametrize(
+    ("host", "options"),
+    [
+        ("localhost", {}), ("localhost:8000", {}), ("127.0.0.1:8000", {}), ("[::1]:8000", {}), ("10.0.0.5", {}),
+        ("dlsr.example", {}), ("DLSR.example.:8000", {}),
+        ("localhost:8000", {"origin": "http://localhost:8000"}), ("[::1]:8000", {"origin": "http://[::1]:8000"}),
+        ("dlsr.example", {"origin": "https://dlsr.example"}), ("127.0.0.1", {"origin": "https://dlsr.example"}),
+    ],
+)  # fmt: skip
+def test_requests_under_a_name_of_the_service_are_answered(fitted, host, options):
+    with client_of(service_of(fitted, hosts=["dlsr.Example"])) as client:
+        assert client.get("/v1/model", headers={"host": host, **options}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", ""]
+)
+@pytest.mark.parametrize("path", ["/", "/v1/model", "/v1/model/", "/v1/examples/0", "/healthz"])
+def test_requests_under_another_name_are_refused(client, host, path):
+    refused = client.get(path, headers={"host": host}, follow_redirects=False)
+    assert_problem(refused, 421, "is no name of this service; if it is one, start it with --allow-host")
+    assert "location" not in refused.headers
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["http://evil.example", "null", "http://localhost:3000", "http://[", "http://localhost:8000.evil.example", ""],
+)
+def test_requests_of_pages_elsewhere_are_refused(client, files, origin):
+    headers = {"host": "localhost:8000", "origin": origin}
+    assert_problem(upload(client, named(files[0]), headers=headers), 403, "may not use this service")
+    assert metrics_of(client)['dlsr_rejected_total{reason="origin"}'] >= 1
+
+
+def test_no_path_redirects(client):
+    for path in ("/v1/model/", "/healthz/", "/page.js/"):
+        assert_problem(client.get(path, follow_redirects=False), 404, "Not Found")
+
+
+def test_pages_elsewhere_cannot_embed_any_answer(client, files):
+    answers = [client.get(path) for path in ("/", "/page.js", "/v1/examples/0", "/none", "/metrics")]
+    for answer in (*answers, upload(client, named(files[0])), upload(client, ("a.png", b"x"))):
+        assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answers[2].headers["cache-control"] == "no-store"
+
+
 # The model
 
 
-def test_the_model_is_described(client, served_model):
-    detector = Detector.load(served_model)
+def test_the_model_is_described(client, fitted):
+    detector = Detector.load(fitted)
     description = client.get("/v1/model").json()
     assert description["layers"] == list(detector.layer_names_)
     assert description["threshold"] == detector.threshold_
@@ -316,7 +378,7 @@ def replace_file(path, text):
 
 
 def test_a_new_model_is_loaded_and_a_damaged_model_is_not(own_model, files):
-    with TestClient(create_app(service_of(own_model, reload_seconds=0.01))) as client:
+    with client_of(service_of(own_model, reload_seconds=0.01)) as client:
         first = upload(client, named(files[0])).json()
         detector = Detector.load(own_model, backend="torch", false_alarm_rate=0.5)
         detector.save(own_model)
@@ -345,7 +407,7 @@ def test_scores_of_the_old_model_do_not_count_for_the_new_model(own_model, files
 
     monkeypatch.setattr(old.detector, "results", wait_and_score)
     answers = []
-    with TestClient(create_app(service)) as client:
+    with client_of(service) as client:
         with uploads(client, [named(files[0])], answers):
             started.wait(120)
             Detector.load(own_model, backend="torch", false_alarm_rate=0.5).save(own_model)
@@ -369,8 +431,8 @@ def test_a_model_of_features_cannot_be_served(features, tmp_path):
 # Metrics and shutdown
 
 
-def test_metrics_count_requests_images_and_scores(served_model, files):
-    with TestClient(create_app(service_of(served_model))) as client:
+def test_metrics_count_requests_images_and_scores(fitted, files):
+    with client_of(service_of(fitted)) as client:
         answers = [upload(client, *map(named, files[i : i + 10])).json() for i in (0, 10, 20)]
         upload(client, named(files[0]), ("b.png", b""))
         client.get("/v1/examples/1")
@@ -388,9 +450,9 @@ def test_metrics_count_requests_images_and_scores(served_model, files):
         assert found['dlsr_requests_total{path="other",status="404"}'] == 1
 
 
-def test_a_service_that_shuts_down_refuses_requests(served_model, files):
-    service = service_of(served_model)
-    with TestClient(create_app(service)) as client:
+def test_a_service_that_shuts_down_refuses_requests(fitted, files):
+    service = service_of(fitted)
+    with client_of(service) as client:
         assert client.get("/readyz").json() == {"status": "ready"}
         service.draining = True
         assert_problem(client.get("/readyz"), 503, "shutting down")
@@ -412,8 +474,9 @@ def test_the_page_loads_nothing_from_other_hosts(client):
 # Any input
 
 
-def test_answers_conform_to_the_openapi_schema(served_model):
-    schema = schemathesis.openapi.from_asgi("/openapi.json", create_app(limited_service(served_model)))
+def test_answers_conform_to_the_openapi_schema(fitted):
+    app = create_app(limited_service(fitted, hosts=["testserver"]))
+    schema = schemathesis.openapi.from_asgi("/openapi.json", app)
     checks = [not_a_server_error, content_type_conformance, response_schema_conformance, status_code_conformance]
     for operation in schema.get_all_operations():
 

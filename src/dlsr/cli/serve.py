@@ -26,10 +26,18 @@ def serve(
     token_file: Annotated[
         Path | None, typer.Option(help="File with the bearer token that clients must send; or set DLSR_TOKEN.")
     ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Name of the service, besides --host, localhost and IP addresses; pages of this host may use it, too. "
+            "Repeat for more."
+        ),
+    ] = None,
     max_body: Annotated[int, typer.Option(min=1, help="Largest request, in MiB.")] = 32,
     max_images: Annotated[int, typer.Option(min=1, help="Most images in a request.")] = 64,
     max_pixels: Annotated[int, typer.Option(min=1, help="Most pixels of an image.")] = 50_000_000,
     max_requests: Annotated[int, typer.Option(min=1, help="Most requests handled at once.")] = 256,
+    max_connections: Annotated[int, typer.Option(min=1, help="Most open connections.")] = 1024,
     max_waiting: Annotated[int, typer.Option(min=1, help="Most images that wait to be scored.")] = 1024,
     max_batch: Annotated[int, typer.Option(min=1, help="Most images of several requests scored together.")] = 64,
     max_wait: Annotated[
@@ -57,10 +65,12 @@ def serve(
         print_message(f"warning: anyone who can reach {host} can use this service; set --token-file", quiet=False)
     settings = ServeSettings(
         token=token,
+        hosts=frozenset([host, *(allow_host or [])]),
         max_body_bytes=max_body * 2**20,
         max_images=max_images,
         max_pixels=max_pixels,
         max_requests=max_requests,
+        max_connections=max_connections,
         max_waiting=max_waiting,
         max_batch=max_batch,
         max_wait_seconds=max_wait / 1000,

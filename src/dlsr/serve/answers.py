@@ -6,7 +6,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from dlsr.artifact import installed_versions
-from dlsr.serve.service import Scored, Service
+from dlsr.serve.models import Scored
+from dlsr.serve.service import Service
 
 HISTOGRAM_BINS = 40
 

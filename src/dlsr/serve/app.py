@@ -1,6 +1,7 @@
 """The HTTP application: routes, error handlers and OpenAPI schema."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,10 +12,20 @@ from starlette.responses import Response
 
 from dlsr.artifact import installed_versions
 from dlsr.serve.answers import ModelAnswer, ScoreAnswer, State
-from dlsr.serve.bodies import read_images, request_body_schema
+from dlsr.serve.bodies import images_of
+from dlsr.serve.forms import request_body_schema
 from dlsr.serve.gate import GUARDED, Gate
-from dlsr.serve.problems import MEDIA_TYPE, RefusedError, on_failure, on_http_exception, on_invalid
-from dlsr.serve.service import RETRY_AFTER, Scored, Service
+from dlsr.serve.models import Scored
+from dlsr.serve.problems import (
+    CLIENT_GONE,
+    MEDIA_TYPE,
+    RefusedError,
+    on_failure,
+    on_http_exception,
+    on_invalid,
+    shutting_down,
+)
+from dlsr.serve.service import Service
 from dlsr.serve.static import add_page
 
 
@@ -43,6 +54,7 @@ def create_app(service: Service) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # FastAPI's pages load scripts from other hosts
         redoc_url=None,
+        redirect_slashes=False,  # a redirect would name the host that the client sent
         exception_handlers={
             RefusedError: on_refused,
             Exception: on_failure,
@@ -60,7 +72,10 @@ def create_app(service: Service) -> FastAPI:
     )
     async def score(request: Request) -> Response:
         """Score one or many images."""
-        scored = await service.score(await read_images(request, service.settings))
+        with service.bodies.hold() as body:
+            scored = await _while_connected(request, _score(service, request, await body.read(request)))
+        if scored is None:
+            return Response(status_code=CLIENT_GONE)
         _refuse_if_none_is_readable(scored)
         return Response(ScoreAnswer.of(scored).model_dump_json(), media_type="application/json")
 
@@ -80,9 +95,10 @@ def create_app(service: Service) -> FastAPI:
         if examples is None or not 0 <= index < len(examples.thumbnails):
             kept = len(examples.thumbnails) if examples else 0
             raise RefusedError(404, f"the model keeps {kept} examples; there is no {index}", "not found")
-        return Response(examples.thumbnails[index], media_type="image/jpeg")
+        # Caches must not keep it for those who have no token.
+        return Response(examples.thumbnails[index], headers={"Cache-Control": "no-store"}, media_type="image/jpeg")
 
-    @app.get("/healthz")
+    @app.get("/healthz", responses=_problems())
     async def healthz() -> State:
         """Whether the service is alive."""
         return State(status="alive")
@@ -91,10 +107,12 @@ def create_app(service: Service) -> FastAPI:
     async def readyz() -> State:
         """Whether the service accepts requests."""
         if service.draining:
-            raise RefusedError(503, "the service is shutting down", "shutting down", RETRY_AFTER)
+            raise shutting_down()
         return State(status="ready")
 
-    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}, **guarded})
+    @app.get(
+        "/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}, **_problems(), **guarded}
+    )
     async def metrics() -> Response:
         """Metrics for Prometheus."""
         return Response(service.telemetry.exposition(service.waiting), media_type="text/plain; version=0.0.4")
@@ -106,6 +124,31 @@ def create_app(service: Service) -> FastAPI:
     return app
 
 
+async def _score(service: Service, request: Request, body: bytearray) -> Scored:
+    content_type = request.headers["content-type"]
+    images = await service.decoder.run(images_of, content_type, body, service.settings)
+    body.clear()  # its images have been copied
+    return await service.score(images)
+
+
+async def _while_connected(request: Request, work: Coroutine[Any, Any, Scored]) -> Scored | None:
+    """The result of work that is cancelled when the client leaves; None if it has left."""
+    working = asyncio.create_task(work)
+    leaving = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        return await working if working.done() else None
+    finally:
+        working.cancel()
+        leaving.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    """Wait until the client has left."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
 def _refuse_if_none_is_readable(scored: Scored) -> None:
     reasons = [(result.path, result.error) for result in scored.results if result.error is not None]
     if len(reasons) < len(scored.results):
@@ -115,7 +158,7 @@ def _refuse_if_none_is_readable(scored: Scored) -> None:
 
 
 def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Problem documents as responses of the OpenAPI schema, by status."""
+    """Problem documents as responses of the OpenAPI schema, by status; with those of every path."""
     schema = {
         "type": "object",
         "properties": {
@@ -129,7 +172,7 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
     return {
         status: {"description": "Refused; see `detail`.", "content": {MEDIA_TYPE: {"schema": schema}}}
-        for status in statuses
+        for status in (403, 421, 431, *statuses)
     }
 
 

@@ -1,4 +1,4 @@
-"""Batches: images of concurrent requests are scored together, and the queue is bounded."""
+"""Batches: images of concurrent requests are scored together."""
 
 import asyncio
 from collections import deque
@@ -11,10 +11,6 @@ Out = TypeVar("Out")
 
 LANES = 2
 """Batches processed concurrently: one is decoded while the other is encoded."""
-
-
-class QueueFullError(Exception):
-    """The queue is full."""
 
 
 @dataclass(eq=False)
@@ -30,16 +26,12 @@ class Batcher(Generic[Item, Out]):
         function: processes a batch in a thread, and returns one output per item, in order.
         max_batch: items in a batch. The items of one caller stay together, so a batch may have more.
         max_wait: seconds that an idle batcher waits for more items once it has one.
-        max_waiting: items in the queue. An empty queue accepts any number.
     """
 
-    def __init__(
-        self, function: Callable[[list[Item]], list[Out]], *, max_batch: int, max_wait: float, max_waiting: int
-    ) -> None:
+    def __init__(self, function: Callable[[list[Item]], list[Out]], *, max_batch: int, max_wait: float) -> None:
         self._function = function
         self._max_batch = max_batch
         self._max_wait = max_wait
-        self._max_waiting = max_waiting
         self._jobs: deque[_Job[Item, Out]] = deque()
         self._arrived = asyncio.Event()
         self._lanes = asyncio.Semaphore(LANES)
@@ -64,13 +56,7 @@ class Batcher(Generic[Item, Out]):
             job.done.cancel()
 
     async def submit(self, items: Sequence[Item]) -> list[Out]:
-        """The outputs of these items.
-
-        Raises:
-            QueueFullError: if too many items are waiting.
-        """
-        if self._jobs and self.waiting + len(items) > self._max_waiting:
-            raise QueueFullError
+        """The outputs of these items."""
         job: _Job[Item, Out] = _Job(items, asyncio.get_running_loop().create_future())
         self._jobs.append(job)
         self._arrived.set()

@@ -10,6 +10,9 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER = {"Retry-After": "1"}
+CLIENT_GONE = 499
+"""Status in the metrics for a request whose client left before the answer, as in nginx."""
 
 
 class RefusedError(Exception):
@@ -44,13 +47,23 @@ class RefusedError(Exception):
         return problem_response(self.status, self.detail, self.headers, more)
 
 
+def shutting_down() -> RefusedError:
+    """The refusal of a service that is shutting down."""
+    headers = {**RETRY_AFTER, "Connection": "close"}
+    return RefusedError(503, "the service is shutting down; try another", "shutting down", headers)
+
+
 def problem_response(
     status: int, detail: str, headers: Mapping[str, str] | None = None, more: Mapping[str, object] | None = None
 ) -> Response:
     """A response with a problem document; `more` adds members to it."""
+    return Response(problem_content(status, detail, more), status, dict(headers or {}), MEDIA_TYPE)
+
+
+def problem_content(status: int, detail: str, more: Mapping[str, object] | None = None) -> bytes:
+    """A problem document in JSON; `more` adds members to it."""
     content = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
-    body = json.dumps({**content, **(more or {})}, ensure_ascii=False)
-    return Response(body, status, dict(headers or {}), MEDIA_TYPE)
+    return json.dumps({**content, **(more or {})}, ensure_ascii=False).encode()
 
 
 async def on_http_exception(_: Request, error: Exception) -> Response:

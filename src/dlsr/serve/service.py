@@ -6,55 +6,34 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dlsr.artifact import read_manifest
-from dlsr.calibration.drift import one_of_each_group
-from dlsr.detector import Detector
-from dlsr.errors import NotFittedError, one_line
-from dlsr.images.sources import ImageDataset, ImageItem
-from dlsr.model_folder import MANIFEST
+from dlsr.errors import one_line
+from dlsr.images.sources import ImageDataset, ImageItem, failing_item
 from dlsr.results import Result
 from dlsr.runtime.backends import Backend
-from dlsr.serve.batching import Batcher, QueueFullError
-from dlsr.serve.bodies import NamedImage
-from dlsr.serve.problems import RefusedError
+from dlsr.serve.batching import Batcher
+from dlsr.serve.bodies import Bodies, EncodedImage
+from dlsr.serve.decoding import Decoder, Outcome
+from dlsr.serve.models import Loading, Model, Scored, Stamp, load_model, stamp_of
+from dlsr.serve.problems import RETRY_AFTER, RefusedError
 from dlsr.serve.settings import ServeSettings
 from dlsr.serve.telemetry import Telemetry
 
-RETRY_AFTER = {"Retry-After": "1"}
+END_OF_LOADING = 5.0
+"""Seconds that the end of the service waits for a model that is being loaded."""
 
 
 @dataclass(frozen=True)
-class Model:
-    """A loaded model."""
-
-    id: str
-    """The first digits of the SHA-256 of the model's numbers: another id for every other model."""
-    detector: Detector
-
-
-@dataclass(frozen=True)
-class Scored:
-    """The results of one request, in the order of its images, and the model that gave them."""
+class _Decoded:
+    """An image to be scored by a model."""
 
     model: Model
-    results: list[Result]
+    name: str
+    outcome: Outcome
 
-
-def load_model(folder: Path, device: str, backend: Backend, workers: int) -> Model:
-    """Load a model directory and its encoder.
-
-    Raises:
-        ArtifactError: if the directory is missing, damaged or not a model.
-        WeightsError: if the encoder's weights cannot be loaded.
-        NotFittedError: if the model was fitted to features, and has no encoder.
-    """
-    id = read_manifest(folder).numbers_sha256[:16]
-    detector = Detector.load(folder, device=device, backend=backend, workers=workers)
-    if detector.encoder_name_ is None:
-        raise NotFittedError(f"'{folder}' was fitted to features and has no encoder; give a model fitted to images")
-    encoder = detector.extractor_.encoder
-    encoder.encode(encoder.example(1).numpy())  # engines compile in their first call
-    return Model(id, detector)
+    def item(self) -> ImageItem:
+        """The image as the detector reads it."""
+        outcome = self.outcome
+        return failing_item(self.name, outcome) if isinstance(outcome, str) else ImageItem(self.name, lambda: outcome)
 
 
 class Service:
@@ -86,25 +65,26 @@ class Service:
         self.draining = False
         """Whether the service is shutting down and refuses new requests."""
         self.handling = 0
-        """Number of requests being handled."""
+        """Number of admitted requests being handled."""
+        self.bodies = Bodies(settings)
+        self.decoder = Decoder(workers, settings.max_pixels)
+        self._undecoded = 0
         self.reload_error: str | None = None
         """Why the model that is now in the directory could not be loaded."""
         self._engine = device, backend, workers
-        self._seen = self._stamp()
+        self._seen = stamp_of(folder)
         self.model = load_model(folder, *self._engine)
-        self._watch_scores()
-        self._batcher: Batcher[NamedImage, tuple[Model, Result]] = Batcher(
-            self._score,
-            max_batch=settings.max_batch,
-            max_wait=settings.max_wait_seconds,
-            max_waiting=settings.max_waiting,
+        self.telemetry.watch(self.model.id, self.model.watched)
+        self._batcher: Batcher[_Decoded, Result] = Batcher(
+            self._score, max_batch=settings.max_batch, max_wait=settings.max_wait_seconds
         )
         self._watcher: asyncio.Task[None] | None = None
+        self._loading: Loading | None = None
 
     @property
     def waiting(self) -> int:
-        """Number of images waiting to be scored."""
-        return self._batcher.waiting
+        """Number of images that wait to be scored, or are being decoded."""
+        return self._undecoded + self._batcher.waiting
 
     async def start(self) -> None:
         """Start scoring and watching the model directory, in the running event loop."""
@@ -117,67 +97,69 @@ class Service:
             self._watcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watcher
+        if self._loading is not None:
+            await asyncio.to_thread(self._loading.wait, END_OF_LOADING)
         await self._batcher.stop()
+        await self.decoder.stop()
 
-    async def score(self, images: Sequence[NamedImage]) -> Scored:
-        """Score the images of one request, at least one, all with the same model.
+    async def score(self, images: Sequence[EncodedImage]) -> Scored:
+        """Decode and score the images of one request, at least one, all with the same model.
 
         Raises:
             RefusedError: if too many images are waiting, or scoring takes too long.
         """
+        if self.waiting and self.waiting + len(images) > self.settings.max_waiting:
+            detail = f"{self.waiting} images are waiting already; try again later"
+            raise RefusedError(429, detail, "queue full", RETRY_AFTER)
+        model = self.model
         try:
             async with asyncio.timeout(self.settings.score_seconds):
-                scored = await self._batcher.submit(images)
-        except QueueFullError:
-            raise RefusedError(
-                429, f"{self.waiting} images are waiting already; try again later", "queue full", RETRY_AFTER
-            ) from None
+                results = await self._batcher.submit(await self._decoded(images, model))
         except TimeoutError:
             detail = f"the images were not scored within {self.settings.score_seconds:g} seconds; try again later"
             raise RefusedError(503, detail, "score time", RETRY_AFTER) from None
-        model, results = scored[0][0], [result for _, result in scored]
         self.telemetry.count(model.id, results)
         return Scored(model, results)
 
-    def _score(self, images: list[NamedImage]) -> list[tuple[Model, Result]]:
-        model = self.model
-        items = [ImageItem(name, lambda content=content: content) for name, content in images]  # type: ignore[misc]
-        return [(model, result) for result in model.detector.results(ImageDataset(items))]
+    async def _decoded(self, images: Sequence[EncodedImage], model: Model) -> list["_Decoded"]:
+        self._undecoded += len(images)
+        try:
+            outcomes = await self.decoder.decode(images, model.detector.extractor_.encoder.spec)
+        finally:
+            self._undecoded -= len(images)
+        return [_Decoded(model, image.name, outcome) for image, outcome in zip(images, outcomes, strict=True)]
+
+    def _score(self, images: list["_Decoded"]) -> list[Result]:
+        results: dict[int, Result] = {}
+        for model in dict.fromkeys(image.model for image in images):  # two after a reload, else one
+            chosen = [i for i, image in enumerate(images) if image.model is model]
+            dataset = ImageDataset([images[i].item() for i in chosen])
+            results |= zip(chosen, model.detector.results(dataset), strict=True)
+        return [results[i] for i in range(len(images))]
 
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(self.settings.reload_seconds)
-            stamp = self._stamp()
+            stamp = stamp_of(self.folder)
             if stamp is not None and stamp != self._seen:
                 await self._reload(stamp)
 
-    async def _reload(self, stamp: tuple[int, int, int]) -> None:
+    async def _reload(self, stamp: Stamp) -> None:
         """Load the model in the directory and switch to it; keep the current model if loading fails."""
+        self._loading = Loading(self.folder, *self._engine)
         try:
-            model = await asyncio.to_thread(load_model, self.folder, *self._engine)
+            model = await asyncio.wrap_future(self._loading.model)
+            if model.id != self.model.id:
+                self.telemetry.watch(model.id, model.watched)
         # Any error: a broken model or engine must stop neither the current model nor the watch for the next one.
         except Exception as error:
             # If the directory changed meanwhile, it was read in the middle of a change: try again.
-            if stamp == self._stamp():
+            if stamp == stamp_of(self.folder):
                 self._seen = stamp
                 self.reload_error = one_line(error)
                 self.telemetry.reloads.labels("failed").inc()
             return
         self._seen = stamp
         self.reload_error = None
-        if model.id != self.model.id:
-            self.model = model
-            self._watch_scores()
+        self.model = model
         self.telemetry.reloads.labels("done").inc()
-
-    def _watch_scores(self) -> None:
-        calibration = self.model.detector.calibration_
-        self.telemetry.watch(self.model.id, one_of_each_group(calibration.scores, calibration.groups))
-
-    def _stamp(self) -> tuple[int, int, int] | None:
-        """A value that changes when `model.json` is replaced; None if there is no such file."""
-        try:
-            status = (self.folder / MANIFEST).stat()
-        except OSError:
-            return None
-        return status.st_mtime_ns, status.st_ino, status.st_size

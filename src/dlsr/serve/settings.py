@@ -1,6 +1,6 @@
 """Limits of the service."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from dlsr.calibration.drift import SMALLEST_WINDOW
 
@@ -12,6 +12,8 @@ class ServeSettings(BaseModel):
 
     token: str | None = Field(default=None, min_length=8, repr=False)
     """Bearer token that `/v1` and `/metrics` require; None requires none."""
+    hosts: frozenset[str] = frozenset()
+    """Names of the service besides IP addresses and `localhost`; pages of these hosts may use it, too."""
     max_body_bytes: int = Field(default=32 * 2**20, ge=1)
     """Size of a request's body."""
     max_images: int = Field(default=64, ge=1)
@@ -20,6 +22,8 @@ class ServeSettings(BaseModel):
     """Pixels of one image, read from its header."""
     max_requests: int = Field(default=256, ge=1)
     """Requests handled concurrently."""
+    max_connections: int = Field(default=1024, ge=1)
+    """Open connections; fewer if the process may not open as many files."""
     max_waiting: int = Field(default=1024, ge=1)
     """Images waiting to be scored."""
     max_batch: int = Field(default=64, ge=1)
@@ -34,3 +38,8 @@ class ServeSettings(BaseModel):
     """Interval between checks for a new model in the directory."""
     drift_window: int = Field(default=1000, ge=SMALLEST_WINDOW)
     """Number of latest images in the drift test and in the share of OOD images."""
+
+    @field_validator("hosts")
+    @classmethod
+    def _lower(cls, hosts: frozenset[str]) -> frozenset[str]:
+        return frozenset(host.lower() for host in hosts)

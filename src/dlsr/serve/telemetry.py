@@ -72,14 +72,14 @@ class Telemetry:
             model: its id.
             calibration: its calibration scores, shape `(n,)`.
         """
+        limits = np.quantile(calibration, QUANTILES)
+        limits = np.unique([*limits, *(limits[-1] + np.array(BEYOND) * max(float(np.ptp(limits)), 1e-9))])
         with self._lock:
             self._model = model
             self.model.clear()
             self.model.labels(model).set(1)
             if self._scores is not None:
                 self.registry.unregister(self._scores)
-            limits = np.quantile(calibration, QUANTILES)
-            limits = np.unique([*limits, *(limits[-1] + np.array(BEYOND) * max(float(np.ptp(limits)), 1e-9))])
             self._scores = Histogram(
                 "dlsr_score",
                 "Scores of the current model, larger = more OOD; limits are quantiles of its calibration scores.",
