@@ -232,14 +232,14 @@ def test_the_service_answers_while_it_parses_many_values(url):
     with longest_silence(url) as found:
         headers = {"authorization": f"Bearer {TOKEN}", "content-type": "application/json"}
         assert httpx.post(f"{url}/v1/score", headers=headers, timeout=120, content=body).status_code == 413
-    assert found[0] < 1
+    assert found[0] < 2
 
 
 def test_the_service_answers_while_it_reads_a_long_comment(url):
     image = b"P6\n#" + b" " * 16_000_000 + b"\n2 2\n255\n" + bytes(12)
     with longest_silence(url) as found:
         post(url, files={"images": ("a.ppm", image)})
-    assert found[0] < 1
+    assert found[0] < 2
 
 
 @pytest.mark.slow
@@ -257,7 +257,7 @@ def test_requests_of_large_images_do_not_keep_others_waiting(url, image):
         for thread in threads:
             thread.join()
     assert [answer.status_code for answer in answers] == [200, 200]
-    assert found[0] < 1
+    assert found[0] < 2
 
 
 @pytest.fixture

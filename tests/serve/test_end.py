@@ -54,7 +54,7 @@ def test_slow_clients_do_not_hold_up_the_end(fitted, running, sent):
                 client.sendall(sent)
             time.sleep(0.2)
             start = time.monotonic()
-        assert time.monotonic() - start < 4
+        assert time.monotonic() - start < 8
         if sent.endswith(b"["):
             answers = [client.recv(65536) for client in clients]
             assert all(answer.startswith(b"HTTP/1.1 503") for answer in answers)
@@ -72,7 +72,7 @@ def test_a_client_that_does_not_read_does_not_hold_up_the_end(fitted, running, m
                 client.sendall(b"GET /page.js HTTP/1.1\r\nhost: localhost\r\n\r\n" * 5)
                 time.sleep(0.01)
             start = time.monotonic()
-        assert server.SEND_SECONDS <= time.monotonic() - start < server.SEND_SECONDS + 3
+        assert server.SEND_SECONDS <= time.monotonic() - start < server.SEND_SECONDS + 8
 
 
 @pytest.mark.slow

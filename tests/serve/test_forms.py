@@ -20,11 +20,11 @@ def test_the_files_of_a_form_are_what_was_sent(name):
 
 
 def refusal_of(function, *arguments):
-    """The status of a refusal that takes less than a second, though the body is large."""
+    """The status of a refusal that takes less than three seconds, though the body is large."""
     start = time.perf_counter()
     with pytest.raises(RefusedError) as caught:
         function(*arguments)
-    assert time.perf_counter() - start < 1
+    assert time.perf_counter() - start < 3
     return caught.value.status
 
 

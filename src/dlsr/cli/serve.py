@@ -35,7 +35,9 @@ def serve(
     ] = None,
     max_body: Annotated[int, typer.Option(min=1, help="Largest request, in MiB.")] = 32,
     max_images: Annotated[int, typer.Option(min=1, help="Most images in a request.")] = 64,
-    max_pixels: Annotated[int, typer.Option(min=1, help="Most pixels of an image.")] = 50_000_000,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, help="Most pixels of an image, and of large images decoded at once.")
+    ] = 50_000_000,
     max_requests: Annotated[int, typer.Option(min=1, help="Most requests handled at once.")] = 256,
     max_connections: Annotated[int, typer.Option(min=1, help="Most open connections.")] = 1024,
     max_waiting: Annotated[int, typer.Option(min=1, help="Most images that wait to be scored.")] = 1024,
@@ -44,7 +46,10 @@ def serve(
         float, typer.Option(min=0, help="Milliseconds that an idle service waits for more images.")
     ] = 5,
     drain: Annotated[
-        float, typer.Option(min=0, help="Seconds during which a closing service still answers, with status 503.")
+        float,
+        typer.Option(
+            min=0, help="Seconds during which a closing service still answers, with status 503, and waits for bodies."
+        ),
     ] = 1,
     drift_window: Annotated[int, typer.Option(min=20, help="Images over which /metrics measures drift.")] = 1000,
     device: Device = "auto",

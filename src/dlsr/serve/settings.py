@@ -19,13 +19,13 @@ class ServeSettings(BaseModel):
     max_images: int = Field(default=64, ge=1)
     """Images in one request."""
     max_pixels: int = Field(default=50_000_000, ge=1)
-    """Pixels of one image, read from its header."""
+    """Pixels of one image, read from its header; and of all large images that are decoded at a time."""
     max_requests: int = Field(default=256, ge=1)
-    """Requests handled concurrently."""
+    """Requests with the token that are handled concurrently."""
     max_connections: int = Field(default=1024, ge=1)
     """Open connections; fewer if the process may not open as many files."""
     max_waiting: int = Field(default=1024, ge=1)
-    """Images waiting to be scored."""
+    """Images being decoded or waiting to be scored."""
     max_batch: int = Field(default=64, ge=1)
     """Images scored in one batch, unless one request has more."""
     max_wait_seconds: float = Field(default=0.005, ge=0)

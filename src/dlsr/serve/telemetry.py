@@ -45,7 +45,9 @@ class Telemetry:
         self.reloads = Counter(
             "dlsr_reloads_total", "Model reloads by outcome: done or failed.", ["outcome"], registry=self.registry
         )
-        self.waiting = Gauge("dlsr_waiting_images", "Images waiting to be scored.", registry=self.registry)
+        self.waiting = Gauge(
+            "dlsr_waiting_images", "Images being decoded or waiting to be scored.", registry=self.registry
+        )
         self.model = Gauge("dlsr_model_info", "The current model.", ["id"], registry=self.registry)
         self._share = Gauge(
             "dlsr_ood_share",
