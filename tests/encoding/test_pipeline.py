@@ -112,10 +112,10 @@ def test_unreadable_images_keep_their_position(encoder, image_folder, tmp_path):
 def test_an_image_without_permission_is_unreadable(encoder, monkeypatch, image_folder):
     items = open_images(image_folder).subset([0]).items
 
-    def denied(self):
+    def denied(path):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("pathlib.Path.read_bytes", denied)
+    monkeypatch.setattr("dlsr.images.reading.open_regular", denied)
     encoded = encode_all(encoder, open_images([items[0].name]))
     assert list(encoded.unreadable.values()) == ["Permission denied"]
 

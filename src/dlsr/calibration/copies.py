@@ -17,7 +17,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from dlsr.calibration.components import FITTED_TO, SMALLEST, projected, some_of
+from dlsr.calibration.components import BLOCK, FITTED_TO, SMALLEST, projected, some_of
+from dlsr.method.noise import row_digests
 
 SCALES = (0.05, 0.25, 0.5)
 """The dimension follows from the distances within which these shares of the images lie."""
@@ -59,15 +60,23 @@ def found_groups(z0: NDArray[np.float32], digests: NDArray[np.uint8]) -> Indices
     from scipy.sparse.csgraph import connected_components  # noqa: PLC0415
 
     # Sorted by content, so that the random images do not depend on the order.
-    _, first, distinct = np.unique(digests, axis=0, return_index=True, return_inverse=True)
-    n, distinct = len(first), distinct.reshape(-1)
+    _, first, by_content = np.unique(digests, axis=0, return_index=True, return_inverse=True)
+    _, alike, by_features = np.unique(_keys(z0, first), axis=0, return_index=True, return_inverse=True)
+    distinct: Indices = by_features.reshape(-1)[by_content.reshape(-1)].astype(np.intp)
+    n = len(alike)
     if n < FEWEST:
-        return distinct.astype(np.intp)
-    points = projected(z0, first)
+        return distinct
+    points = projected(z0, first[alike])
     left, right = _near_copies(points)
     links = coo_array((np.ones(len(left), np.bool_), (left, right)), shape=(n, n))
     group: Indices = connected_components(links, directed=False)[1].astype(np.intp)
     return group[distinct]
+
+
+def _keys(z0: NDArray[np.float32], rows: Indices) -> NDArray[np.uint8]:
+    """Digests of these rows. Equal ones are found before the rest, since rounding sets their projections apart."""
+    blocks = np.split(rows, range(BLOCK, len(rows), BLOCK))
+    return np.concatenate([row_digests(z0[some]) for some in blocks])
 
 
 def _near_copies(points: Array) -> tuple[Indices, Indices]:

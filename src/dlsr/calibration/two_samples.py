@@ -15,6 +15,9 @@ COMPONENTS = 64
 MOST_PERMUTATIONS = 9999
 MOST_TYPICAL = 5
 """This many images are named as the most typical of a change of the features."""
+ROUNDING = 1e-6
+"""Discrepancies that differ by this count as equal. Those of different images are much larger: about the reciprocal of
+their number."""
 _AT_ONCE = 250
 """Permutations in one matrix product."""
 
@@ -99,7 +102,7 @@ def feature_test(
     witness = kernel @ weights
     observed = float(weights @ witness)
     # Of images that are all equal, rounding decides the sign and size of each value.
-    at_least = observed - 1e-4 * abs(observed) - 1e-9
+    at_least = observed - 1e-4 * abs(observed) - ROUNDING
     as_large = 0
     for start in range(0, permutations, _AT_ONCE):
         permuted = random.permuted(np.tile(weights, (min(_AT_ONCE, permutations - start), 1)), axis=1)
