@@ -197,7 +197,7 @@ def filesystem(url: str) -> tuple[Any, str]:
 
 
 def _reader(fs: Any, path: str) -> Callable[[], bytes]:
-    if _is_local(fs):
+    if is_local(fs):
         return partial(read_file, path)
 
     def read() -> bytes:
@@ -229,13 +229,14 @@ def _as_image_error() -> Iterator[None]:
         raise ImageError(one_line(error)) from error
 
 
-def _is_local(fs: Any) -> bool:
+def is_local(fs: Any) -> bool:
+    """Whether a file system of fsspec is this machine's."""
     return "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
 
 
 def _items_of_tar(fs: Any, path: str, url: str) -> list[ImageItem]:
     """The images of a whole tar. A compressed or remote tar is copied to the temporary folder first."""
-    file, cut = plain_tar(_open(fs, path), copied=not _is_local(fs))
+    file, cut = plain_tar(_open(fs, path), copied=not is_local(fs))
     listing = list_members(file)
 
     def read_at(offset: int, size: int) -> bytes:
@@ -246,7 +247,7 @@ def _items_of_tar(fs: Any, path: str, url: str) -> list[ImageItem]:
 
 def _open(fs: Any, path: str) -> Any:
     try:
-        return open_file(path) if _is_local(fs) else fs.open(path, "rb")
+        return open_file(path) if is_local(fs) else fs.open(path, "rb")
     except ImageError as error:
         raise InputError(f"cannot read '{path}': {error}; leave it out") from error
 

@@ -27,7 +27,7 @@ from dlsr.images.sources import ImageItem, failing_item
 from dlsr.model_folder import MANIFEST, read_files
 from dlsr.reports.tables import results_table
 from dlsr.results import Result
-from dlsr.scale.parts import Part, filesystem, items_of
+from dlsr.scale.parts import Part, filesystem, is_local, items_of
 
 SCHEMA = 1
 CAREFUL_AFTER = 2
@@ -176,16 +176,12 @@ class RunFolder:
 
         They are hidden, and never taken for results.
         """
-        if self._is_local:
+        if is_local(self._fs):
             remove_old((path for path in Path(self._root).glob("*/.*") if target_of(path) is not None), 0)
-
-    @property
-    def _is_local(self) -> bool:
-        return "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
 
     def _write(self, name: str, content: bytes) -> None:
         path = f"{self._root}/{name}"
-        if self._is_local:
+        if is_local(self._fs):
             with replacing(Path(path)) as temporary:
                 temporary.write_bytes(content)
         else:  # object stores write an object atomically
