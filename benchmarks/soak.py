@@ -6,6 +6,7 @@
 - Tars with every kind of member are damaged at random and scored; GNU tar, where it gets an image out of the same tar,
   must lead to the same score.
 - Model directories are changed at random, with valid digests, and loaded and used.
+- The largest accepted image of each format is scored, and the memory that it takes is compared with the bound.
 - A service answers random requests.
 
 A case runs in a fork of this process, which has imported the libraries. The numbers of cases are fixed, and the seed
@@ -13,6 +14,7 @@ determines them. Writes a JSON file in which every count of `failures` should be
 """
 
 import asyncio
+import contextlib
 import copy
 import hashlib
 import io
@@ -48,6 +50,7 @@ from dlsr.cli import main as dlsr
 from dlsr.cli.console import progress_bars
 from dlsr.errors import DlsrError
 from dlsr.files import write_json
+from dlsr.images.decode import most_pixels
 from fuzz import damaged, fuzz_service, samples
 
 HANGS = 10.0
@@ -55,6 +58,20 @@ HANGS = 10.0
 IMAGES = 48
 TOLERANCE = 1e-4
 """Of scores, relative to the reference."""
+DECODING_BYTES = 1.1e9
+"""At most, besides the file, see `dlsr.images.decode`."""
+LARGEST: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    *(("PNG", mode, {"compress_level": 1}) for mode in ("RGBA", "RGB", "P", "I;16", "1")),
+    *(("JPEG", mode, {"progressive": progressive}) for mode in ("RGB", "CMYK", "L") for progressive in (False, True)),
+    *(("TIFF", mode, {"compression": "tiff_adobe_deflate"}) for mode in ("RGBA", "I;16", "CMYK")),
+    *(("TIFF", "RGB", {"compression": compression}) for compression in ("tiff_lzw", "jpeg", "tiff_adobe_deflate")),
+    ("WEBP", "RGBA", {"quality": 50, "method": 0}),
+    ("WEBP", "RGB", {"lossless": True, "method": 0, "quality": 0}),
+    ("JPEG2000", "RGBA", {}),
+    ("AVIF", "RGBA", {"speed": 10}),
+    *(("BMP", "RGB", {}), ("GIF", "P", {}), ("PPM", "RGB", {}), ("TGA", "RGBA", {})),
+)
+"""Format, mode and options of Pillow of the images whose memory is measured."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +145,7 @@ def main(
     tars: Annotated[int, typer.Option(help="Damaged tars.")] = 1000,
     models: Annotated[int, typer.Option(help="Changed model directories.")] = 1000,
     requests: Annotated[int, typer.Option(help="Random requests.")] = 100_000,
+    largest: Annotated[bool, typer.Option(help="Measure the memory of the largest images.")] = True,
     seed: int = 0,
 ) -> None:
     torch.set_num_threads(1)  # a fork has only the thread that forked
@@ -138,13 +156,15 @@ def main(
         fitted = forked(fit(images, work / "model"))
         if fitted.status:
             raise RuntimeError(fitted.said)
-        detector = Detector.load(work / "model")
+        detector = Detector.load(work / "model", backend="torch")
         detector.detect(images)
         found = {
             "kills": counted(kill_cases(work, images, random.Random(seed)), kills, bars.images("kills", kills)),
             "tars": counted(tar_cases(work, detector, random.Random(seed)), tars, bars.images("tars", tars)),
             "models": counted(model_cases(work, images, random.Random(seed)), models, bars.images("models", models)),
         }
+        if largest:
+            found["largest"] = largest_images(work / "largest", detector)
         if requests:
             found["requests"] = asyncio.run(fuzz_service(work / "model", samples(), requests, random.Random(seed)))
     content = {
@@ -319,9 +339,9 @@ def tar_cases(work: Path, detector: Detector, rng: random.Random) -> Iterator[Ca
 
 
 def read_scores(path: Path) -> dict[str, float]:
-    """Scores from JSON."""
-    found: dict[str, float] = json.loads(path.read_text())
-    return found
+    """Scores from JSON; NaN for images that could not be read."""
+    found: dict[str, float | None] = json.loads(path.read_text())
+    return {name: math.nan if score is None else score for name, score in found.items()}
 
 
 def whole_tars(folder: Path, images: Path) -> dict[str, bytes]:
@@ -454,6 +474,44 @@ def change_tensor(tensors: dict[str, torch.Tensor], rng: random.Random) -> str:
         case _:
             tensors[f"{name}x"] = tensors.pop(name)
             return f"{name} renamed"
+
+
+def largest_images(folder: Path, detector: Detector) -> dict[str, Any]:
+    """Memory and time that scoring the largest accepted image of each format takes."""
+
+    def write(path: Path, format: str, mode: str, side: int, options: dict[str, Any]) -> None:
+        image = Image.new(mode, (side, side))
+        with contextlib.suppress(ValueError):  # a photograph is not of every mode
+            image.paste(Image.fromarray(load_sample_images().images[0]).convert(mode), (side // 3, side // 3))
+        image.save(path, format, **options)
+
+    folder.mkdir()
+    measured: dict[str, dict[str, float]] = {}
+    failures = []
+    for format, mode, options in LARGEST:
+        what = " ".join([format, mode, *(f"{name}={value}" for name, value in options.items())])
+        path, rows = folder / "image.png", folder / "rows.json"  # the content tells the format
+        peaks = []
+        for side in (64, math.isqrt(most_pixels(format))):
+            written = forked(lambda: write(path, format, mode, side, options), kill_after=300)  # noqa: B023
+            if written.status:
+                raise RuntimeError(f"{what}: {written.said}")
+            run = forked(lambda: write_json(rows, scores_of(detector, folder)), kill_after=120)  # noqa: B023
+            if run.status or not all(math.isfinite(score) for score in read_scores(rows).values()):
+                failures.append(f"{what}, {side}x{side}: {run.status}, {run.said or 'not scored'}")
+            peaks.append(run.peak_bytes)
+            rows.unlink(missing_ok=True)
+        taken = peaks[1] - peaks[0]
+        measured[what] = {
+            "pixels": side**2,
+            "file_bytes": path.stat().st_size,
+            "bytes": taken,
+            "seconds": run.seconds,
+        }
+        if taken > DECODING_BYTES + path.stat().st_size:
+            failures.append(f"{what}: {taken} bytes")
+        path.unlink()
+    return {"bound_bytes": DECODING_BYTES, "measured": measured, "failures": failures}
 
 
 def write_changed(folder: Path, manifest: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:

@@ -177,9 +177,11 @@ def test_scores_of_training_images_are_those_of_a_fit_without_their_group():
         assert (actual - expected).abs().max() < 0.15 * spread
 
 
-def test_new_images_of_the_same_kind_score_as_training_images_do():
-    scorer = fitted(drawn(400))
+@pytest.mark.parametrize("references", [400, 60])
+def test_new_images_of_the_same_kind_score_as_training_images_do(references):
+    scorer = fitted(drawn(400), references=references)
     new, trained = scored(scorer, drawn(2000, seed=1))[0], scorer.left_out[0]
+    trained = trained[trained.isfinite()]
     assert abs(float(new.median() - trained.median())) < 0.15 * float(trained.std())
     assert float(new.std()) == pytest.approx(float(trained.std()), rel=0.15)
 
@@ -283,6 +285,15 @@ def test_references_are_capped_and_chosen_by_the_seed():
     whole = fitted(training, references=50, trim=0.0).gaussian.mean
     torch.testing.assert_close(whole, training.mean(dim=0), atol=1e-5, rtol=1e-5)
     assert 0 < (first.gaussian.mean - whole).norm() < 0.1 * training.std(dim=0).norm()
+
+
+def test_few_references_of_many_images_in_groups():
+    """The Gaussian is fitted to all images, so a group among few references does not determine it."""
+    training, groups = drawn(1000), torch.arange(1000)
+    groups[500:] = 500
+    scorer = fitted(training, groups=groups, references=60)
+    assert scorer.location.isfinite().all()
+    assert scored(scorer, training[:50])[0].isfinite().all()
 
 
 def test_training_images_that_are_half_the_same_still_serve():

@@ -101,18 +101,18 @@ class Gaussian(nn.Module):
         """
         return self.per_feature(self.coordinates(z0) / self.variances.sqrt())
 
-    def growth_without(self, z0: Tensor, groups: Tensor) -> Tensor:
+    def growth_without(self, z0: Tensor, groups: Tensor, n: int) -> Tensor:
         """How much larger squared Mahalanobis distances would be, had the samples' groups been left out of the fit.
 
         Args:
-            z0: all samples that the Gaussian was fitted to, shape `(N, c)`.
+            z0: samples that the Gaussian was fitted to, shape `(N, c)`: all of them, or some.
             groups: a whole number for each sample, shape `(N,)`; at least two of them differ.
+            n: the number of samples that the Gaussian was fitted to.
 
         Returns:
             Factors, shape `(N,)`. Exact but for the change of the ridge with the mean variance: without a group, the
             inverse of the scatter matrix changes by a matrix of low rank (Woodbury 1950).
         """
-        n = len(z0)
         whitened = self.coordinates(z0) / self.variances.sqrt() / n**0.5
         squares = whitened.square().sum(dim=1)
         growth: Tensor = n / (n - 1) / (1 - squares * n / (n - 1)).clamp(min=SMALLEST)

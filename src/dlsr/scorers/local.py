@@ -120,9 +120,10 @@ class LocalScorer(Scorer):
         groups = data.groups.to(references.device)[chosen]
         belong = self._belonging(training, chosen, groups)
         kept = belong[chosen]
-        self._search_among(references[kept], training.subset(belong.nonzero().squeeze(1)))
+        fitted = training.subset(belong.nonzero().squeeze(1))
+        self._search_among(references[kept], fitted)
         scored = torch.full((len(training), 1 + len(self.channels)), torch.nan, device=references.device)
-        scored[chosen[kept]] = torch.column_stack(self._standardise(groups[kept]))
+        scored[chosen[kept]] = torch.column_stack(self._standardise(groups[kept], len(fitted)))
         for few in torch.split(chosen[~kept], self.batch):
             z0 = training.take(few)
             scored[few] = torch.column_stack(self(z0, z0[:, None, :0]))
@@ -216,10 +217,10 @@ class LocalScorer(Scorer):
         joined = ((torch.stack(parts, dim=1) - self.location) / self.spread * self.weights).sum(dim=1)
         return joined[:, 0], joined[:, 1:]
 
-    def _standardise(self, groups: Tensor) -> LayerScores:
+    def _standardise(self, groups: Tensor, n: int) -> LayerScores:
         """Location and spread of the parts over the references, each scored as if its group had been left out.
 
-        Returns their scores.
+        The Gaussian was fitted to `n` images. Returns the references' scores.
         """
         found: list[list[Tensor]] = []
         for batch in self._batches(len(self.references)):
@@ -228,7 +229,7 @@ class LocalScorer(Scorer):
             found.append([nearest, *self._from_neighbours(z0, nearest), distances])
         nearest, errors, distances, mahalanobis = (torch.cat(parts) for parts in zip(*found, strict=True))
         self.own_errors = errors
-        growth = self.gaussian.growth_without(self.references, groups)
+        growth = self.gaussian.growth_without(self.references, groups, n)
         parts = [errors - self._expected(nearest), distances, mahalanobis + growth[:, None].log()]
         stacked = torch.stack(parts, dim=1)
         low, self.location, high = stacked.quantile(stacked.new_tensor([0.16, 0.5, 0.84]), dim=0)

@@ -31,7 +31,7 @@ class MahalanobisScorer(Scorer):
         self.gaussian.fit(data.training)
         if self.leaves_out(len(data.training)):
             z0 = torch.cat(list(data.training))
-            growth = self.gaussian.growth_without(z0, data.groups.to(z0.device))
+            growth = self.gaussian.growth_without(z0, data.groups.to(z0.device), len(z0))
             scores, layers = self(z0, z0[:, None, :0])
             self.left_out = growth * scores, growth[:, None] * layers
         return []
