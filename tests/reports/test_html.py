@@ -4,7 +4,8 @@ from html.parser import HTMLParser
 import pytest
 
 from dlsr import Detector, NoImagesError
-from dlsr.reports.html import SHOWN, write_html_report
+from dlsr.reports.html import SHOWN, Summary, write_html_report
+from dlsr.results import Result
 
 
 class Page(HTMLParser):
@@ -68,6 +69,11 @@ def test_the_report_is_one_file_with_all_results(model, mixed, tmp_path):
     mean = sum(result.layers["stage 0"] for result in ood) / len(ood)
     assert summary.layer_means(True)["stage 0"] == pytest.approx(mean)
     assert f"{mean:+.2f}" in page.text
+
+
+def test_unreadable_images_of_one_name_are_counted_and_listed_one_by_one():
+    unreadable = [Result(path="a.png", error=why) for why in ("empty file", "not a regular file")]
+    assert Summary("", 0.0).add(unreadable).unreadable == [("a.png", "empty file"), ("a.png", "not a regular file")]
 
 
 def test_a_report_needs_a_readable_image(model, tmp_path):

@@ -119,6 +119,22 @@ def test_files_that_are_not_images_are_told(sources, tmp_path):
     assert [name.removeprefix(f"{tmp_path}/in/") for name in told] == ["a.tar/x.json", "linked", "notes.txt"]
 
 
+def test_a_folder_that_cannot_be_listed_is_an_image_that_cannot_be_read(sources, contents, monkeypatch):
+    scandir = os.scandir
+
+    def denied(path):
+        if str(path).endswith("below"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    items = [item for part in plan(str(sources / "folder"), 10) for item in items_of(part)]
+    assert len(items) == len(contents) / 2 + 1
+    assert items[-1].name.endswith("below")
+    with pytest.raises(ImageError, match="not a regular file"):
+        items[-1].read()
+
+
 @pytest.mark.parametrize("many", [False, True])
 def test_a_tar_may_be_a_url(contents, many, monkeypatch):
     memory, buffer = fsspec.filesystem("memory"), io.BytesIO()

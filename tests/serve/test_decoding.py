@@ -112,7 +112,7 @@ def test_an_image_that_needs_too_much_memory_is_an_error_in_its_place(monkeypatc
 
     monkeypatch.setattr(decoding, "decode", lambda *_: None)
     monkeypatch.setattr(decoding, "resize", fail)
-    assert decoded(lambda decoder: decoder.decode(images(1), SPEC)) == ["there is not enough memory to read it"]
+    assert decoded(lambda decoder: decoder.decode(images(1), SPEC)) == ["there is not enough memory for it"]
 
 
 def test_decoded_images_are_those_of_the_pipeline(fitted, image_folder):

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from dlsr import ArtifactError, Detector
+from dlsr.artifact import read_manifest
 from dlsr.serve import connections, server
 from dlsr.serve.connections import Connections
+from dlsr.serve.models import load_model
 from dlsr.serve.service import Service
 from dlsr.serve.settings import ServeSettings
 from serving import serving
@@ -185,6 +187,20 @@ def test_a_model_that_cannot_score_does_not_take_over(own_model, running, broken
         other.save(own_model)
         wait_until(lambda: service.model.id != first)
         assert service.reload_error is None
+
+
+def test_a_model_that_is_replaced_while_it_is_loaded_has_its_own_id(own_model, monkeypatch):
+    load, other = Detector.load, Detector.load(own_model, backend="torch", false_alarm_rate=0.5)
+
+    def replaced_first(folder, **options):
+        monkeypatch.setattr(Detector, "load", load)
+        other.save(folder)
+        return load(folder, **options)
+
+    monkeypatch.setattr(Detector, "load", replaced_first)
+    model = load_model(own_model, "cpu", "torch", 1)
+    assert model.detector.false_alarm_rate == 0.5
+    assert model.id == read_manifest(own_model).numbers_sha256[:16]
 
 
 def test_a_model_that_cannot_score_is_not_served(own_model, broken):

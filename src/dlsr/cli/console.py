@@ -3,8 +3,9 @@
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
@@ -125,12 +126,17 @@ def skipped_printer(quiet: bool) -> Callable[[list[str]], None]:
     return lambda names: print_skipped(ImageDataset([], names), quiet)
 
 
-def print_unreadable(unreadable: Mapping[str, str], total: int) -> None:
-    """Name the images that could not be read, with reasons. Printed even if quiet: nothing is dropped silently."""
+def print_unreadable(unreadable: Collection[tuple[str, str]], total: int) -> None:
+    """Name the images that could not be read, with reasons. Printed even if quiet: nothing is dropped silently.
+
+    Args:
+        unreadable: names and reasons. Two images may have one name.
+        total: number of images, with the unreadable ones.
+    """
     if not unreadable:
         return
     stderr.print(f"{len(unreadable)} of {total} images could not be read:", markup=False)
-    for name, reason in list(unreadable.items())[:NAMES_SHOWN]:
+    for name, reason in islice(unreadable, NAMES_SHOWN):
         stderr.print(f"  {printable(name)}: {printable(reason)}", markup=False)
     if len(unreadable) > NAMES_SHOWN:
         stderr.print(f"  and {len(unreadable) - NAMES_SHOWN} more")

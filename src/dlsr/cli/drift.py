@@ -76,10 +76,10 @@ def drift(
         results = list(detector.results(dataset, progress=bars.images("scoring", len(dataset))))
         if past is not None:
             after = _compared(detector, dataset.sample(MOST_COMPARED, seed), "images", bars)
-    unreadable = {result.path: result.error for result in results if result.error is not None}
+    unreadable = [(result.path, result.error) for result in results if result.error is not None]
     print_unreadable(unreadable, len(dataset))
     if before is not None:
-        print_unreadable(before.unreadable, before.images)
+        print_unreadable(before.unreadable.items(), before.images)
     readable = [result for result in results if result.error is None]
     scores = np.array([result.score for result in readable])
     samples = (before.sample, after.sample) if before and after else None
@@ -96,7 +96,11 @@ def drift(
     first = None if report.first_changed is None else readable[report.first_changed].path
     typical = [after.names[i] for i in report.reference.features.most_typical] if after and report.reference else []
     if as_json:
-        paths: dict[str, Any] = {"first_changed_path": first, "most_typical_paths": typical, "unreadable": unreadable}
+        paths: dict[str, Any] = {
+            "first_changed_path": first,
+            "most_typical_paths": typical,
+            "unreadable": dict(unreadable),
+        }
         print_json(asdict(report) | paths | {"reference_unreadable": before.unreadable if before else {}})
     else:
         print_drift(report, first, typical)

@@ -51,9 +51,9 @@ def evaluate(
             progress=bars.images,
         )
     report = evaluation.report
-    print_unreadable(report.id_unreadable, report.id_images + len(report.id_unreadable))
+    print_unreadable(report.id_unreadable.items(), report.id_images + len(report.id_unreadable))
     for dataset in report.sets:
-        print_unreadable(dataset.unreadable, dataset.images + len(dataset.unreadable))
+        print_unreadable(dataset.unreadable.items(), dataset.images + len(dataset.unreadable))
     if as_json:
         print_json(report.model_dump(mode="json"))
     else:

@@ -171,7 +171,7 @@ def _print_fitted(detector: "Detector", output: Path, quiet: bool, as_json: bool
     summary = detector.fit_summary_
     images = summary.training_images + summary.validation_images
     images += 0 if summary.left_out else summary.calibration_images
-    print_unreadable(summary.unreadable, images + len(summary.unreadable))
+    print_unreadable(summary.unreadable.items(), images + len(summary.unreadable))
     if as_json:
         print_json(summary.model_dump() | {"model": str(output), "threshold": detector.threshold_})
     else:

@@ -122,7 +122,7 @@ def _score_here(
         summary = {
             "images": len(dataset),
             "ood": counter.ood,
-            "unreadable": counter.unreadable,
+            "unreadable": dict(counter.unreadable),
             "skipped": skipped,
             "output": output,
         }
@@ -198,7 +198,7 @@ class _Counter:
         """Results that were written."""
         self.scored = 0
         self.ood = 0
-        self.unreadable: dict[str, str] = {}
+        self.unreadable: list[tuple[str, str]] = []
 
     def count(self, results: "Iterable[Result]") -> "Iterator[Result]":
         for result in results:
@@ -206,6 +206,6 @@ class _Counter:
             if result.error is None:
                 self.scored += 1
             else:
-                self.unreadable[result.path] = result.error
+                self.unreadable.append((result.path, result.error))
             yield result
             self.rows += 1

@@ -43,6 +43,8 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF", "JPEG2000
 UNREADABLE = (ImageError, OSError, MemoryError)
 """What reading and decoding an image raise. Each costs that image only."""
 
+NO_MEMORY = "there is not enough memory for it"
+
 _STRIP_PIXELS = 2**21
 """Pixels that are converted to RGB at once."""
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
@@ -92,7 +94,7 @@ def undecodable() -> Iterator[None]:
     except ImageError:
         raise
     except MemoryError:
-        raise ImageError("there is not enough memory to decode it") from None
+        raise ImageError(NO_MEMORY) from None
     except Exception as error:
         raise ImageError(f"cannot be decoded: {one_line(error)}") from error
 
@@ -242,5 +244,5 @@ def _strip_to_rgb(image: Image.Image, bits: int) -> Image.Image:
 def reason_of(error: Exception) -> str:
     """The reason why an image cannot be read, in one line. The error is one of `UNREADABLE`."""
     if isinstance(error, MemoryError):
-        return "there is not enough memory to read it"
+        return NO_MEMORY
     return (error.strerror if isinstance(error, OSError) else None) or one_line(error)

@@ -5,7 +5,7 @@ import heapq
 import html
 import io
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.resources import files
@@ -51,7 +51,8 @@ class Summary:
     """Why no image is rejected, see `dlsr.calibration.fdr.why_none`."""
     scores: list[float] = field(default_factory=list)
     ood: int = 0
-    unreadable: dict[str, str] = field(default_factory=dict)
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+    """Names and reasons. Two images may have one name."""
     top_layers: Counter[str] = field(default_factory=Counter)
     """How many OOD images deviate most at each layer."""
     layer_sums: dict[bool, dict[str, float]] = field(default_factory=lambda: {False: {}, True: {}})
@@ -65,7 +66,7 @@ class Summary:
         """Add results, in the order of the images."""
         for index, result in enumerate(results):
             if result.score is None or result.is_ood is None or result.layers is None:
-                self.unreadable[result.path] = str(result.error)
+                self.unreadable.append((result.path, str(result.error)))
                 continue
             self.scores.append(result.score)
             self.ood += result.is_ood
@@ -124,7 +125,7 @@ def write_html_report(
         why = why_none(results.p_values, float(detector.p_values_of([np.inf])[0]), fdr)
         summary = Summary(results.rule, results.threshold, fdr, why).add(results)
     if not summary.scores:
-        name, reason = next(iter(summary.unreadable.items()))
+        name, reason = summary.unreadable[0]
         raise NoImagesError(f"none of {len(found)} images can be read; the first, {name}: {reason}")
     page = _page(detector, found, summary, title)
     with replacing(path) as temporary:
@@ -207,11 +208,11 @@ def _layers(detector: Detector, summary: Summary) -> str:
     return "\n".join(rows)
 
 
-def _failures(unreadable: Mapping[str, str]) -> str:
+def _failures(unreadable: Sequence[tuple[str, str]]) -> str:
     if not unreadable:
         return "<p>None.</p>"
-    listed = list(unreadable.items())[:NAMED]
-    rows = "\n".join(f"<tr><td>{html.escape(name)}</td><td>{html.escape(why)}</td></tr>" for name, why in listed)
+    cells = ((html.escape(name), html.escape(why)) for name, why in unreadable[:NAMED])
+    rows = "\n".join(f"<tr><td>{name}</td><td>{why}</td></tr>" for name, why in cells)
     more = f"<p>And {len(unreadable) - NAMED} more.</p>" if len(unreadable) > NAMED else ""
     return f"<table><thead><tr><th>file</th><th>reason</th></tr></thead><tbody>{rows}</tbody></table>{more}"
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from dlsr.errors import ImageError, InputError, MissingExtraError, NoImagesError, SettingsError, one_line
@@ -98,7 +98,7 @@ def _parts(source: str, size: int, ignored: list[str]) -> Iterator[Part]:
     fs, root = filesystem(source)
     if not fs.exists(root):
         raise FileNotFoundError(f"'{source}' does not exist")
-    found = sorted(fs.find(root)) if fs.isdir(root) else [root]
+    found, unlisted = _files(fs, root) if fs.isdir(root) else ([root], [])
     tars = [path for path in found if path.lower().endswith(TAR_SUFFIXES)]
     for tar in tars:
         url, listing = fs.unstrip_protocol(tar), None
@@ -117,9 +117,21 @@ def _parts(source: str, size: int, ignored: list[str]) -> Iterator[Part]:
         for start, stop in _ranges(_row_count(fs, table, required=len(found) == 1), size):
             yield Part(0, "parquet", fs.unstrip_protocol(table), start=start, stop=stop)
     images = [path for path in found if PurePosixPath(path).suffix.lower() in SUFFIXES]
-    for paths in in_groups(images, size):
+    # An unlisted folder is an image that cannot be read, so that its name and the reason are reported.
+    for paths in in_groups(images + unlisted, size):
         yield Part(0, "files", fs.unstrip_protocol(root), tuple(paths))
     ignored += map(in_utf8, sorted(set(found) - {*tars, *tables, *images}))
+
+
+def _files(fs: Any, root: str) -> tuple[list[str], list[str]]:
+    """The files in a folder and its subfolders, and the subfolders that cannot be listed."""
+    if not is_local(fs):
+        return sorted(fs.find(root)), []
+    found, unlisted = [], list[str]()
+    for folder, subfolders, names in os.walk(root, onerror=lambda error: unlisted.append(str(error.filename))):
+        links = [name for name in subfolders if Path(folder, name).is_symlink()]
+        found += [f"{folder.rstrip('/')}/{name}" for name in names + links]
+    return sorted(found), sorted(unlisted)
 
 
 def _ranges(rows: int, size: int) -> Iterator[tuple[int, int]]:

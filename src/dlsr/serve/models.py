@@ -49,12 +49,14 @@ def load_model(folder: Path, device: str, backend: Backend, workers: int) -> Mod
         WeightsError: if the encoder's weights cannot be loaded.
         NotFittedError: if the model was fitted to features, and has no encoder.
     """
-    id = read_manifest(folder).numbers_sha256[:16]
-    detector = Detector.load(folder, device=device, backend=backend, workers=workers)
+    id, before = read_manifest(folder).numbers_sha256, ""
+    while id != before:  # again if the model was replaced while it was read
+        detector = Detector.load(folder, device=device, backend=backend, workers=workers)
+        id, before = read_manifest(folder).numbers_sha256, id
     if detector.encoder_name_ is None:
         raise NotFittedError(f"'{folder}' was fitted to features and has no encoder; give a model fitted to images")
     try:
-        return Model(id, detector, _checked_scores(detector))
+        return Model(id[:16], detector, _checked_scores(detector))
     except DlsrError:
         raise
     # A model that is damaged in a way that loading does not notice may raise any error.
