@@ -7,8 +7,9 @@ import safetensors.torch
 import timm
 import torch
 
-from dlsr import ENCODERS, WeightsError, encoder_spec
+from dlsr import ENCODERS, SettingsError, WeightsError, encoder_spec
 from dlsr.encoders import weights as weights_module
+from dlsr.encoders.presets import RandomWeights
 from dlsr.encoders.weights import load_classifier
 from dlsr.images.transforms import resize
 
@@ -120,3 +121,10 @@ def test_offline_the_error_says_to_give_a_file(monkeypatch):
     with pytest.raises(WeightsError, match=r"no route to host\).*--weights") as caught:
         load_classifier(encoder_spec("resnet50"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_very_large_network_gets_no_random_weights():
+    """Its weights would take 17 GB, and a model directory of a few kilobytes may name it."""
+    changed = {"network": "eva02_enormous_patch14_clip_224", "weights": RandomWeights()}
+    with pytest.raises(SettingsError, match=r"17\d+ bytes, too many for random weights"):
+        load_classifier(encoder_spec(SMALL, weights="random").model_copy(update=changed))

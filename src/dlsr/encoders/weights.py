@@ -16,12 +16,15 @@ from dlsr.errors import SettingsError, WeightsError
 
 StateDict = Mapping[str, Tensor]
 
+MOST_RANDOM_BYTES = 2**30
+"""Larger networks get no random weights, which serve tests only: a stranger's model could take all memory by them."""
+
 
 def load_classifier(spec: EncoderSpec) -> nn.Module:
     """The encoder's whole network, classification head included, with its weights.
 
     Raises:
-        SettingsError: if timm does not know the network.
+        SettingsError: if timm does not know the network, or it is too large for random weights.
         WeightsError: if the weights are missing, damaged, or do not fit the network key by key.
     """
     import timm  # noqa: PLC0415 - takes seconds to import, and is not needed if the engine is in the cache
@@ -44,6 +47,10 @@ def load_classifier(spec: EncoderSpec) -> nn.Module:
             state = in_order(state, network.state_dict(), path)
         load_exactly(network, state, path)
     else:
+        with torch.device("meta"):
+            size = sum(tensor.nbytes for tensor in timm.create_model(spec.network).state_dict().values())
+        if size > MOST_RANDOM_BYTES:
+            raise SettingsError(f"'{spec.network}' has {size} bytes, too many for random weights; give its weights")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(source.seed)
             network = timm.create_model(spec.network, pretrained=False)
