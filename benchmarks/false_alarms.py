@@ -146,7 +146,8 @@ def drawn(collection: Collection, size: int, score: str, seed: int) -> dict[str,
         new, digests = collection.new
         weights = np.ones(len(new))
     found: dict[str, Any] = {}
-    for grouping in GROUPINGS:
+    alone = counts.max() == 1  # then the given groups are none
+    for grouping in GROUPINGS[:2] if alone else GROUPINGS:
         for calibration in CALIBRATIONS:
             detector = Detector(
                 score=score,
@@ -226,7 +227,7 @@ def markdown(content: dict[str, Any]) -> str:
         f"`{content['command']}`",
         "",
         f"Realised rates in %, mean of {content['draws']} folders; with a confidence, also the share of folders with a "
-        "higher rate than promised. In bold: outside the 99 % interval of what is promised. -: too few images.",
+        "higher rate than promised. In bold: outside the 99 % interval of what is promised. -: too few images, or no groups.",
         "",
         f"| collection | images | promised | check fires (none / found / given) | {' | '.join(keys)} |",
         "|---" * (len(keys) + 4) + "|",
