@@ -227,7 +227,8 @@ def markdown(content: dict[str, Any]) -> str:
         f"`{content['command']}`",
         "",
         f"Realised rates in %, mean of {content['draws']} folders; with a confidence, also the share of folders with a "
-        "higher rate than promised. In bold: outside the 99 % interval of what is promised. -: too few images, or no groups.",
+        "higher rate than promised. In bold: outside the 99 % interval of what is promised. -: too few images, or no "
+        "groups.",
         "",
         f"| collection | images | promised | check fires (none / found / given) | {' | '.join(keys)} |",
         "|---" * (len(keys) + 4) + "|",
