@@ -205,7 +205,7 @@ def summarised(name: str, size: int, done: list[dict[str, Any]]) -> list[dict[st
                 "rate": rate,
                 "draws": len(values),
                 "realised": float(values.mean()),
-                "standard_error": float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None,
+                "standard_deviation": float(values.std(ddof=1)) if len(values) > 1 else 0.0,
                 "too_high": float((values > rate).mean()),
                 "check_fired": float(np.mean(fired)),
             }
@@ -217,7 +217,7 @@ def holds(row: dict[str, Any]) -> bool:
     """Whether what is promised lies within the 99 % interval of what was measured."""
     if "confidence" in row["calibration"]:
         return bool(round(row["too_high"] * row["draws"]) <= binom.ppf(0.995, row["draws"], 1 - CONFIDENCE))
-    return bool(row["realised"] <= row["rate"] + 2.576 * (row["standard_error"] or 0))
+    return bool(row["realised"] <= row["rate"] + 2.576 * row["standard_deviation"] / np.sqrt(row["draws"]))
 
 
 def markdown(content: dict[str, Any]) -> str:
@@ -246,6 +246,23 @@ def markdown(content: dict[str, Any]) -> str:
         )
         cells = [cell(of.get(key)) for key in keys]
         lines.append(f"| {name} | {size} | {100 * rate:g} | {fired} | {' | '.join(cells)} |")
+    plain = [f"none, {calibration}" for calibration in CALIBRATIONS]
+    lines += [
+        "",
+        "Standard deviation over folders, in percentage points; 2,000 new images a folder, whose draw is part of it:",
+        "",
+        f"| collection | images | promised | {' | '.join(plain)} |",
+        "|---" * (len(plain) + 3) + "|",
+    ]
+    for name, size, rate in dict.fromkeys((row["collection"], row["images"], row["rate"]) for row in rows):
+        if name == "exchangeable":
+            deviations = {
+                row["calibration"]: f"{100 * row['standard_deviation']:.1f}"
+                for row in rows
+                if (row["collection"], row["images"], row["rate"]) == (name, size, rate)
+            }
+            cells = [deviations.get(key, "-") for key in plain]
+            lines.append(f"| {name} | {size} | {100 * rate:g} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
