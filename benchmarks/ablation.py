@@ -2,7 +2,7 @@
 
     python benchmarks/ablation.py --data ../shared/data --folder /tmp/ablation --output docs/ablation.json
 
-Finished fits in the folder are not repeated. Writes a JSON file with all numbers, and a Markdown table beside it.
+`--train-images` and `--contamination` measure small and dirty folders. Finished fits in the folder are not repeated. Writes a JSON file with all numbers, and a Markdown table beside it.
 """
 
 import sys
@@ -49,21 +49,25 @@ def main(
     output: Annotated[Path, typer.Option(help="JSON file to write, with a Markdown table beside it.")],
     store: Path | None = None,
     only: Annotated[str | None, typer.Option(help="Names of tasks, separated by commas.")] = None,
+    variants: Annotated[str | None, typer.Option(help="Names of variants, separated by commas.")] = None,
+    train_images: Annotated[int | None, typer.Option(help="Fit to at most this many images.")] = None,
+    contamination: Annotated[float, typer.Option(help="Share of the training images that are OOD images.")] = 0.0,
+    seeds: int = 1,
 ) -> None:
     root = store or default_store_root()
     suite = read_suite(SHIPPED)
     opener = TaskOpener(suite, data)
     tasks = [opener.open(task) for task in suite.tasks if only is None or task.name in only.split(",")]
-    settings = SuiteSettings(VARIANTS)
+    chosen = VARIANTS if variants is None else {name: VARIANTS[name] for name in variants.split(",")}
+    settings = SuiteSettings(chosen, seeds=seeds, train_limit=train_images, contamination=contamination)
     report = run_suite(
         tasks, settings, folder / "runs", store=root, on_message=lambda message: print(message, file=sys.stderr)
     )
     found: dict[str, dict[str, float]] = {}
     for row in report["rows"]:
-        (run,) = row["runs"]
-        aurocs = [metrics["auroc"] for metrics in run["sets"].values()]
+        aurocs = [metrics["auroc"] for run in row["runs"] for metrics in run["sets"].values()]
         found.setdefault(row["detector"], {})[row["task"]] = float(np.mean(aurocs))
-    for task in tasks:
+    for task in tasks if NETWORK in chosen else ():
         for weight, auroc in with_network(task, settings, root).items():
             found.setdefault(f"default + {weight:g} residual", {})[task.name] = auroc
     content = {
@@ -81,7 +85,7 @@ def with_network(task: SuiteTask, settings: SuiteSettings, store: Path) -> dict[
     inputs = TaskInputs(task, Encoders(store))
     for name in ("default", NETWORK):
         detector = make(name, settings, 0)
-        sets = inputs.drawn(detector, draw(task, None, 0, 0))
+        sets = inputs.drawn(detector, draw(task, settings.train_limit, settings.contamination, 0))
         sets["train"].fit(detector)
         location, spread = detector.calibration_scores_.mean(), detector.calibration_scores_.std()
         parts.append({key: (images.score(detector) - location) / spread for key, images in sets.items()})
