@@ -2,9 +2,11 @@
 
     python benchmarks/ablation.py --data ../shared/data --folder /tmp/ablation --output docs/ablation.json
 
-`--train-images` and `--contamination` measure small and dirty folders. Finished fits in the folder are not repeated. Writes a JSON file with all numbers, and a Markdown table beside it.
+`--train-images` and `--contamination` measure small and dirty folders. Finished fits in the folder are not repeated.
+Writes a JSON file with all numbers, and a Markdown table beside it.
 """
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -71,7 +73,7 @@ def main(
         for weight, auroc in with_network(task, settings, root).items():
             found.setdefault(f"default + {weight:g} residual", {})[task.name] = auroc
     content = {
-        "command": "python benchmarks/ablation.py " + " ".join(sys.argv[1:]),
+        "command": "python benchmarks/ablation.py " + shlex.join(sys.argv[1:]),
         "versions": installed_versions(),
         "halves": {task.name: task.half for task in tasks},
         "auroc": found,
