@@ -118,7 +118,12 @@ def forked(work: Callable[[], None], kill_after: float = HANGS + 5) -> Run:
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(status)
-        timer = signal.signal(signal.SIGALRM, lambda *_: os.kill(pid, signal.SIGKILL))
+
+        def kill(*_: object) -> None:
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.kill(pid, signal.SIGKILL)
+
+        timer = signal.signal(signal.SIGALRM, kill)
         signal.setitimer(signal.ITIMER_REAL, kill_after)
         _, ended, usage = os.wait4(pid, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
