@@ -27,10 +27,9 @@ DEFAULT = {"detector": "dlsr"}
 NETWORK = "residual (diffusion network)"
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": DEFAULT,
-    "without the neighbours' own error": DEFAULT | {"density_weight": 0.0},
     "without the distance": DEFAULT | {"distance_weight": 0.0},
     "without the Mahalanobis distance": DEFAULT | {"gaussian_weight": 0.0},
-    "restoration error alone": DEFAULT | {"density_weight": 0.0, "distance_weight": 0.0, "gaussian_weight": 0.0},
+    "restoration error alone": DEFAULT | {"distance_weight": 0.0, "gaussian_weight": 0.0},
     "5 neighbours": DEFAULT | {"neighbours": 5},
     "10 neighbours": DEFAULT | {"neighbours": 10},
     "50 neighbours": DEFAULT | {"neighbours": 50},

@@ -170,7 +170,7 @@ def test_numbers_of_strangers_are_checked(restoring, tmp_path, name, change, mes
         ("examples.names", lambda x: torch.frombuffer(bytearray(b"[1, 2, 3]"), dtype=torch.uint8), "do not belong"),
         ("examples.z0", lambda x: x[:1], "features of thumbnails"),
         ("scorer.references", lambda x: x[:0], "training images"),
-        ("scorer.own_errors", lambda x: x[:5], "training images"),
+        ("scorer.search.references", lambda x: x[:5], "training images"),
         ("scorer.gaussian.variances", lambda x: -x, "not finite"),
         ("scorer.gaussian.scale", lambda x: 0 * x, "not finite"),
     ],

@@ -21,7 +21,7 @@ from dlsr.model_folder import MANIFEST, digest, numbers_path, read_pair, write_p
 from dlsr.scorers.base import Settings, new_scorer
 from dlsr.training.state import EpochLog
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 FORMATS = ("dlsr-model", "dlsr-baseline")
 
 
@@ -30,7 +30,7 @@ class Header(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[4] = 4
+    schema_version: Literal[5] = 5
     versions: dict[str, str]
     numbers: str = ""
     """Name of the file with the numbers."""

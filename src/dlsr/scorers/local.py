@@ -4,8 +4,7 @@ The paper trains a network to restore distorted features and takes the error tha
 restored from the training images nearest to it, which needs no training and leaves ID and OOD images further apart on
 most datasets (docs/results.md). The score has three parts, which are weak on different datasets:
 
-- the error of the restoration, which counts for less where the training images themselves are restored badly, as in
-  the local outlier factor (Breunig et al. 2000);
+- the error of the restoration;
 - the distance to a near training image, though not to the nearest ones, among which there may be intruders;
 - the Mahalanobis distance, which sees what all images have in common.
 
@@ -59,9 +58,6 @@ class LocalSettings(ScorerSettings):
 
     neighbours: int = Field(default=20, ge=2, le=1000, description="Training images that an image is restored from.")
     references: int = Field(default=10_000, ge=FEWEST, description="At most this many training images are kept.")
-    density_weight: float = Field(
-        default=0.25, ge=0, le=1, description="Weight of the neighbours' own log error, which is subtracted."
-    )
     distance_weight: float = Field(default=0.25, ge=0, description="Weight of the log distance to a neighbour.")
     gaussian_weight: float = Field(default=0.3, ge=0, description="Weight of the log Mahalanobis distance.")
     trim: float = Field(
@@ -90,7 +86,6 @@ class LocalScorer(Scorer):
 
     settings: LocalSettings
     references: Tensor
-    own_errors: Tensor
     location: Tensor
     spread: Tensor
     weights: Tensor
@@ -102,7 +97,6 @@ class LocalScorer(Scorer):
         self.search = Neighbours(min(c, SEARCHED))
         self.register_buffer("references", torch.zeros(0, c))
         # For the whole image and for each layer.
-        self.register_buffer("own_errors", torch.zeros(0, columns))
         self.register_buffer("location", torch.zeros(3, columns))
         self.register_buffer("spread", torch.ones(3, columns))
         weights = torch.tensor([[1.0], [settings.distance_weight], [settings.gaussian_weight]])
@@ -174,8 +168,8 @@ class LocalScorer(Scorer):
         """See `Scorer`."""
         coordinates = self.gaussian.coordinates(z0)
         nearest = self.search.nearest(self._searched(coordinates), self._searched_for)
-        errors, distances = self._from_neighbours(z0, nearest)
-        return self._joined(errors - self._expected(nearest), distances, self._mahalanobis(coordinates))
+        parts = [*self._from_neighbours(z0, nearest), self._mahalanobis(coordinates)]
+        return self._joined(torch.stack(parts, dim=1))
 
     @property
     def _rank(self) -> int:
@@ -197,11 +191,6 @@ class LocalScorer(Scorer):
         unit = self.gaussian.scale.square()
         return self._logs(restoration_error(neighbours, z0), unit), self._logs(z0 - distant, unit)
 
-    def _expected(self, nearest: Tensor) -> Tensor:
-        """What references, shape `(n, k)`, take off the log error of a sample among them, shape `(n, 1 + M)`."""
-        neighbours = nearest[:, : self.settings.neighbours]
-        return self.settings.density_weight * self.own_errors[neighbours].mean(dim=1)
-
     def _mahalanobis(self, coordinates: Tensor) -> Tensor:
         """Log mean squares of the whitened features, shape `(n, 1 + M)`."""
         return self._logs(self.gaussian.per_feature(coordinates / self.gaussian.variances.sqrt()))
@@ -212,9 +201,9 @@ class LocalScorer(Scorer):
         means = torch.cat([squares.mean(dim=1, keepdim=True), layer_means(squares, self.channels)], dim=1)
         return (means / unit + TINY).log()
 
-    def _joined(self, *parts: Tensor) -> LayerScores:
-        """Scores of images and their layers from the three parts, each of shape `(n, 1 + M)`."""
-        joined = ((torch.stack(parts, dim=1) - self.location) / self.spread * self.weights).sum(dim=1)
+    def _joined(self, parts: Tensor) -> LayerScores:
+        """Scores of images and their layers from the three parts, shape `(n, 3, 1 + M)`."""
+        joined = ((parts - self.location) / self.spread * self.weights).sum(dim=1)
         return joined[:, 0], joined[:, 1:]
 
     def _standardise(self, groups: Tensor, n: int) -> LayerScores:
@@ -222,24 +211,20 @@ class LocalScorer(Scorer):
 
         The Gaussian was fitted to `n` images. Returns the references' scores.
         """
-        found: list[list[Tensor]] = []
+        found = []
         for batch in self._batches(len(self.references)):
             nearest, z0 = self.search.nearest_others(batch, self._searched_for, groups), self.references[batch]
-            distances = self._mahalanobis(self.gaussian.coordinates(z0))
-            found.append([nearest, *self._from_neighbours(z0, nearest), distances])
-        nearest, errors, distances, mahalanobis = (torch.cat(parts) for parts in zip(*found, strict=True))
-        self.own_errors = errors
-        growth = self.gaussian.growth_without(self.references, groups, n)
-        parts = [errors - self._expected(nearest), distances, mahalanobis + growth[:, None].log()]
-        stacked = torch.stack(parts, dim=1)
-        low, self.location, high = stacked.quantile(stacked.new_tensor([0.16, 0.5, 0.84]), dim=0)
+            mahalanobis = self._mahalanobis(self.gaussian.coordinates(z0))
+            found.append(torch.stack([*self._from_neighbours(z0, nearest), mahalanobis], dim=1))
+        parts = torch.cat(found)
+        parts[:, 2] += self.gaussian.growth_without(self.references, groups, n)[:, None].log()
+        low, self.location, high = parts.quantile(parts.new_tensor([0.16, 0.5, 0.84]), dim=0)
         self.spread = ((high - low) / 2).clamp(min=TINY)
-        return self._joined(*parts)
+        return self._joined(parts)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         # How many references there are is known only now.
-        for name in ("references", "own_errors"):
-            given, buffer = state_dict.get(prefix + name), getattr(self, name)
-            if isinstance(given, Tensor) and given.shape[1:] == buffer.shape[1:]:
-                setattr(self, name, torch.empty_like(given, device=buffer.device))
+        given, references = state_dict.get(f"{prefix}references"), self.references
+        if isinstance(given, Tensor) and given.shape[1:] == references.shape[1:]:
+            self.references = torch.empty_like(given, device=references.device)
         super()._load_from_state_dict(state_dict, prefix, *rest)
