@@ -69,7 +69,7 @@ LARGEST: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("WEBP", "RGB", {"lossless": True, "method": 0, "quality": 0}),
     ("JPEG2000", "RGBA", {}),
     ("AVIF", "RGBA", {"speed": 10}),
-    *(("BMP", "RGB", {}), ("GIF", "P", {}), ("PPM", "RGB", {}), ("TGA", "RGBA", {})),
+    *(("BMP", "RGB", {}), ("GIF", "P", {}), ("PPM", "RGB", {}), ("TGA", "RGBA", {"compression": "tga_rle"})),
 )
 """Format, mode and options of Pillow of the images whose memory is measured."""
 
