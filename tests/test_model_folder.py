@@ -5,7 +5,9 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+from safetensors import safe_open
 
 from dlsr import Detector, OutputError
 from dlsr.files import locked, remove_old, replacing_folder, target_of
@@ -90,6 +92,20 @@ for i in range(100):  # within milliseconds of each other, into a new folder
 """,
         tmp_path,
     )
+
+
+def test_a_model_that_is_replaced_while_its_numbers_are_opened_is_read_anew(tmp_path, monkeypatch):
+    features = np.random.default_rng(0).standard_normal((60, 8))
+    first, second = (Detector(score=score, group_by="none").fit_features(features) for score in ("knn", "mahalanobis"))
+    first.save(tmp_path / "m")
+
+    def gone(path, **_):
+        monkeypatch.setattr("dlsr.artifact.safe_open", safe_open)
+        second.save(tmp_path / "m")
+        raise RuntimeError(f"unable to open file <{path}> in read-only mode")  # as PyTorch does
+
+    monkeypatch.setattr("dlsr.artifact.safe_open", gone)
+    assert Detector.load(tmp_path / "m").settings_.score == "mahalanobis"
 
 
 def test_folders_replaced_at_the_same_time_stay_whole(tmp_path):

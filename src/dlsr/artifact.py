@@ -174,7 +174,8 @@ def read_artifact(folder: Path, kind: type[M]) -> tuple[M, dict[str, Tensor]]:
                 # Copies, since the file may be deleted when the model is replaced.
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no mapping
                 of_manifest = (file.metadata() or {}).get("manifest_sha256")
-        except (OSError, SafetensorError) as error:
+        # PyTorch opens the file a second time, and raises RuntimeError if it is gone by then.
+        except (OSError, RuntimeError, SafetensorError) as error:
             raise ArtifactError(f"cannot read '{path}' ({one_line(error)}); fit the model again") from error
         if of_manifest != digest(written):
             raise ArtifactError(f"'{folder / MANIFEST}' was changed since it was written; fit the model again")
