@@ -53,20 +53,20 @@ def main(
     variants: Annotated[str | None, typer.Option(help="Names of variants, separated by commas.")] = None,
     train_images: Annotated[int | None, typer.Option(help="Fit to at most this many images.")] = None,
     contamination: Annotated[float, typer.Option(help="Share of the training images that are OOD images.")] = 0.0,
-    seeds: int = 1,
 ) -> None:
     root = store or default_store_root()
     suite = read_suite(SHIPPED)
     opener = TaskOpener(suite, data)
     tasks = [opener.open(task) for task in suite.tasks if only is None or task.name in only.split(",")]
     chosen = VARIANTS if variants is None else {name: VARIANTS[name] for name in variants.split(",")}
-    settings = SuiteSettings(chosen, seeds=seeds, train_limit=train_images, contamination=contamination)
+    settings = SuiteSettings(chosen, train_limit=train_images, contamination=contamination)
     report = run_suite(
         tasks, settings, folder / "runs", store=root, on_message=lambda message: print(message, file=sys.stderr)
     )
     found: dict[str, dict[str, float]] = {}
     for row in report["rows"]:
-        aurocs = [metrics["auroc"] for run in row["runs"] for metrics in run["sets"].values()]
+        (run,) = row["runs"]
+        aurocs = [metrics["auroc"] for metrics in run["sets"].values()]
         found.setdefault(row["detector"], {})[row["task"]] = float(np.mean(aurocs))
     for task in tasks if NETWORK in chosen else ():
         for weight, auroc in with_network(task, settings, root).items():

@@ -249,7 +249,7 @@ def markdown(content: dict[str, Any]) -> str:
     plain = [f"none, {calibration}" for calibration in CALIBRATIONS]
     lines += [
         "",
-        "Standard deviation over folders, in percentage points; 2,000 new images a folder, whose draw is part of it:",
+        f"Standard deviation over folders, in points; {MEASURED:,} new images a folder, whose draw is part of it:",
         "",
         f"| collection | images | promised | {' | '.join(plain)} |",
         "|---" * (len(plain) + 3) + "|",

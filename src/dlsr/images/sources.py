@@ -4,7 +4,7 @@ import os
 import sys
 import tarfile
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -139,16 +139,30 @@ def _open_folder(folder: Path) -> ImageDataset:
     def unreadable(error: OSError) -> None:
         items.append(failing_item(in_utf8(str(error.filename)), error.strerror or "cannot be listed"))
 
-    for parent, subfolders, files in os.walk(folder, onerror=unreadable):
-        subfolders.sort()
-        linked += [in_utf8(str(path)) for name in subfolders if (path := Path(parent, name)).is_symlink()]
-        for file in sorted(files):
+    for parent, files, links in walk_folder(folder, unreadable):
+        linked += [in_utf8(str(Path(parent, name))) for name in links]
+        for file in files:
             path = Path(parent, file)
             if path.suffix.lower() in SUFFIXES:
                 items.append(_file_item(path))
             else:
                 ignored.append(in_utf8(str(path)))
     return ImageDataset(items, ignored, linked)
+
+
+def walk_folder(folder: Path | str, on_error: Callable[[OSError], None]) -> Iterator[tuple[str, list[str], list[str]]]:
+    """The files of a folder and its subfolders, in order of their names, and linked folders, which are not followed.
+
+    Args:
+        folder: to list.
+        on_error: callback with the error of a folder that cannot be listed; `filename` is its path.
+
+    Yields:
+        Path of a folder, names of its files, and names of the linked folders in it.
+    """
+    for parent, subfolders, files in os.walk(folder, onerror=on_error):
+        subfolders.sort()
+        yield parent, sorted(files), [name for name in subfolders if Path(parent, name).is_symlink()]
 
 
 def _file_item(path: Path) -> ImageItem:

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from dlsr.errors import ImageError, InputError, MissingExtraError, NoImagesError, SettingsError, one_line
 from dlsr.images.names import SUFFIXES, in_utf8
 from dlsr.images.reading import MAX_FILE_BYTES, checked_size, open_file, read_file
-from dlsr.images.sources import ImageItem, failing_item, member_items
+from dlsr.images.sources import ImageItem, failing_item, member_items, walk_folder
 from dlsr.images.tars import TAR_SUFFIXES, Listing, Member, is_compressed, list_members, plain_tar
 from dlsr.streaming import in_groups
 
@@ -128,8 +128,7 @@ def _files(fs: Any, root: str) -> tuple[list[str], list[str]]:
     if not is_local(fs):
         return sorted(fs.find(root)), []
     found, unlisted = [], list[str]()
-    for folder, subfolders, names in os.walk(root, onerror=lambda error: unlisted.append(str(error.filename))):
-        links = [name for name in subfolders if Path(folder, name).is_symlink()]
+    for folder, names, links in walk_folder(root, lambda error: unlisted.append(str(error.filename))):
         found += [f"{folder.rstrip('/')}/{name}" for name in names + links]
     return sorted(found), sorted(unlisted)
 

@@ -168,8 +168,7 @@ class LocalScorer(Scorer):
         """See `Scorer`."""
         coordinates = self.gaussian.coordinates(z0)
         nearest = self.search.nearest(self._searched(coordinates), self._searched_for)
-        parts = [*self._from_neighbours(z0, nearest), self._mahalanobis(coordinates)]
-        return self._joined(torch.stack(parts, dim=1))
+        return self._joined(self._parts(z0, coordinates, nearest))
 
     @property
     def _rank(self) -> int:
@@ -184,16 +183,20 @@ class LocalScorer(Scorer):
     def _searched(coordinates: Tensor) -> Tensor:
         return coordinates[:, -SEARCHED:]
 
-    def _from_neighbours(self, z0: Tensor, nearest: Tensor) -> tuple[Tensor, Tensor]:
-        """Log mean squares of the restoration error, and of the difference to a neighbour, each `(n, 1 + M)`."""
+    def _parts(self, z0: Tensor, coordinates: Tensor, nearest: Tensor) -> Tensor:
+        """Log mean squares of the restoration error, the difference to a neighbour, and the whitened features.
+
+        Shape `(n, 3, 1 + M)`.
+        """
         neighbours = self.references[nearest[:, : self.settings.neighbours]]
         distant = self.references[nearest[:, self._rank - 1]]
         unit = self.gaussian.scale.square()
-        return self._logs(restoration_error(neighbours, z0), unit), self._logs(z0 - distant, unit)
-
-    def _mahalanobis(self, coordinates: Tensor) -> Tensor:
-        """Log mean squares of the whitened features, shape `(n, 1 + M)`."""
-        return self._logs(self.gaussian.per_feature(coordinates / self.gaussian.variances.sqrt()))
+        parts = (
+            self._logs(restoration_error(neighbours, z0), unit),
+            self._logs(z0 - distant, unit),
+            self._logs(self.gaussian.per_feature(coordinates / self.gaussian.variances.sqrt())),
+        )
+        return torch.stack(parts, dim=1)
 
     def _logs(self, differences: Tensor, unit: Tensor | float = 1.0) -> Tensor:
         """Log mean square, in a unit, of all features and of those of each layer: `(n, c)` to `(n, 1 + M)`."""
@@ -214,8 +217,7 @@ class LocalScorer(Scorer):
         found = []
         for batch in self._batches(len(self.references)):
             nearest, z0 = self.search.nearest_others(batch, self._searched_for, groups), self.references[batch]
-            mahalanobis = self._mahalanobis(self.gaussian.coordinates(z0))
-            found.append(torch.stack([*self._from_neighbours(z0, nearest), mahalanobis], dim=1))
+            found.append(self._parts(z0, self.gaussian.coordinates(z0), nearest))
         parts = torch.cat(found)
         parts[:, 2] += self.gaussian.growth_without(self.references, groups, n)[:, None].log()
         low, self.location, high = parts.quantile(parts.new_tensor([0.16, 0.5, 0.84]), dim=0)

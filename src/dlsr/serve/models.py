@@ -49,10 +49,9 @@ def load_model(folder: Path, device: str, backend: Backend, workers: int) -> Mod
         WeightsError: if the encoder's weights cannot be loaded.
         NotFittedError: if the model was fitted to features, and has no encoder.
     """
-    id, before = read_manifest(folder).numbers_sha256, ""
-    while id != before:  # again if the model was replaced while it was read
-        detector = Detector.load(folder, device=device, backend=backend, workers=workers)
-        id, before = read_manifest(folder).numbers_sha256, id
+    id = ""
+    while id != (found := read_manifest(folder).numbers_sha256):  # again if the model was replaced while it was read
+        id, detector = found, Detector.load(folder, device=device, backend=backend, workers=workers)
     if detector.encoder_name_ is None:
         raise NotFittedError(f"'{folder}' was fitted to features and has no encoder; give a model fitted to images")
     try:
