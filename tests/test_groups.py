@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dlsr import Detector
+from dlsr import Detector, threshold
 from dlsr.errors import InputError, SettingsError, TooFewImagesError
 from shared import small
 
@@ -64,6 +64,20 @@ def test_groups_and_confidence_are_kept_with_the_model(copies, tmp_path):
     average = Detector.load(tmp_path / "model").set_params(confidence=None)
     assert average.threshold_ < loaded.threshold_
     assert Detector.load(tmp_path / "model", confidence=0.99).threshold_ >= loaded.threshold_
+
+
+def test_that_images_were_left_out_in_turn_is_kept_with_the_model(tmp_path):
+    rows = np.random.default_rng(0).standard_normal((300, sum(CHANNELS))).astype(np.float32)
+    for calibration in ("leave-one-out", "held-out"):
+        detector = Detector(score="knn", group_by="none", confidence=0.9, calibration=calibration)
+        detector.fit_features(rows, CHANNELS).save(tmp_path / calibration)
+        loaded = Detector.load(tmp_path / calibration)
+        assert loaded.calibration_.left_out == (calibration == "leave-one-out")
+        scores = loaded.calibration_.scores
+        expected = threshold(scores, 0.05, None, 0.9, left_out=calibration == "leave-one-out")
+        assert loaded.threshold_ == detector.threshold_ == expected
+    with pytest.raises(TooFewImagesError, match=r"0\.05 with a confidence of 0\.95; give at least 68"):
+        Detector(score="knn", group_by="none", confidence=0.95).fit_features(rows[:67], CHANNELS)
 
 
 def test_groups_that_cannot_be_used_are_one_clear_error(copies):

@@ -5,6 +5,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+import numpy as np
 import safetensors.torch
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -112,7 +113,11 @@ def write_model(folder: Path, model: FittedModel) -> None:
     )
     parts: dict[str, Mapping[str, Tensor]] = {
         "scorer": model.scorer.state_dict(),
-        "calibration": {name: torch.from_numpy(values) for name, values in vars(model.calibration).items()},
+        "calibration": {
+            name: torch.from_numpy(values)
+            for name, values in vars(model.calibration).items()
+            if isinstance(values, np.ndarray)
+        },
         "examples": model.examples.tensors() if model.examples else {},
     }
     tensors = {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
@@ -152,7 +157,10 @@ def _model_of(manifest: Manifest, tensors: Mapping[str, Tensor], device: torch.d
         encoder_sha256=manifest.encoder_sha256,
         channels=manifest.channels,
         scorer=scorer.to(device),
-        calibration=Calibration(**{name: values.numpy() for name, values in _part("calibration", tensors).items()}),
+        calibration=Calibration(
+            **{name: values.numpy() for name, values in _part("calibration", tensors).items()},
+            left_out=manifest.fit.left_out,
+        ),
         summary=manifest.fit,
         examples=Examples.of(examples) if examples else None,
     )

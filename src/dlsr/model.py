@@ -73,22 +73,24 @@ class Calibration:
     """Standard deviation of each layer's score, shape `(M,)`."""
     groups: NDArray[np.int64]
     """A number for each score, shape `(n,)`, the same for images of one group."""
+    left_out: bool = False
+    """Whether each image was left out of the fit in turn, instead of all together."""
 
     def p_values(self, scores: Array, confidence: float | None) -> Array:
         """See `dlsr.calibration.conformal.p_values`."""
-        return p_values(scores, self.scores, self.groups, confidence)
+        return p_values(scores, self.scores, self.groups, confidence, self.left_out)
 
     def threshold(self, rate: float, confidence: float | None) -> float:
         """See `dlsr.calibration.conformal.threshold`. Raises TooFewImagesError as that does."""
-        return threshold(self.scores, rate, self.groups, confidence)
+        return threshold(self.scores, rate, self.groups, confidence, self.left_out)
 
     def table(self, confidence: float | None) -> tuple[Array, Array]:
         """See `dlsr.calibration.conformal.p_value_table`."""
-        return p_value_table(self.scores, self.groups, confidence)
+        return p_value_table(self.scores, self.groups, confidence, self.left_out)
 
     def check_size(self, rate: float, confidence: float | None) -> None:
         """Raise TooFewImagesError if there are too few images, or groups of them, for a rate."""
-        check_calibration_size(len(self.scores), rate, self.groups, confidence)
+        check_calibration_size(len(self.scores), rate, self.groups, confidence, self.left_out)
 
 
 @dataclass(frozen=True)
@@ -244,7 +246,7 @@ def fit_model(
     if scorer.left_out is not None:
         scores[training], layers = _numbers(scorer.left_out)
     if left_out:
-        calibration = _calibration(scores, layers, groups.numbers)
+        calibration = _calibration(scores, layers, groups.numbers, left_out=True)
     else:
         held_out = taken(z0, calibrating)
         seen = digests_of(calibrating, held_out)
@@ -330,9 +332,9 @@ def _numbers(scores: LayerScores) -> tuple[Array, Array]:
     return of_images, of_layers
 
 
-def _calibration(scores: Array, layers: Array, groups: NDArray[np.int64]) -> Calibration:
+def _calibration(scores: Array, layers: Array, groups: NDArray[np.int64], left_out: bool = False) -> Calibration:
     if not (np.isfinite(scores).all() and np.isfinite(layers).all()):
         raise FeatureError(
             "the scores of calibration images are not finite numbers; lower the learning rate, or choose another score"
         )
-    return Calibration(scores, *layer_scale(layers), groups)
+    return Calibration(scores, *layer_scale(layers), groups, left_out)

@@ -16,14 +16,17 @@ numbers = st.integers(-5, 5).map(float)
     st.floats(0.02, 0.98),
     st.sampled_from([None, 0.5, 0.9]),
     st.booleans(),
+    st.booleans(),
 )
-def test_the_threshold_and_the_p_values_give_the_same_verdicts(calibration, scores, rate, confidence, grouped):
+def test_the_threshold_and_the_p_values_give_the_same_verdicts(
+    calibration, scores, rate, confidence, grouped, left_out
+):
     calibration, scores = np.array(calibration), np.array(scores)
     calibration, groups = calibration[:, 0], calibration[:, 1].astype(int) if grouped else None
-    p = p_values(scores, calibration, groups, confidence)
+    p = p_values(scores, calibration, groups, confidence, left_out)
     assert ((p > 0) & (p <= 1)).all()
     try:
-        cut = threshold(calibration, rate, groups, confidence)
+        cut = threshold(calibration, rate, groups, confidence, left_out)
     except TooFewImagesError:
         assert (p > rate).all()
     else:
@@ -93,6 +96,33 @@ def test_the_smallest_number_of_calibration_images_with_a_confidence(rate, confi
     assert threshold(np.arange(float(smallest)), rate, confidence=confidence) == smallest - 1
     with pytest.raises(TooFewImagesError, match=f"with a confidence of {confidence} needs at least {smallest} cal"):
         threshold(np.zeros(smallest - 1), rate, confidence=confidence)
+
+
+@pytest.mark.parametrize(("rate", "confidence", "smallest"), [(0.05, 0.95, 68), (0.01, 0.9, 253), (0.95, 0.95, 2)])
+def test_it_is_larger_for_images_that_were_left_out_in_turn(rate, confidence, smallest):
+    assert threshold(np.arange(float(smallest)), rate, None, confidence, left_out=True) == smallest - 1
+    with pytest.raises(TooFewImagesError, match=f"needs at least {smallest} calibration images"):
+        threshold(np.zeros(smallest - 1), rate, None, confidence, left_out=True)
+
+
+def test_images_that_were_left_out_in_turn_may_depend_on_each_other():
+    """So much that the standard deviation of the rate is larger by a fifth."""
+    random = np.random.default_rng(0)
+    above = {False: 0, True: 0}
+    for _ in range(2000):
+        scores = random.standard_normal(400) + 0.0567 * random.standard_normal()
+        for left_out in above:
+            above[left_out] += norm.sf(threshold(scores, 0.1, None, 0.95, left_out)) > 0.1
+    assert above[True] <= 0.05 * 2000
+    assert above[False] > 0.055 * 2000
+
+
+def test_without_a_confidence_it_does_not_matter_whether_images_were_left_out_in_turn():
+    calibration, scores = np.random.default_rng(0).standard_normal((2, 50))
+    for groups in (None, np.arange(50) // 2):
+        np.testing.assert_array_equal(
+            p_values(scores, calibration, groups), p_values(scores, calibration, groups, left_out=True)
+        )
 
 
 def test_too_few_groups_are_refused_however_many_images():

@@ -14,9 +14,14 @@ most `rate` and a standard deviation of about `sqrt(rate / n)` (Angelopoulos & B
 `confidence` the p-values are larger: quantiles of that distribution instead of its means. For any rate chosen
 beforehand, the share is at most `rate` with this probability over the calibration images (Vovk 2012, section 3; Bates
 et al. 2023, section 3). Of groups, one image each is used for it.
+
+Calibration scores for which each image was left out of the fit in turn depend on each other, and no theorem tells how
+much the share varies then (Bian & Barber 2023 show that for the jackknife there is none). In `docs/false-alarms.md` its
+standard deviation is 10 to 25 % larger. So with a confidence such an image counts as two thirds of one.
 """
 
 import math
+from bisect import bisect_left
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +31,9 @@ from dlsr.errors import SettingsError, TooFewImagesError
 Array = NDArray[np.float64]
 ROUNDING = 1e-9
 """Keeps sums from falling below a whole number, or p-values from exceeding a rate, by rounding."""
+LEFT_OUT_COUNTS = 2 / 3
+"""With a confidence, an image that was left out in turn counts as this much of a held-out one."""
+MOST_IMAGES = 2**40
 
 
 def p_values(
@@ -33,6 +41,7 @@ def p_values(
     calibration: NDArray[np.floating],
     groups: NDArray[np.integer] | None = None,
     confidence: float | None = None,
+    left_out: bool = False,
 ) -> Array:
     """Conformal p-values: `(1 + number of calibration scores >= score) / (n + 1)`.
 
@@ -43,11 +52,13 @@ def p_values(
             group of its own.
         confidence: probability with which each rate holds for the given calibration images, in (0, 1); None for rates
             that hold on average.
+        left_out: whether each calibration image was left out of the fit in turn, instead of all together. It only
+            matters with a confidence.
 
     Returns:
         p-values of shape `(N,)`, in `(0, 1]`; small = OOD.
     """
-    ordered, table = p_value_table(calibration, groups, confidence)
+    ordered, table = p_value_table(calibration, groups, confidence, left_out)
     return table[np.searchsorted(ordered, scores, side="left")]
 
 
@@ -56,6 +67,7 @@ def threshold(
     rate: float,
     groups: NDArray[np.integer] | None = None,
     confidence: float | None = None,
+    left_out: bool = False,
 ) -> float:
     """The score above which an image is called OOD: `score > threshold` if and only if `p_value <= rate`.
 
@@ -65,18 +77,22 @@ def threshold(
             the calibration images; for a given choice it can be larger, with a `confidence` only rarely.
         groups: as for `p_values`.
         confidence: as for `p_values`.
+        left_out: as for `p_values`.
 
     Raises:
         SettingsError: for a rate or confidence outside (0, 1).
         TooFewImagesError: if no p-value can be as small as `rate`.
     """
-    check_calibration_size(len(calibration), rate, groups, confidence)
-    ordered, table = p_value_table(calibration, groups, confidence)
+    check_calibration_size(len(calibration), rate, groups, confidence, left_out)
+    ordered, table = p_value_table(calibration, groups, confidence, left_out)
     return float(ordered[np.count_nonzero(table > rate + ROUNDING) - 1])
 
 
 def p_value_table(
-    calibration: NDArray[np.floating], groups: NDArray[np.integer] | None = None, confidence: float | None = None
+    calibration: NDArray[np.floating],
+    groups: NDArray[np.integer] | None = None,
+    confidence: float | None = None,
+    left_out: bool = False,
 ) -> tuple[Array, Array]:
     """All p-values that there can be: `p_values[np.searchsorted(ordered, score, side="left")]` is that of a score.
 
@@ -84,6 +100,7 @@ def p_value_table(
         calibration: as for `p_values`, as are the others.
         groups: as for `p_values`.
         confidence: as for `p_values`.
+        left_out: as for `p_values`.
 
     Returns:
         Scores in ascending order, shape `(n,)`, and p-values, shape `(n + 1,)`.
@@ -94,18 +111,36 @@ def p_value_table(
         return ordered, np.asarray((1 + at_least) / (n + 1), dtype=np.float64)
     from scipy.stats import beta  # noqa: PLC0415 - slow to import, and scoring seldom needs it
 
-    return ordered, np.append(1.0, beta.ppf(confidence, at_least[1:] + 1, n - at_least[1:]))
+    counts = LEFT_OUT_COUNTS if left_out else 1
+    return ordered, np.append(1.0, beta.ppf(confidence, counts * (at_least[1:] + 1), counts * (n - at_least[1:])))
 
 
-def fewest_calibration_images(rate: float, confidence: float | None = None) -> int:
-    """The fewest calibration images, or groups of them, that allow a false-alarm rate in (0, 1)."""
+def fewest_calibration_images(rate: float, confidence: float | None = None, left_out: bool = False) -> int:
+    """The fewest calibration images, or groups of them, that allow a false-alarm rate in (0, 1).
+
+    Args:
+        rate: false-alarm rate.
+        confidence: as for `p_values`.
+        left_out: as for `p_values`.
+    """
     if confidence is None:
         return math.ceil(1 / rate - 1 - ROUNDING)
-    return math.ceil(math.log(1 - confidence) / math.log(1 - rate) - ROUNDING)
+    if not left_out:
+        return math.ceil(math.log(1 - confidence) / math.log(1 - rate) - ROUNDING)
+    from scipy.stats import beta  # noqa: PLC0415 - slow to import, and few fits need it
+
+    def smallest_p_value(n: int) -> float:
+        return float(beta.ppf(confidence, LEFT_OUT_COUNTS, LEFT_OUT_COUNTS * n))
+
+    return bisect_left(range(1, MOST_IMAGES), -rate - ROUNDING, key=lambda n: -smallest_p_value(n)) + 1
 
 
 def check_calibration_size(
-    n: int, rate: float, groups: NDArray[np.integer] | None = None, confidence: float | None = None
+    n: int,
+    rate: float,
+    groups: NDArray[np.integer] | None = None,
+    confidence: float | None = None,
+    left_out: bool = False,
 ) -> None:
     """Check that there are enough calibration images for a false-alarm rate.
 
@@ -114,6 +149,7 @@ def check_calibration_size(
         rate: false-alarm rate, in (0, 1).
         groups: as for `p_values`.
         confidence: as for `p_values`.
+        left_out: as for `p_values`.
 
     Raises:
         SettingsError: for a rate or confidence outside (0, 1).
@@ -123,7 +159,8 @@ def check_calibration_size(
         raise SettingsError(f"the false-alarm rate must lie between 0 and 1, got {rate}")
     if confidence is not None and not 0 < confidence < 1:
         raise SettingsError(f"the confidence must lie between 0 and 1, got {confidence}")
-    count, fewest = n if groups is None else len(np.unique(groups)), fewest_calibration_images(rate, confidence)
+    count = n if groups is None else len(np.unique(groups))
+    fewest = fewest_calibration_images(rate, confidence, left_out)
     if count < fewest:
         kind = "calibration images" if count == n else "groups of calibration images"
         at = "" if confidence is None else f" with a confidence of {confidence:g}"

@@ -46,12 +46,13 @@ def split(
         seed: seed of the random order.
         confidence: with which the rate shall hold, see `dlsr.calibration.conformal.p_values`.
         validation: whether images are held out for validation.
-        calibration: whether images are held out for calibration.
+        calibration: whether images are held out for calibration; if not, the training images calibrate, each left out
+            in turn.
 
     Raises:
         TooFewImagesError: if fewer than 20 images or 2 groups are left for training, or there are too few for the rate.
     """
-    n, fewest = len(groups), fewest_calibration_images(rate, confidence)
+    n, fewest = len(groups), fewest_calibration_images(rate, confidence, left_out=not calibration)
     _, group_of, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     count = len(sizes)
     # Places of the groups in a random order; images follow their groups.
