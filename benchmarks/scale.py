@@ -32,9 +32,7 @@ import typer
 from dlsr import Detector
 from dlsr.artifact import installed_versions
 from dlsr.files import write_json
-from dlsr.images.decode import decode
 from dlsr.images.sources import ImageDataset, open_images
-from dlsr.images.transforms import resize
 from dlsr.method.noise import pixel_digest
 from dlsr.scale.parts import Part
 from dlsr.scale.ray_engine import process_parts
@@ -263,7 +261,7 @@ def stages(model: Path, everything: ImageDataset) -> dict[str, Any]:
         return done
 
     raw = stage("read", (bytes(item.read()) for item in images.items))  # type: ignore[call-overload]
-    pixels = stage("decode_and_resize", (resize(decode(one), spec.size, spec.interpolation) for one in raw))
+    pixels = stage("decode_and_resize", (spec.resize(spec.decode(one)) for one in raw))
     digests = np.stack(stage("digest", (pixel_digest(one) for one in pixels)))
     batches = [np.stack(batch) for batch in in_groups(pixels, encoder.batch)]
     encoder.encode(batches[0])  # compiled, or read from the cache

@@ -22,7 +22,7 @@ from dlsr.model_folder import MANIFEST, digest, numbers_path, read_pair, write_p
 from dlsr.scorers.base import Settings, new_scorer
 from dlsr.training.state import EpochLog
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 FORMATS = ("dlsr-model", "dlsr-baseline")
 
 
@@ -31,7 +31,7 @@ class Header(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[5] = 5
+    schema_version: Literal[6] = 6
     versions: dict[str, str]
     numbers: str = ""
     """Name of the file with the numbers."""

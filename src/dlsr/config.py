@@ -84,7 +84,8 @@ class DetectorConfig(Frozen):
     preset: str | None = None
     stages: Annotated[WholeNumbers, Field(min_length=1)] | None = None
     weights: str | None = None
-    decoding: str = "full"
+    decoding: str = "draft"
+    resizer: str = "auto"
     pooling: str | None = None
     false_alarm_rate: float = 0.05
     calibration: CalibrationMethod = "auto"

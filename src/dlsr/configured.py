@@ -102,7 +102,7 @@ class Configured(FittedAttributes, Estimator):
         config, device = self._config(), torch_device(self.device)
         choose_backend(self.backend, device)
         pooling = config.pooling or PRESET_POOLING[preset]
-        spec = encoder_spec(config.encoder, config.stages, config.weights, config.decoding, pooling)
+        spec = encoder_spec(config.encoder, config.stages, config.weights, config.decoding, pooling, config.resizer)
         for extractor in (self._extractor, self._prepared):
             if extractor is not None and extractor.is_for(spec, device, self.backend):
                 break

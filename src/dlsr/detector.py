@@ -42,7 +42,8 @@ class Detector(Configured):
         stages: stages of the encoder that make up `z0`, from 0; None for the preset's.
         weights: a file with the encoder's weights, `hub` for those on the Hugging Face Hub, `random` or `random:SEED`;
             None for the preset's source.
-        decoding: `full`, or `draft` to decode large JPEGs at a fraction of their size: faster, other scores.
+        decoding: `draft` decodes large JPEGs at a fraction of their size, which is faster; `full` does not.
+        resizer: `pillow`, `cykooz` (faster, nearly the same pixels), or `auto`: the latter if it is installed.
         pooling: what is kept of each stage's map: `mean` as in the paper, `mean+std` or `mean+std+max`; None for the
             preset's.
         false_alarm_rate: share of ID images that may be called OOD; can be changed after fitting.
@@ -74,7 +75,8 @@ class Detector(Configured):
         preset: str | None = None,
         stages: Sequence[int] | None = None,
         weights: str | os.PathLike[str] | None = None,
-        decoding: str = "full",
+        decoding: str = "draft",
+        resizer: str = "auto",
         pooling: str | None = None,
         false_alarm_rate: float = 0.05,
         confidence: float | None = None,
@@ -94,6 +96,7 @@ class Detector(Configured):
         self.stages = stages
         self.weights = weights
         self.decoding = decoding
+        self.resizer = resizer
         self.pooling = pooling
         self.false_alarm_rate = false_alarm_rate
         self.confidence = confidence

@@ -10,7 +10,7 @@ from dlsr import ENCODERS, Encoder, SettingsError, WeightsError, encoder_spec
 from dlsr.encoders import encoder as encoder_module
 from dlsr.encoders.weights import load_classifier
 from dlsr.images import transforms
-from dlsr.images.transforms import resize
+from dlsr.images.resizing import resize
 from dlsr.method.features import POOLINGS, to_z0
 
 SMALL = "test_resnet"
@@ -85,13 +85,14 @@ def test_the_key_changes_with_everything_that_features_depend_on():
         encoder_spec(SMALL, stages=(1, 2), weights="random"),
         spec.model_copy(update={"size": 128}),
         spec.model_copy(update={"interpolation": {"bilinear": "bicubic", "bicubic": "bilinear"}[spec.interpolation]}),
-        spec.model_copy(update={"decoding": "draft"}),
+        spec.model_copy(update={"decoding": "full"}),
+        spec.model_copy(update={"resizer": "pillow"}),
         spec.model_copy(update={"mean": (0.0, 0.0, 0.0)}),
         encoder_spec(SMALL, weights="random", pooling="mean+std"),
         encoder_spec(SMALL, weights="random", pooling="mean+std+max"),
     ]
     keys = {Encoder(other, backend="torch").key for other in changed}
-    assert len(keys) == 8
+    assert len(keys) == 9
     assert key not in keys
 
 

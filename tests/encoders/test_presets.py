@@ -35,11 +35,12 @@ def test_a_network_of_timm_has_its_own_preprocessing_and_all_stages():
 
 
 def test_changes_to_a_preset_leave_the_rest_and_the_preset_as_they_are():
-    changed = encoder_spec("resnet50", stages=(2,), weights="file.pth", decoding="draft", pooling="mean+std")
+    changed = encoder_spec("resnet50", stages=(2,), weights="file.pth", decoding="full", pooling="mean+std")
     assert changed.weights_argument == "file.pth"
-    expected = ENCODERS["resnet50"].model_dump() | {"stages": (2,), "decoding": "draft", "pooling": "mean+std"}
-    assert changed.model_dump(exclude={"weights"}) == {k: v for k, v in expected.items() if k != "weights"}
-    assert encoder_spec("resnet50") == ENCODERS["resnet50"]
+    expected = ENCODERS["resnet50"].model_dump() | {"stages": (2,), "decoding": "full", "pooling": "mean+std"}
+    given = {"weights", "resizer"}
+    assert changed.model_dump(exclude=given) == {k: v for k, v in expected.items() if k not in given}
+    assert encoder_spec("resnet50", resizer="pillow") == ENCODERS["resnet50"]
     assert encoder_spec("resnet50").weights_argument is None
 
 

@@ -11,7 +11,7 @@ from dlsr import ENCODERS, SettingsError, WeightsError, encoder_spec
 from dlsr.encoders import weights as weights_module
 from dlsr.encoders.presets import RandomWeights
 from dlsr.encoders.weights import load_classifier
-from dlsr.images.transforms import resize
+from dlsr.images.resizing import resize
 
 SMALL = "test_resnet"
 

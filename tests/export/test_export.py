@@ -22,7 +22,6 @@ from dlsr import (
 from dlsr.export import export, export_int8
 from dlsr.export.graph import TOLERANCE
 from dlsr.export.int8 import quantised_encoder
-from dlsr.images.decode import decode
 from shared import small
 
 pytestmark = pytest.mark.slow
@@ -97,9 +96,9 @@ def hard_images(photograph):
     }
 
 
-@pytest.mark.parametrize("decoding", ["full", "draft"])
+@pytest.mark.parametrize(("decoding", "resizer"), [("full", "pillow"), ("draft", "cykooz")])
 def test_the_example_loads_images_as_the_detector_does(
-    image_folder, small_encoder, photographs, tmp_path, monkeypatch, decoding
+    image_folder, small_encoder, photographs, tmp_path, monkeypatch, decoding, resizer
 ):
     """16-bit grey and transparent images had other scores."""
     folder = tmp_path / "images"
@@ -107,7 +106,7 @@ def test_the_example_loads_images_as_the_detector_does(
     for name, (image, options) in hard_images(photographs[0]).items():
         image.save(folder / name, **options)
     (folder / "deep.pgm").write_bytes(b"P5 90 60 4095 " + np.arange(5400, dtype=">u2").clip(0, 4095).tobytes())
-    detector = fitted(image_folder, small_encoder, score="mahalanobis", decoding=decoding)
+    detector = fitted(image_folder, small_encoder, score="mahalanobis", decoding=decoding, resizer=resizer)
     export(detector, tmp_path / "out", "onnx")
     spec = importlib.util.spec_from_file_location("score_image", tmp_path / "out" / "score_image.py")
     example = importlib.util.module_from_spec(spec)
@@ -115,12 +114,10 @@ def test_the_example_loads_images_as_the_detector_does(
     graph, paths = example.load_graph(), sorted(folder.iterdir())
     results = detector.detect(paths)
     assert results.errors == [None] * len(paths)
-    size, loading = example.ABOUT["image"]["size"], example.ABOUT["image"]["loading"]
+    about = example.ABOUT["image"]
     for path, result in zip(paths, results, strict=True):
-        loaded = example.load_image(path, size, **loading)
-        np.testing.assert_array_equal(
-            loaded, decode(path.read_bytes(), size if decoding == "draft" else None), path.name
-        )
+        loaded = example.load_image(path, **about["loading"])
+        np.testing.assert_array_equal(loaded, detector.extractor_.spec.decode(path.read_bytes()), path.name)
         assert example.score(path, graph)[0] == pytest.approx(result.score, rel=1e-4, abs=1e-5), path.name
 
 

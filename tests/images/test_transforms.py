@@ -6,13 +6,7 @@ from PIL import Image
 
 from dlsr import ImageDataset, SettingsError, open_images
 from dlsr.images.sources import failing_item
-from dlsr.images.transforms import protocol_transform, read_pixels, recompress, resize
-
-
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_resize_gives_the_size_for_images_of_any_size(interpolation):
-    for size in ((1, 1), (3, 700)):
-        assert resize(Image.new("RGB", size), 8, interpolation).shape == (8, 8, 3)
+from dlsr.images.transforms import protocol_transform, read_pixels, recompress
 
 
 def test_recompress_gives_a_jpeg_of_the_size_with_420_chroma():

@@ -1,19 +1,18 @@
 import asyncio
 import threading
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from dlsr import Detector
+from dlsr import ENCODERS, Detector, EncoderSpec
 from dlsr.encoding.pipeline import readable_pixels
 from dlsr.images.sources import open_images
 from dlsr.serve import decoding
 from dlsr.serve.bodies import EncodedImage
 from dlsr.serve.decoding import SMALL_PIXELS, Decoder
 
-SPEC = SimpleNamespace(size=8, decoding="full", interpolation="bicubic")
+SPEC = ENCODERS["efficientnet_lite0"].model_copy(update={"size": 8})
 LARGE = 2 * SMALL_PIXELS
 
 
@@ -110,8 +109,8 @@ def test_an_image_that_needs_too_much_memory_is_an_error_in_its_place(monkeypatc
     def fail(*_):
         raise MemoryError
 
-    monkeypatch.setattr(decoding, "decode", lambda *_: None)
-    monkeypatch.setattr(decoding, "resize", fail)
+    monkeypatch.setattr(EncoderSpec, "decode", lambda *_: None)
+    monkeypatch.setattr(EncoderSpec, "resize", fail)
     assert decoded(lambda decoder: decoder.decode(images(1), SPEC)) == ["there is not enough memory for it"]
 
 

@@ -57,7 +57,7 @@ class SpeedSettings:
     encoder: str = "efficientnet_lite0"
     weights: str | None = None
     preset: str = "default"
-    decoding: str = "full"
+    decoding: str = "draft"
     workers: int = 2
 
 

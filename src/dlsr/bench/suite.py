@@ -27,6 +27,7 @@ from dlsr.detector import Detector
 from dlsr.encoders.encoder import Z0_VERSION
 from dlsr.errors import DlsrError, SettingsError, one_line
 from dlsr.files import write_json
+from dlsr.images.resizing import choose_resizer
 from dlsr.images.transforms import pixels_version, protocol_transform
 from dlsr.scorers import SCORES, resolve
 
@@ -292,7 +293,7 @@ def _images_key(parameters: Mapping[str, Any]) -> list[str]:
     weights = parameters.get("weights")
     file = Path(weights) if weights else None
     digest = hashlib.sha256(file.read_bytes()).hexdigest() if file is not None and file.is_file() else ""
-    return [digest, str(Z0_VERSION), pixels_version(), metadata.version("timm")]
+    return [digest, str(Z0_VERSION), pixels_version(choose_resizer("auto")), metadata.version("timm")]
 
 
 def _file_name(name: str) -> str:

@@ -29,6 +29,7 @@ from dlsr.cli.options import (
     Json,
     Pooling,
     Quiet,
+    ResizerName,
     Runtime,
     whole_numbers,
     with_groups,
@@ -57,8 +58,12 @@ def fit(
     stages: Annotated[str | None, typer.Option(help="Encoder stages, counted from 0, such as 1,2,3.")] = None,
     decoding: Annotated[
         DecodingName,
-        typer.Option(help="draft decodes large JPEGs at a fraction of their size: faster, with different scores."),
-    ] = DecodingName.FULL,
+        ResizerName,
+        typer.Option(help="draft decodes large JPEGs at a fraction of their size, which is faster."),
+    ] = DecodingName.DRAFT,
+    resizer: Annotated[
+        ResizerName, typer.Option(help="What resizes images; auto: cykooz, which is faster, where it is installed.")
+    ] = ResizerName.AUTO,
     pooling: Pooling = None,
     false_alarm_rate: Annotated[float, typer.Option(help="Share of ID images that may be called OOD.")] = 0.05,
     confidence: Confidence = None,
@@ -94,6 +99,7 @@ def fit(
         preset=preset,
         stages=whole_numbers(stages, "--stages"),
         decoding=decoding.value,
+        resizer=resizer.value,
         pooling=None if pooling is None else pooling.value,
         false_alarm_rate=false_alarm_rate,
         confidence=confidence,

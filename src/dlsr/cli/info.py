@@ -58,7 +58,7 @@ def _described(manifest: "Manifest", threshold: float) -> dict[str, str]:
         "encoder": "none: fitted to features"
         if encoder is None
         else f"{encoder.name}, stages {', '.join(map(str, encoder.stages))}, {encoder.size} px, "
-        f"{encoder.decoding} decoding, pooling {encoder.pooling}",
+        f"{encoder.decoding} decoding, resized by {encoder.resizer}, pooling {encoder.pooling}",
         "weights": "" if encoder is None else f"{encoder.weights.kind}, SHA-256 {str(manifest.encoder_sha256)[:16]}..",
         "features": f"{sum(manifest.channels)} = {' + '.join(map(str, manifest.channels))}",
         "settings": ", ".join(f"{name} = {value}" for name, value in settings.scorer.model_dump().items()) or "none",

@@ -40,6 +40,14 @@ class DecodingName(StrEnum):
     DRAFT = "draft"
 
 
+class ResizerName(StrEnum):
+    """What resizes images."""
+
+    AUTO = "auto"
+    CYKOOZ = "cykooz"
+    PILLOW = "pillow"
+
+
 class CalibrationName(StrEnum):
     """Where the scores come from that decide thresholds and p-values."""
 

@@ -129,12 +129,13 @@ class Encoder:
 
         The versions of PyTorch and the backend are left out, since `z0` agrees to 1e-4 among them.
         """
-        return _digest(self._engine_key, self.spec.interpolation, self.spec.decoding, pixels_version())
+        spec = self.spec
+        return _digest(self._engine_key, spec.interpolation, spec.decoding, spec.resizer, pixels_version(spec.resizer))
 
     @property
     def _engine_key(self) -> str:
         """Hex digest of everything that `z0` depends on besides the resized pixels."""
-        spec = self.spec.model_dump_json(exclude={"name", "weights", "interpolation", "decoding"})
+        spec = self.spec.model_dump_json(exclude={"name", "weights", "interpolation", "decoding", "resizer"})
         return _digest(spec, self.weights_sha256, repr(DELTA), str(Z0_VERSION), metadata.version("timm"))
 
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

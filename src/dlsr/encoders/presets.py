@@ -2,11 +2,15 @@
 
 from typing import Annotated, Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 from pydantic import Field
 
 from dlsr.config import Frozen, validated
 from dlsr.errors import SettingsError
-from dlsr.images.decode import DECODINGS, Decoding, Interpolation
+from dlsr.images.decode import DECODINGS, Decoding, decode
+from dlsr.images.resizing import Interpolation, Resizer, choose_resizer, resize
 from dlsr.method.features import POOLINGS, Pooling
 
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -64,13 +68,22 @@ class EncoderSpec(Frozen):
     std: tuple[_Positive, _Positive, _Positive]
     """Divides pixel values in 0..255, after the mean is subtracted."""
     interpolation: Interpolation
-    decoding: Decoding = "full"
+    decoding: Decoding = "draft"
     """`draft` decodes large JPEGs at reduced size, see `dlsr.images.decode.decode`."""
+    resizer: Resizer = "pillow"
     pooling: Pooling = "mean"
     """What is kept of each stage's map, see `dlsr.method.features.to_z0`. The default is the paper's."""
     output: Literal["stages", "penultimate"] = "stages"
     """`penultimate` gives the input of the network's last layer instead of `z0`, for baselines that classify."""
     weights: WeightSource = Field(discriminator="kind")
+
+    def decode(self, raw: object) -> Image.Image:
+        """Decode an image to be resized. See `dlsr.images.decode.decode`; raises as that does."""
+        return decode(raw, self.size if self.decoding == "draft" else None)
+
+    def resize(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Resize an RGB image: uint8 of shape `(size, size, 3)`. See `dlsr.images.resizing`; raises as that does."""
+        return resize(image, self.size, self.interpolation, self.resizer)
 
     @property
     def weights_argument(self) -> str | None:
@@ -137,8 +150,9 @@ def encoder_spec(
     name: str,
     stages: tuple[int, ...] | None = None,
     weights: str | None = None,
-    decoding: str = "full",
+    decoding: str = "draft",
     pooling: str = "mean",
+    resizer: str = "auto",
 ) -> EncoderSpec:
     """The spec of a preset, or of any timm network with feature maps.
 
@@ -148,16 +162,17 @@ def encoder_spec(
         weights: a file with weights, `"hub"`, `"random"` or `"random:SEED"`, instead of the preset's source.
         decoding: `full` or `draft`.
         pooling: what is kept of each stage's map: a name of `dlsr.method.features.POOLINGS`.
+        resizer: `pillow`, `cykooz`, or `auto`: the latter if it is installed.
 
     Raises:
-        SettingsError: for an unknown name, decoding or pooling. Stages are checked by `Encoder`.
+        SettingsError: for an unknown name, decoding, pooling or resizer. Stages are checked by `Encoder`.
     """
     spec = ENCODERS.get(name) or _timm_spec(name)
     if decoding not in DECODINGS:
         raise SettingsError(f"unknown decoding '{decoding}'; choose one of {', '.join(DECODINGS)}")
     if pooling not in POOLINGS:
         raise SettingsError(f"unknown pooling '{pooling}'; choose one of {', '.join(POOLINGS)}")
-    changes: dict[str, object] = {"decoding": decoding, "pooling": pooling}
+    changes: dict[str, object] = {"decoding": decoding, "pooling": pooling, "resizer": choose_resizer(resizer)}
     if stages is not None:
         changes["stages"] = tuple(stages)
     if weights is not None:

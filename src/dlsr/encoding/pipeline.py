@@ -14,7 +14,7 @@ from dlsr.encoding.store import KEY_BYTES, FeatureStore, empty_table
 from dlsr.errors import NoImagesError, OutputError
 from dlsr.images.decode import UNREADABLE, decode, reason_of, undecodable
 from dlsr.images.sources import ImageDataset, ImageItem
-from dlsr.images.transforms import Transform, resize
+from dlsr.images.transforms import Transform
 from dlsr.method.noise import DIGEST_BYTES, pixel_digest
 from dlsr.streaming import in_groups, map_ahead
 
@@ -252,11 +252,11 @@ def _prepare(item: ImageItem, encoder: Encoder, store: FeatureStore | None, tran
         known = store.get(key) if store is not None else None
         if known is not None:
             return _Prepared(item.name, key, known=known)
-        image = image or decode(raw, encoder.spec.size if encoder.spec.decoding == "draft" else None)
+        image = image or encoder.spec.decode(raw)
         if transform is not None:
             with undecodable():
                 image = transform.apply(image)
-        pixels = resize(image, encoder.spec.size, encoder.spec.interpolation)
+        pixels = encoder.spec.resize(image)
         # Hashed in the threads that decode, so that the engine need not wait.
         return _Prepared(item.name, key, pixels=pixels, digest=pixel_digest(pixels))
     except UNREADABLE as error:

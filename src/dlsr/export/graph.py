@@ -24,9 +24,8 @@ from dlsr.detector import Detector
 from dlsr.encoders import Encoder, EncoderSpec
 from dlsr.errors import ExportError, OutputError, SettingsError
 from dlsr.files import file_sums, replacing_folder
-from dlsr.images.decode import FORMATS, MAX_SIDE, most_pixels
+from dlsr.images.decode import DRAFT_MARGIN, FORMATS, MAX_SIDE, most_pixels
 from dlsr.images.sources import ImagesLike
-from dlsr.images.transforms import resize
 from dlsr.method.noise import noise_for, pixel_digest
 from dlsr.model import Calibration
 from dlsr.runtime.backends import choose_backend
@@ -42,7 +41,7 @@ EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 TOLERANCE = 1e-4
 """A graph's scores may differ by this, relative to the score or the spread of the ID scores, whichever is more."""
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 ABOUT = "export.json"
 GRAPHS = {"onnx": "model.onnx", "openvino": "model.xml"}
 CPU = torch.device("cpu")
@@ -208,7 +207,7 @@ def sample_pixels(spec: EncoderSpec, count: int = 16) -> NDArray[np.uint8]:
         side = int(random.integers(32, min(photograph.shape[:2])))
         top, left = (int(random.integers(length - side + 1)) for length in photograph.shape[:2])
         patch = Image.fromarray(photograph[top : top + side, left : left + side])
-        patches.append(resize(patch, spec.size, spec.interpolation))
+        patches.append(spec.resize(patch))
     return np.stack(patches)
 
 
@@ -225,8 +224,9 @@ def _about(exported: Exportable, kind: ExportFormat) -> dict[str, Any]:
         "image": {
             "size": exported.spec.size,
             "interpolation": exported.spec.interpolation,
+            "resizer": exported.spec.resizer,
             "loading": {
-                "decoding": exported.spec.decoding,
+                "draft": DRAFT_MARGIN * exported.spec.size if exported.spec.decoding == "draft" else None,
                 "most_pixels": {format: most_pixels(format) for format in FORMATS},
                 "longest_side": MAX_SIDE,
             },

@@ -49,9 +49,11 @@ _STRIP_PIXELS = 2**21
 """Pixels that are converted to RGB at once."""
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 
-Interpolation = Literal["bilinear", "bicubic"]
 Decoding = Literal["full", "draft"]
 DECODINGS: tuple[Decoding, ...] = get_args(Decoding)
+DRAFT_MARGIN = 2
+"""A draft has at least this many times the width and height that it is resized to. With 1 its pixels differ twice as
+much from those of the full image, and decoding takes about as long."""
 
 
 def decode(raw: object, draft: int | None = None) -> Image.Image:
@@ -60,8 +62,9 @@ def decode(raw: object, draft: int | None = None) -> Image.Image:
     Args:
         raw: encoded bytes, a PIL image, an array of shape `(H, W)` or `(H, W, 1 | 3 | 4)`, or a torch tensor of
             shape `(1 | 3, H, W)`. Arrays are uint8, tensors uint8 or float in `[0, 1]`.
-        draft: decode a JPEG at 1/2, 1/4 or 1/8 of its size, but at least at this width and height in pixels. This is
-            faster and gives slightly different pixels. None decodes at full size.
+        draft: the width and height in pixels that the image will be resized to. A JPEG is then decoded at 1/2, 1/4 or
+            1/8 of its size, if that is at least `DRAFT_MARGIN` times as large. This is faster and gives slightly
+            different pixels. None decodes at full size.
 
     Raises:
         ImageError: with the reason, if it cannot be decoded.
@@ -76,7 +79,7 @@ def decode(raw: object, draft: int | None = None) -> Image.Image:
             image = _image_from_array(raw)
         _check_size(image)
         if draft is not None:
-            image.draft(None, (draft, draft))
+            image.draft(None, (DRAFT_MARGIN * draft, DRAFT_MARGIN * draft))
         image.load()
         bits = _bits(image)
         decoded = _to_rgb(_upright(image), bits)

@@ -1,4 +1,4 @@
-"""Changes to a decoded image before it is encoded: resizing, and the protocols of an evaluation."""
+"""Changes to a decoded image before it is resized: the protocols of an evaluation. And images read for networks."""
 
 import io
 from collections.abc import Callable
@@ -11,32 +11,21 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dlsr.errors import SettingsError
-from dlsr.images.decode import UNREADABLE, Interpolation, decode, reason_of, undecodable
+from dlsr.images.decode import UNREADABLE, decode, reason_of
+from dlsr.images.resizing import Interpolation, Resizer, resize, resizer_version
 from dlsr.images.sources import ImageDataset, ImageItem
 from dlsr.streaming import map_ahead
 
-PIXELS_VERSION = 2
+PIXELS_VERSION = 3
 """Raise it with every change to decoding, resizing, protocols or content digests that changes their results.
 
 Cached features of earlier versions are then no longer used.
 """
 
-_RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
-
-def resize(image: Image.Image, size: int, interpolation: Interpolation) -> NDArray[np.uint8]:
-    """Resize to `size` x `size` pixels: uint8 array of shape `(size, size, 3)`.
-
-    Raises:
-        ImageError: if there is not enough memory.
-    """
-    with undecodable():
-        return np.asarray(image.resize((size, size), _RESAMPLING[interpolation]), dtype=np.uint8)
-
-
-def pixels_version() -> str:
-    """Versions of the code that decodes and resizes: dlsr's own and Pillow's."""
-    return f"{PIXELS_VERSION} Pillow {metadata.version('pillow')}"
+def pixels_version(resizer: Resizer) -> str:
+    """Versions of the code that decodes and resizes: dlsr's own, Pillow's and that of the resizer."""
+    return f"{PIXELS_VERSION} Pillow {metadata.version('pillow')} {resizer_version(resizer)}"
 
 
 def read_pixels(

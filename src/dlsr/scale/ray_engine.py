@@ -173,7 +173,7 @@ def encode_with_ray(
     on_plan(len(parts), len(before))
     names = ("encoder", "stages", "weights", "decoding", "device", "backend")
     parameters = {name: getattr(detector, name) for name in names}
-    parameters |= {"pooling": extractor.spec.pooling, "store": store, "workers": 1}
+    parameters |= {"pooling": extractor.spec.pooling, "resizer": extractor.spec.resizer, "store": store, "workers": 1}
     left = [part for part in parts if part.index not in before]
     for done in process_parts(ray, EncodingActor, [run.full_url, parameters], left, address, workers, detector.device):
         on_part(done)

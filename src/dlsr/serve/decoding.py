@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlsr.encoders.presets import EncoderSpec
-from dlsr.images.decode import UNREADABLE, decode, reason_of
-from dlsr.images.transforms import resize
+from dlsr.images.decode import UNREADABLE, reason_of
 from dlsr.serve.bodies import EncodedImage
 
 SMALL_PIXELS = 4_000_000
@@ -124,7 +123,6 @@ def _decode_all(images: Sequence[EncodedImage], spec: EncoderSpec) -> list[Outco
 def _decode(content: bytes, spec: EncoderSpec) -> Outcome:
     """Decode and resize as the pipeline does, see `dlsr.encoding.pipeline`."""
     try:
-        image = decode(content, spec.size if spec.decoding == "draft" else None)
-        return resize(image, spec.size, spec.interpolation)
+        return spec.resize(spec.decode(content))
     except UNREADABLE as error:
         return reason_of(error)

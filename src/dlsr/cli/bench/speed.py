@@ -25,7 +25,7 @@ def speed(
     vectors: Annotated[int, typer.Option(min=2, help="Feature vectors in the timed epoch.")] = 8192,
     encoder: Annotated[str, typer.Option(help="Encoder preset, or a timm network.")] = "efficientnet_lite0",
     preset: Annotated[str, typer.Option(help="Preset whose network and training are timed.")] = "default",
-    decoding: DecodingName = DecodingName.FULL,
+    decoding: DecodingName = DecodingName.DRAFT,
     weights: Weights = None,
     workers: Workers = 2,
     quiet: Quiet = False,

@@ -29,7 +29,7 @@ def load_graph():
     return lambda inputs: model(inputs)["score"]
 
 
-def load_image(path, size, decoding, most_pixels, longest_side):
+def load_image(path, draft, most_pixels, longest_side):
     """An image as dlsr reads it: upright, in RGB, over white where it is transparent."""
     image = Image.open(path, formats=list(most_pixels))
     if (
@@ -37,8 +37,8 @@ def load_image(path, size, decoding, most_pixels, longest_side):
         or max(image.size) > longest_side
     ):
         raise ValueError(f"{image.width}x{image.height} pixels are too many")
-    if decoding == "draft":
-        image.draft(None, (size, size))
+    if draft:
+        image.draft(None, (draft, draft))
     image.load()
     bits = bits_of(image)
     if image.getexif().get(0x0112, 1) != 1:
@@ -61,6 +61,18 @@ def bits_of(image):
     return 8
 
 
+def resize(image, size, interpolation, resizer):
+    """Resize as dlsr does, uint8 of shape (size, size, 3)."""
+    if resizer == "pillow":
+        return np.asarray(image.resize((size, size), Image.Resampling[interpolation.upper()]))
+    import cykooz_resizer as cykooz
+
+    kind = {"bilinear": cykooz.FilterType.bilinear, "bicubic": cykooz.FilterType.catmull_rom}[interpolation]
+    resized = Image.new("RGB", (size, size))
+    cykooz.Resizer().resize_pil(image, resized, cykooz.ResizeOptions(cykooz.ResizeAlg.convolution(kind)))
+    return np.asarray(resized)
+
+
 def noise_of(pixels, seed, vectors, dimensions):
     """Noise that belongs to the image, shape (1, K, c): the same pixels and seed always give the same."""
     digest = hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes(), digest_size=16).digest()
@@ -72,9 +84,7 @@ def noise_of(pixels, seed, vectors, dimensions):
 def score(path, graph):
     """Score (larger = more OOD) and p-value of an image."""
     about = ABOUT["image"]
-    size, resampling = about["size"], Image.Resampling[about["interpolation"].upper()]
-    image = load_image(path, size, **about["loading"])
-    pixels = np.asarray(image.resize((size, size), resampling))
+    pixels = resize(load_image(path, **about["loading"]), about["size"], about["interpolation"], about["resizer"])
     inputs = {"pixels": pixels[None]}
     if ABOUT["noise"]["vectors"]:
         inputs["noise"] = noise_of(pixels, **ABOUT["noise"])
