@@ -36,7 +36,7 @@ def main(
         for precision in ("float32", "bfloat16"):
             found, seconds = [], []
             for seed in range(seeds if preset == "default" else 1):
-                changes = {"precision": precision} | ({"epochs": paper_epochs} if preset == "paper" else {})
+                changes = {"training_precision": precision} | ({"epochs": paper_epochs} if preset == "paper" else {})
                 settings = resolve(preset, "residual" if preset == "default" else None, changes, seed=seed)
                 epochs = settings.scorer.model_dump()["epochs"]
                 start = time.perf_counter()

@@ -68,8 +68,8 @@ class TrainingSettings(Frozen):
     weight_decay: float = Field(default=1e-4, ge=0, description="Weight decay of AdamW.")
     ema_decay: float = Field(default=0.9999, ge=0, lt=1, description="Decay of the averaged weights.")
     patience: int = Field(default=10, ge=1, description="Epochs without a lower validation loss before it stops.")
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="Precision of matrix products; auto: bfloat16 if the hardware supports it."
+    training_precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="Of matrix products in training; auto: bfloat16 if the hardware supports it."
     )
 
 
@@ -86,6 +86,7 @@ class DetectorConfig(Frozen):
     weights: str | None = None
     decoding: str = "draft"
     resizer: str = "auto"
+    precision: str = "float32"
     pooling: str | None = None
     false_alarm_rate: float = 0.05
     calibration: CalibrationMethod = "auto"

@@ -100,9 +100,11 @@ class Configured(FittedAttributes, Estimator):
         """
         preset = self._resolved().preset
         config, device = self._config(), torch_device(self.device)
-        choose_backend(self.backend, device)
         pooling = config.pooling or PRESET_POOLING[preset]
-        spec = encoder_spec(config.encoder, config.stages, config.weights, config.decoding, pooling, config.resizer)
+        spec = encoder_spec(
+            config.encoder, config.stages, config.weights, config.decoding, pooling, config.resizer, config.precision
+        )
+        choose_backend(self.backend, device, spec.precision)
         for extractor in (self._extractor, self._prepared):
             if extractor is not None and extractor.is_for(spec, device, self.backend):
                 break

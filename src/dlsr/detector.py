@@ -44,6 +44,7 @@ class Detector(Configured):
             None for the preset's source.
         decoding: `draft` decodes large JPEGs at a fraction of their size, which is faster; `full` does not.
         resizer: `pillow`, `cykooz` (faster, nearly the same pixels), or `auto`: the latter if it is installed.
+        precision: of the encoder's products: `float32`, or `bfloat16`, which is faster on processors that have it.
         pooling: what is kept of each stage's map: `mean` as in the paper, `mean+std` or `mean+std+max`; None for the
             preset's.
         false_alarm_rate: share of ID images that may be called OOD; can be changed after fitting.
@@ -77,6 +78,7 @@ class Detector(Configured):
         weights: str | os.PathLike[str] | None = None,
         decoding: str = "draft",
         resizer: str = "auto",
+        precision: str = "float32",
         pooling: str | None = None,
         false_alarm_rate: float = 0.05,
         confidence: float | None = None,
@@ -97,6 +99,7 @@ class Detector(Configured):
         self.weights = weights
         self.decoding = decoding
         self.resizer = resizer
+        self.precision = precision
         self.pooling = pooling
         self.false_alarm_rate = false_alarm_rate
         self.confidence = confidence

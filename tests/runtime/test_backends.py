@@ -127,3 +127,16 @@ def test_backends_that_cannot_run_are_refused(monkeypatch):
     monkeypatch.setattr(backends.shutil, "which", lambda name: None)
     with pytest.raises(SettingsError, match=r"install g\+\+"):
         choose_backend("compile", CPU)
+
+
+def test_bfloat16_runs_on_openvino_alone(monkeypatch):
+    assert choose_backend("auto", CPU, "bfloat16") == choose_backend("openvino", CPU, "bfloat16") == "openvino"
+    for backend in ("torch", "onnxruntime", "compile"):
+        with pytest.raises(SettingsError, match="does not run in bfloat16; use --backend openvino"):
+            choose_backend(backend, CPU, "bfloat16")
+    with pytest.raises(SettingsError, match="on cuda use float32"):
+        choose_backend("auto", torch.device("cuda"), "bfloat16")
+    real = backends.find_spec
+    monkeypatch.setattr(backends, "find_spec", lambda name: None if name == "openvino" else real(name))
+    with pytest.raises(MissingExtraError, match=r"dlsr\[openvino\]"):
+        choose_backend("auto", CPU, "bfloat16")

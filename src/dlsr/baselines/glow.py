@@ -69,7 +69,7 @@ class Glow(Baseline):
             return self._bits((samples.float() + uniform) / 256).mean()
 
         settings = TrainingSettings(
-            epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, precision="float32", ema_decay=0.999
+            epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, training_precision="float32", ema_decay=0.999
         )
         self._train(pixels, loss, settings, trainer)
 

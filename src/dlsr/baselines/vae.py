@@ -91,7 +91,7 @@ class VAE(Baseline):
             return self.network_.negative_elbo(samples, draws.normal(self.latent)).mean()
 
         settings = TrainingSettings(
-            epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, precision="float32", ema_decay=0.999
+            epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, training_precision="float32", ema_decay=0.999
         )
         self._train(pixels, loss, settings, trainer)
 

@@ -265,7 +265,7 @@ def measure_training(settings: DiffusionSettings, vectors: int, precision: Preci
     Returns:
         `epoch_seconds`, `gflops` of training, `gflops_of_products` and their ratio `share_of_products`.
     """
-    training = settings.model_copy(update={"epochs": ROUNDS, "min_steps": 0, "precision": precision})
+    training = settings.model_copy(update={"epochs": ROUNDS, "min_steps": 0, "training_precision": precision})
     network = LFDN(c, settings.width or 2 * c, settings.blocks)
     z0 = torch.randn(vectors, c)
     ends: list[float] = [time.perf_counter()]

@@ -214,6 +214,7 @@ class _Runner:
             return None
         spec = extractor.spec
         label = f"{spec.name}, {spec.pooling if spec.output == 'stages' else spec.output}"
+        label += "" if spec.precision == "float32" else f", {spec.precision}"
         if label not in self.costs:
             key = key_of("encoder", spec.model_dump(), _images_key({"weights": self.settings.weights}), data["train"])
             path = self.folder / f"encoder-{key}.json"

@@ -28,6 +28,7 @@ from dlsr.cli.options import (
     ImagesPerPart,
     Json,
     Pooling,
+    PrecisionName,
     Quiet,
     ResizerName,
     Runtime,
@@ -58,12 +59,16 @@ def fit(
     stages: Annotated[str | None, typer.Option(help="Encoder stages, counted from 0, such as 1,2,3.")] = None,
     decoding: Annotated[
         DecodingName,
+        PrecisionName,
         ResizerName,
         typer.Option(help="draft decodes large JPEGs at a fraction of their size, which is faster."),
     ] = DecodingName.DRAFT,
     resizer: Annotated[
         ResizerName, typer.Option(help="What resizes images; auto: cykooz, which is faster, where it is installed.")
     ] = ResizerName.AUTO,
+    precision: Annotated[
+        PrecisionName, typer.Option(help="Of the encoder; bfloat16 is faster on processors that multiply in it.")
+    ] = PrecisionName.FLOAT32,
     pooling: Pooling = None,
     false_alarm_rate: Annotated[float, typer.Option(help="Share of ID images that may be called OOD.")] = 0.05,
     confidence: Confidence = None,
@@ -100,6 +105,7 @@ def fit(
         stages=whole_numbers(stages, "--stages"),
         decoding=decoding.value,
         resizer=resizer.value,
+        precision=precision.value,
         pooling=None if pooling is None else pooling.value,
         false_alarm_rate=false_alarm_rate,
         confidence=confidence,

@@ -32,7 +32,7 @@ def info(
     threshold = Detector.load(model).threshold_
     manifest = read_manifest(model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    backend = choose_backend("auto", device)
+    backend = choose_backend("auto", device, manifest.encoder.precision if manifest.encoder else "float32")
     if as_json:
         extra = {"threshold": threshold, "backend_here": backend, "device_here": str(device)}
         print_json(manifest.model_dump(mode="json") | extra)
@@ -58,7 +58,7 @@ def _described(manifest: "Manifest", threshold: float) -> dict[str, str]:
         "encoder": "none: fitted to features"
         if encoder is None
         else f"{encoder.name}, stages {', '.join(map(str, encoder.stages))}, {encoder.size} px, "
-        f"{encoder.decoding} decoding, resized by {encoder.resizer}, pooling {encoder.pooling}",
+        f"{encoder.decoding} decoding, resized by {encoder.resizer}, in {encoder.precision}, pooling {encoder.pooling}",
         "weights": "" if encoder is None else f"{encoder.weights.kind}, SHA-256 {str(manifest.encoder_sha256)[:16]}..",
         "features": f"{sum(manifest.channels)} = {' + '.join(map(str, manifest.channels))}",
         "settings": ", ".join(f"{name} = {value}" for name, value in settings.scorer.model_dump().items()) or "none",

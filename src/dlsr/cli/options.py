@@ -48,6 +48,13 @@ class ResizerName(StrEnum):
     PILLOW = "pillow"
 
 
+class PrecisionName(StrEnum):
+    """Precision of the encoder."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
 class CalibrationName(StrEnum):
     """Where the scores come from that decide thresholds and p-values."""
 

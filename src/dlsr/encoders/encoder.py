@@ -69,7 +69,7 @@ class Encoder:
     Args:
         spec: network, stages, preprocessing and weights.
         device: where to run.
-        backend: see `dlsr.runtime`. Backends agree to 1e-4 in `z0`.
+        backend: see `dlsr.runtime`. In float32 backends agree to 1e-4 in `z0`.
         weights_sha256: SHA-256 that the weights must have; known for a saved model.
         channels: dimensions of each chosen stage in `z0`; known for a saved model. If both are given and the engine is
             in the cache, neither timm nor the weights are loaded.
@@ -82,7 +82,7 @@ class Encoder:
         weights_sha256: SHA-256 of the weights.
 
     Raises:
-        SettingsError: if a stage does not exist, or for a backend that does not run on the device.
+        SettingsError: if a stage does not exist, or for a backend that does not run on the device or in the precision.
         WeightsError: if the weights are missing, do not fit the network or have another SHA-256.
         MissingExtraError: if the backend is not installed.
     """
@@ -98,7 +98,7 @@ class Encoder:
     ) -> None:
         self.spec = spec
         self.device = torch.device(device)
-        self.backend = choose_backend(backend, self.device)
+        self.backend = choose_backend(backend, self.device, spec.precision)
         network: Any = None
         if weights_sha256 is None or channels is None:
             network = _network(spec)
@@ -184,7 +184,7 @@ class Encoder:
         def build() -> PixelsToZ0:
             return self._module(network) if network is not None else self.module()
 
-        return Graph(build, {"pixels": self.example()}, ("z0",), self._engine_key)
+        return Graph(build, {"pixels": self.example()}, ("z0",), self._engine_key, self.spec.precision)
 
     def _module(self, network: nn.Module) -> PixelsToZ0:
         kind = PixelsToPenultimate if self.spec.output == "penultimate" else PixelsToZ0

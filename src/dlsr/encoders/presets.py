@@ -12,6 +12,7 @@ from dlsr.errors import SettingsError
 from dlsr.images.decode import DECODINGS, Decoding, decode
 from dlsr.images.resizing import Interpolation, Resizer, choose_resizer, resize
 from dlsr.method.features import POOLINGS, Pooling
+from dlsr.runtime.base import PRECISIONS, Precision
 
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -71,6 +72,8 @@ class EncoderSpec(Frozen):
     decoding: Decoding = "draft"
     """`draft` decodes large JPEGs at reduced size, see `dlsr.images.decode.decode`."""
     resizer: Resizer = "pillow"
+    precision: Precision = "float32"
+    """Of the network's products, see `dlsr.runtime`."""
     pooling: Pooling = "mean"
     """What is kept of each stage's map, see `dlsr.method.features.to_z0`. The default is the paper's."""
     output: Literal["stages", "penultimate"] = "stages"
@@ -153,6 +156,7 @@ def encoder_spec(
     decoding: str = "draft",
     pooling: str = "mean",
     resizer: str = "auto",
+    precision: str = "float32",
 ) -> EncoderSpec:
     """The spec of a preset, or of any timm network with feature maps.
 
@@ -163,16 +167,20 @@ def encoder_spec(
         decoding: `full` or `draft`.
         pooling: what is kept of each stage's map: a name of `dlsr.method.features.POOLINGS`.
         resizer: `pillow`, `cykooz`, or `auto`: the latter if it is installed.
+        precision: `float32` or `bfloat16`.
 
     Raises:
-        SettingsError: for an unknown name, decoding, pooling or resizer. Stages are checked by `Encoder`.
+        SettingsError: for an unknown name, decoding, pooling, resizer or precision. Stages are checked by `Encoder`.
     """
     spec = ENCODERS.get(name) or _timm_spec(name)
     if decoding not in DECODINGS:
         raise SettingsError(f"unknown decoding '{decoding}'; choose one of {', '.join(DECODINGS)}")
     if pooling not in POOLINGS:
         raise SettingsError(f"unknown pooling '{pooling}'; choose one of {', '.join(POOLINGS)}")
-    changes: dict[str, object] = {"decoding": decoding, "pooling": pooling, "resizer": choose_resizer(resizer)}
+    if precision not in PRECISIONS:
+        raise SettingsError(f"unknown precision '{precision}'; choose one of {', '.join(PRECISIONS)}")
+    changes: dict[str, object] = {"decoding": decoding, "pooling": pooling, "precision": precision}
+    changes["resizer"] = choose_resizer(resizer)
     if stages is not None:
         changes["stages"] = tuple(stages)
     if weights is not None:

@@ -57,11 +57,8 @@ class FeatureExtractor:
 
     def is_for(self, spec: EncoderSpec, device: torch.device, backend: Backend) -> bool:
         """Whether this extractor's encoder is the one described."""
-        return (self.spec, self.device, choose_backend(self.backend, self.device)) == (
-            spec,
-            device,
-            choose_backend(backend, device),
-        )
+        own = choose_backend(self.backend, self.device, self.spec.precision)
+        return (self.spec, self.device, own) == (spec, device, choose_backend(backend, device, spec.precision))
 
     def encode(
         self, images: ImagesLike, *, transform: Transform | None = None, progress: Progress | None = None

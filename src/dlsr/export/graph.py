@@ -87,10 +87,15 @@ class Exportable:
 
         Raises:
             NotFittedError: for a detector that is not fitted, or was fitted to features.
-            SettingsError: if it is not on the CPU.
+            SettingsError: if it is not on the CPU, or its encoder does not run in float32.
         """
         if torch_device(detector.device).type != "cpu":
             raise SettingsError("exporting works on the CPU; load the model with device='cpu'")
+        if detector.extractor_.spec.precision != "float32":
+            raise SettingsError(
+                f"exported graphs run in float32, but this model was fitted in {detector.extractor_.spec.precision}; "
+                "fit it with precision float32 to export it"
+            )
         return cls(
             encoder=detector.extractor_.encoder,
             scorer=detector.scorer_,

@@ -14,7 +14,7 @@ import torch
 
 from dlsr.errors import MissingExtraError, SettingsError
 from dlsr.files import cache_root, file_sums, replacing_folder
-from dlsr.runtime.base import Engine, Graph
+from dlsr.runtime.base import Engine, Graph, Precision
 from dlsr.runtime.compiled_engine import load_compiled, write_compiled
 from dlsr.runtime.onnx_engine import load_onnx, write_onnx
 from dlsr.runtime.openvino_engine import load_openvino, write_openvino
@@ -35,15 +35,24 @@ _FASTEST_ON_CPU: tuple[Backend, ...] = ("openvino", "onnxruntime", "torch")
 """Fastest first, as measured in docs/results.md. `compile` needs a C++ compiler and minutes, so `auto` omits it."""
 
 
-def choose_backend(backend: Backend, device: torch.device) -> Backend:
+def choose_backend(backend: Backend, device: torch.device, precision: Precision = "float32") -> Backend:
     """Check a backend's name and resolve `auto`: the fastest installed backend on a CPU, PyTorch on other devices.
 
     Raises:
-        SettingsError: for an unknown name, or a backend that does not run on the device.
+        SettingsError: for an unknown name, or a backend that does not run on the device or in the precision.
         MissingExtraError: if a backend is requested by name and not installed.
     """
     if backend not in BACKENDS:
         raise SettingsError(f"unknown backend '{backend}'; choose one of {', '.join(BACKENDS)}")
+    if precision == "bfloat16":
+        if device.type != "cpu":
+            raise SettingsError(
+                f"bfloat16 is for CPUs; on {device} use float32, which multiplies in half precision where that is "
+                "exact enough"
+            )
+        if backend not in ("auto", "openvino"):
+            raise SettingsError(f"the {backend} backend does not run in bfloat16; use --backend openvino")
+        backend = "openvino"
     if backend == "auto":
         return next(name for name in _FASTEST_ON_CPU if _installed(name)) if device.type == "cpu" else "torch"
     if not _installed(backend):
@@ -82,6 +91,7 @@ def make_engine(graph: Graph, backend: Backend, device: torch.device) -> Engine:
 
     Raises:
         OutputError: if the converted engine cannot be written to the cache.
+        SettingsError: if the processor does not multiply in the graph's precision.
     """
     if backend == "torch":
         return torch_engine(graph.build().eval(), graph.inputs, device)
@@ -97,6 +107,8 @@ def make_engine(graph: Graph, backend: Backend, device: torch.device) -> Engine:
             write(graph, temporary / name, device)
             sums = file_sums(temporary)
             (temporary / _SUMS).write_text(json.dumps(sums))
+    if graph.precision != "float32":
+        return load_openvino(folder / name, device, graph.precision)
     return load(folder / name, device)
 
 

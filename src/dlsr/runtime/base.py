@@ -3,13 +3,15 @@
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 Array = NDArray[Any]
+Precision = Literal["float32", "bfloat16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Graph:
     outputs: tuple[str, ...]
     key: str
     """Digest of everything that decides what the module computes: settings, weights, versions of its code."""
+    precision: Precision = "float32"
+    """Of the products in an engine; inputs, outputs and the converted file are in float32."""
 
 
 def as_tuple(outputs: Any) -> tuple[Tensor, ...]:

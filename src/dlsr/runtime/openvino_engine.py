@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from dlsr.errors import one_line
-from dlsr.runtime.base import Array, Engine, Graph, exported, thread_limit
+from dlsr.errors import SettingsError, one_line
+from dlsr.runtime.base import Array, Engine, Graph, Precision, exported, thread_limit
 
 
 def openvino() -> Any:
@@ -53,14 +53,28 @@ def save_openvino(model: Any, path: Path) -> None:
         raise OSError(errno.EIO, one_line(error), str(path)) from error
 
 
-def load_openvino(path: Path, device: torch.device) -> Engine:
-    """The engine for a file written by `write_openvino`."""
-    return openvino_engine(openvino().Core().read_model(path))
+def load_openvino(path: Path, device: torch.device, precision: Precision = "float32") -> Engine:
+    """The engine for a file written by `write_openvino`. Raises SettingsError as `openvino_engine` does."""
+    return openvino_engine(openvino().Core().read_model(path), precision)
 
 
-def openvino_engine(model: Any) -> Engine:
-    """An engine that runs an `openvino.Model`."""
-    options: dict[str, Any] = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"}
+def multiplies_in_bfloat16() -> bool:
+    """Whether OpenVINO does so on this processor. On others it would quietly take float32."""
+    return "BF16" in openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def openvino_engine(model: Any, precision: Precision = "float32") -> Engine:
+    """An engine that runs an `openvino.Model`.
+
+    Raises:
+        SettingsError: if the processor does not multiply in this precision.
+    """
+    if precision == "bfloat16" and not multiplies_in_bfloat16():
+        raise SettingsError(
+            "this processor does not multiply in bfloat16; fit with --precision float32, or score on another processor"
+        )
+    hint = {"float32": "f32", "bfloat16": "bf16"}[precision]
+    options: dict[str, Any] = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": hint}
     threads = thread_limit()
     if threads is not None:
         options["INFERENCE_NUM_THREADS"] = threads

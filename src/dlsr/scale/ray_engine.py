@@ -171,7 +171,7 @@ def encode_with_ray(
     run.claim({"encoder": encoder.key, "store": store, "source": source, "parts": digest_of(parts)})
     before = run.done(parts)
     on_plan(len(parts), len(before))
-    names = ("encoder", "stages", "weights", "decoding", "device", "backend")
+    names = ("encoder", "stages", "weights", "decoding", "precision", "device", "backend")
     parameters = {name: getattr(detector, name) for name in names}
     parameters |= {"pooling": extractor.spec.pooling, "resizer": extractor.spec.resizer, "store": store, "workers": 1}
     left = [part for part in parts if part.index not in before]

@@ -263,8 +263,8 @@ def _batches(samples: Samples, batch_size: int, generator: torch.Generator) -> I
 
 def uses_bfloat16(settings: TrainingSettings, device: torch.device) -> bool:
     """Whether training on a device multiplies in bfloat16: by the settings, or if the hardware does."""
-    if settings.precision != "auto":
-        return settings.precision == "bfloat16"
+    if settings.training_precision != "auto":
+        return settings.training_precision == "bfloat16"
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # PyTorch 2.5 has not both
