@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from dlsr import Detector
-from dlsr.bench import speed
+from dlsr.bench import image_paths, parts, speed
 from dlsr.bench.speed import SpeedSettings, default_backends, measure_speed, measure_training
+from dlsr.cli.console import print_speed
 from dlsr.method.lfdn import LFDN
 from dlsr.reports.plots import save_speed
 from dlsr.scorers import resolve
@@ -23,7 +24,15 @@ SETTINGS = SpeedSettings(
     vectors=64,
     encoder="test_resnet",
     weights="random",
+    others=False,
 )
+PARTS = {
+    "cores": 2,
+    "core_ms": dict.fromkeys(("read", "decode", "resize", "digest", "encode", "score"), 1.5),
+    "sum": 9.0,
+    "end_to_end": 10.0,
+    "share": 0.9,
+}
 
 
 @pytest.fixture
@@ -31,6 +40,7 @@ def in_this_process(monkeypatch):
     """Everything runs once and in this process, except the command that is timed."""
     monkeypatch.setattr(speed, "_alone", lambda function, *arguments: function(*arguments))
     monkeypatch.setattr(speed, "ROUNDS", 1)
+    monkeypatch.setattr(parts, "ROUNDS", 1)
 
 
 @pytest.mark.slow
@@ -51,7 +61,14 @@ def test_a_report_on_speed_is_complete_and_consistent(image_folder):
         assert numbers["images_per_second"] == pytest.approx(numbers["images"] / numbers["seconds"])
         assert numbers["peak_memory_bytes"] > 100 * 2**20
     assert measured["training"] == []  # the default trains nothing
+    assert measured["others"] == {}
+    costs = measured["parts"]["core_ms"]
+    assert list(costs) == ["read", "decode", "resize", "digest", "encode", "score"]
+    assert min(costs.values()) > 0
+    assert measured["parts"]["sum"] == pytest.approx(sum(costs.values()))
+    assert measured["parts"]["share"] == pytest.approx(measured["parts"]["sum"] / measured["parts"]["end_to_end"])
     assert messages == [
+        "the parts of scoring",
         "PyTorch in its default layout",
         "scoring with torch",
         "scoring 8 images",
@@ -64,6 +81,7 @@ def test_the_training_of_a_preset_with_a_network_is_measured(image_folder, monke
     monkeypatch.setattr(speed, "_scoring", lambda *_: {"end_to_end": {"1": 5.0}, "encoder_alone": {"1": 10.0}})
     monkeypatch.setattr(speed, "_first_score_seconds", lambda *_: 1.0)
     monkeypatch.setattr(speed, "_eager_rate", lambda *_: 1.0)
+    monkeypatch.setattr(speed, "_parts", lambda *_: PARTS)
     monkeypatch.setattr(
         speed, "_fitted", lambda *_: Detector(score="knn", group_by="none").fit_features(np.ones((64, 2)))
     )
@@ -75,14 +93,38 @@ def test_the_training_of_a_preset_with_a_network_is_measured(image_folder, monke
         assert row["re_encoding_over_cached"] == pytest.approx((2 + settings.vectors / 10) / 2)
 
 
-def test_speed_is_drawn_as_a_plot(tmp_path):
+def test_speed_is_drawn_as_a_plot_and_printed(tmp_path, capsys):
     rates = {"1": 10.0, "4": 20.0}
     scoring = {"backend": "torch", "end_to_end": rates, "encoder_alone": rates}
     growth = [{"images": n, "seconds": n / 10, "images_per_second": 10.0, "peak_memory_bytes": 1e9} for n in (8, 16)]
+    others = {"by hand: something": 20.0, "other: thing": "not installed"}
     measured = {"scoring": [scoring], "growth": growth, "eager_default_layout_images_per_second": 15.0}
+    measured |= {"parts": PARTS, "others": others}
     save_speed(tmp_path / "speed.png", measured)
     with Image.open(tmp_path / "speed.png") as picture:
         assert picture.width > 500
+    more = {"end_to_end_over_encoder": rates, "seconds_to_first_score": 1.0, "peak_memory_bytes": 1e9}
+    print_speed(measured | {"scoring": [scoring | more], "training": []})
+    printed = capsys.readouterr().out
+    assert "0.90" in printed  # the share
+    assert "by hand: something: 100.00 core-milliseconds an image" in printed
+    assert "other: thing: not installed" in printed
+
+
+@pytest.mark.slow
+def test_other_ways_to_score_are_measured_or_say_what_is_missing(image_folder, monkeypatch):
+    monkeypatch.setattr(image_paths, "ROUNDS", 1)
+    settings = replace(SETTINGS, encoder="efficientnet_lite0", weights=None)
+    for name in image_paths.OTHERS:
+        assert speed._alone(speed._other, settings, name, str(image_folder)) > 0
+
+    def missing(*_):
+        raise ModuleNotFoundError("No module named 'anomalib'")
+
+    monkeypatch.setattr(speed, "OTHERS", {"anomalib": missing})
+    assert speed._other(SETTINGS, "anomalib", str(image_folder)) == (
+        "No module named 'anomalib'; run: pip install 'dlsr[rivals]'"
+    )
 
 
 def test_measurements_run_in_their_own_process():

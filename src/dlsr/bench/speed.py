@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -23,9 +23,12 @@ import torch
 from PIL import Image
 
 from dlsr.artifact import installed_versions
+from dlsr.bench.image_paths import OTHERS
+from dlsr.bench.parts import available_cores, drain, measure_parts, seconds_of
 from dlsr.config import NONE, TrainingSettings
 from dlsr.detector import Detector
 from dlsr.encoding.pipeline import Encoded, readable_pixels
+from dlsr.errors import one_line
 from dlsr.images.sources import ImageDataset, open_images
 from dlsr.method.lfdn import LFDN
 from dlsr.runtime.backends import Backend, available_backends
@@ -58,7 +61,10 @@ class SpeedSettings:
     weights: str | None = None
     preset: str = "default"
     decoding: str = "draft"
+    precision: str = "float32"
     workers: int = 2
+    others: bool = True
+    """Whether other ways to score images are measured, too."""
 
 
 def sample_photographs(folder: Path, count: int = SAMPLE_PHOTOGRAPHS) -> None:
@@ -85,8 +91,9 @@ def measure_speed(
         on_message: callback with a line on each step.
 
     Returns:
-        Numbers for JSON: `scoring` of each backend, `growth` with the number of images, `training` of each precision,
-        if the preset trains a network.
+        Numbers for JSON: `parts`, see `dlsr.bench.parts`; images per second of `others`, see `dlsr.bench.image_paths`,
+        or the reason why there is none; `scoring` of each backend, `growth` with the number of images, `training` of
+        each precision, if the preset trains a network.
 
     Raises:
         NoImagesError: if there are no images.
@@ -97,6 +104,12 @@ def measure_speed(
         source = Path(own) / "photographs" if images is None else images
         model = Path(own) / "model"
         _fitted(settings, source).save(model)
+        on_message("the parts of scoring")
+        parts = _alone(_parts, settings, str(model), str(source))
+        others = {}
+        for name in OTHERS if settings.others else ():
+            on_message(name)
+            others[name] = _alone(_other, settings, name, str(source))
         on_message("PyTorch in its default layout")
         eager = _alone(_eager_rate, settings, str(source))
         scoring = []
@@ -125,6 +138,9 @@ def measure_speed(
         "encoder": settings.encoder,
         "preset": settings.preset,
         "decoding": settings.decoding,
+        "precision": settings.precision,
+        "parts": parts,
+        "others": others,
         "threads": torch.get_num_threads(),
         "model_bytes": model_bytes,
         "eager_default_layout_images_per_second": eager,
@@ -143,6 +159,7 @@ def _fitted(settings: SpeedSettings, source: Path) -> Detector:
         preset=settings.preset,
         weights=settings.weights,
         decoding=settings.decoding,
+        precision=settings.precision,
         group_by=NONE,  # the images are repeated
         epochs=1 if trains else None,
         workers=settings.workers,
@@ -173,6 +190,27 @@ def _repeated(source: str, count: int) -> ImageDataset:
     return ImageDataset(list(islice(cycle(open_images(source).items), count)))
 
 
+def _parts(settings: SpeedSettings, model: str, source: str) -> dict[str, Any]:
+    detector = Detector.load(model, backend=settings.backends[0], workers=available_cores())
+    return measure_parts(detector, _repeated(source, settings.images))
+
+
+def _other(settings: SpeedSettings, name: str, source: str) -> float | str:
+    """Images per second, or why there is no such number."""
+    encoder = Detector(settings.encoder, weights=settings.weights, backend="torch").prepare_extractor().encoder
+    with tempfile.TemporaryDirectory() as own:
+        folder = Path(own) / "images"
+        folder.mkdir()
+        for i, item in enumerate(_repeated(source, settings.images).items):
+            content = item.read()
+            assert isinstance(content, bytes)
+            (folder / f"{i:06}{Path(item.name).suffix.lower()}").write_bytes(content)
+        try:
+            return OTHERS[name](encoder, folder)
+        except ModuleNotFoundError as error:
+            return f"{one_line(error)}; run: pip install 'dlsr[rivals]'"
+
+
 def _eager_rate(settings: SpeedSettings, source: str) -> float:
     """Images per second of the encoder alone, in eager mode and PyTorch's default memory layout."""
     detector = Detector(settings.encoder, weights=settings.weights, backend="torch")
@@ -188,7 +226,7 @@ def _eager_rate(settings: SpeedSettings, source: str) -> float:
             module.network(planes)
 
     encode()
-    return math.ceil(settings.images / batch) * batch / float(np.median([_seconds(encode) for _ in range(ROUNDS)]))
+    return math.ceil(settings.images / batch) * batch / float(np.median([seconds_of(encode) for _ in range(ROUNDS)]))
 
 
 def _scoring(settings: SpeedSettings, backend: Backend, model: str, source: str) -> dict[str, Any]:
@@ -204,17 +242,17 @@ def _scoring(settings: SpeedSettings, backend: Backend, model: str, source: str)
 
         def encode(size: int = batch) -> None:
             batches = (pixels[begin : begin + size] for begin in range(0, len(pixels), size))
-            _drain(map_ahead(encoder.encode, batches, encoder.streams, ahead=2 * encoder.streams))
+            drain(map_ahead(encoder.encode, batches, encoder.streams, ahead=2 * encoder.streams))
 
         def score(size: int = batch) -> None:
-            _drain(detector.results(images, batch_size=size))
+            drain(detector.results(images, batch_size=size))
 
         def restore() -> None:
             detector.score_features(features.z0, features.digests)
 
         score()
         encode()
-        rounds = np.array([(_seconds(encode), _seconds(score), _seconds(restore)) for _ in range(ROUNDS)])
+        rounds = np.array([(seconds_of(encode), seconds_of(score), seconds_of(restore)) for _ in range(ROUNDS)])
         row["encoder_alone"][str(batch)] = len(pixels) / float(np.median(rounds[:, 0]))
         row["end_to_end"][str(batch)] = len(pixels) / float(np.median(rounds[:, 1]))
         row["end_to_end_over_encoder"][str(batch)] = float(np.median(rounds[:, 0] / rounds[:, 1]))
@@ -230,7 +268,7 @@ def _first_score_seconds(backend: Backend, model: Path, folder: Path) -> float:
     command += ["--backend", backend]
     return float(
         np.median(
-            [_seconds(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL)) for _ in range(ROUNDS)]
+            [seconds_of(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL)) for _ in range(ROUNDS)]
         )
     )
 
@@ -239,7 +277,7 @@ def _growth(settings: SpeedSettings, model: str, source: str, count: int) -> dic
     """Time and peak memory of scoring `count` images."""
     detector = Detector.load(model, backend=settings.backends[0], workers=settings.workers)
     images = _repeated(source, count)
-    seconds = _seconds(lambda: _drain(detector.results(images)))
+    seconds = seconds_of(lambda: drain(detector.results(images)))
     return {
         "images": count,
         "seconds": seconds,
@@ -305,7 +343,7 @@ def _products_seconds(rows: int, inputs: int, outputs: int, dtype: torch.dtype) 
         torch.mm(g.T, x)
 
     products()
-    return float(np.median([_seconds(products) for _ in range(10)]))
+    return float(np.median([seconds_of(products) for _ in range(10)]))
 
 
 def peak_memory() -> int:
@@ -320,14 +358,3 @@ def peak_memory() -> int:
 def default_backends() -> tuple[Backend, ...]:
     """All backends of this machine's CPU but `compile`, which takes a minute to start."""
     return tuple(name for name in available_backends(torch.device("cpu")) if name != "compile")
-
-
-def _drain(results: Iterable[object]) -> None:
-    for _ in results:
-        pass
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start

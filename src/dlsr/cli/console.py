@@ -245,7 +245,17 @@ def _number(value: float) -> str:
 
 
 def print_speed(measured: Mapping[str, Any]) -> None:
-    """Print the result of `dlsr bench speed` as a table."""
+    """Print the result of `dlsr bench speed` as tables."""
+    parts = measured["parts"]
+    table = Table(title="core-milliseconds an image", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in (*parts["core_ms"], "sum", "end to end", "share"):
+        table.add_column(name, justify="right")
+    numbers = [*parts["core_ms"].values(), parts["sum"], parts["end_to_end"]]
+    table.add_row(*(f"{number:.2f}" for number in numbers), f"{parts['share']:.2f}")
+    stdout.print(table)
+    for name, rate in measured["others"].items():
+        cost = rate if isinstance(rate, str) else f"{1000 * parts['cores'] / rate:.2f} core-milliseconds an image"
+        stdout.print(f"{name}: {cost}", markup=False)
     table = Table(title="images per second", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("backend", "batch", "end to end", "encoder alone", "ratio", "first score", "peak memory"):
         table.add_column(name, justify="left" if name == "backend" else "right")

@@ -72,9 +72,10 @@ def save_roc(path: Path, id_scores: Scores, ood_scores: Mapping[str, Scores]) ->
 
 
 def save_speed(path: Path, measured: Mapping[str, Any]) -> None:
-    """Write a plot of the report of `dlsr.bench.speed`: images per second of each backend, and peak memory."""
-    figure = Figure(figsize=(10.0, 4.0), layout="constrained")
-    rates, costs = figure.subplots(1, 2)
+    """Write plots of the report of `dlsr.bench.speed`: parts, images per second of each backend, and peak memory."""
+    figure = Figure(figsize=(15.0, 4.0), layout="constrained")
+    spent, rates, costs = figure.subplots(1, 3)
+    _draw_parts(spent, measured)
     for row in measured["scoring"]:
         sizes = list(row["end_to_end"])
         line = rates.plot(sizes, row["end_to_end"].values(), marker="o", label=f"{row['backend']}, end to end")[0]
@@ -90,9 +91,24 @@ def save_speed(path: Path, measured: Mapping[str, Any]) -> None:
     costs.plot(counts, [row["peak_memory_bytes"] / 2**20 for row in measured["growth"]], marker="o")
     costs.set(xlabel="images scored", ylabel="peak memory, MiB", xscale="log")
     costs.set_ylim(0, 1.1 * max(row["peak_memory_bytes"] for row in measured["growth"]) / 2**20)
-    for axes in (rates, costs):
+    for axes in (spent, rates, costs):
         bare(axes)
     save_figure(figure, path)
+
+
+def _draw_parts(axes: Any, measured: Mapping[str, Any]) -> None:
+    """Core-milliseconds an image: the parts one after the other, end to end, and other ways to score."""
+    parts, left = measured["parts"], 0.0
+    for name, cost in parts["core_ms"].items():
+        axes.barh("parts alone", cost, left=left, label=name)
+        left += cost
+    axes.barh("end to end", parts["end_to_end"], color="0.4")
+    for name, rate in measured["others"].items():
+        if not isinstance(rate, str):
+            axes.barh(name.partition(":")[0], 1000 * parts["cores"] / rate, color="0.7")
+    axes.invert_yaxis()
+    axes.set(xlabel="core-milliseconds an image")
+    axes.legend(frameon=False, fontsize="x-small", loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=6)
 
 
 def _figure() -> tuple[Figure, Any]:

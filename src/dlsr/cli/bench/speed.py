@@ -7,7 +7,7 @@ import typer
 
 from dlsr.cli.bench.options import command_line
 from dlsr.cli.console import print_message, print_speed
-from dlsr.cli.options import DecodingName, Quiet, Weights, Workers, whole_numbers
+from dlsr.cli.options import DecodingName, PrecisionName, Quiet, Weights, Workers, whole_numbers
 
 app = typer.Typer()
 
@@ -26,11 +26,15 @@ def speed(
     encoder: Annotated[str, typer.Option(help="Encoder preset, or a timm network.")] = "efficientnet_lite0",
     preset: Annotated[str, typer.Option(help="Preset whose network and training are timed.")] = "default",
     decoding: DecodingName = DecodingName.DRAFT,
+    precision: PrecisionName = PrecisionName.FLOAT32,
+    others: Annotated[
+        bool, typer.Option(help="Also measure scoring by hand (torchvision, DataLoader, timm), with anomalib and PyOD.")
+    ] = True,
     weights: Weights = None,
     workers: Workers = 2,
     quiet: Quiet = False,
 ) -> None:
-    """Measure images per second of each backend against its encoder alone, memory, and training speed."""
+    """Measure speed: the parts of scoring, other ways to score, each backend, memory, and training."""
     from dlsr.bench.speed import SpeedSettings, default_backends, measure_speed  # noqa: PLC0415
     from dlsr.files import write_json  # noqa: PLC0415
     from dlsr.reports.plots import save_speed  # noqa: PLC0415
@@ -45,6 +49,8 @@ def speed(
         weights=weights,
         preset=preset,
         decoding=decoding.value,
+        precision=precision.value,
+        others=others,
         workers=workers,
     )
     measured = measure_speed(settings, images, lambda step: print_message(f"measuring {step}", quiet))
