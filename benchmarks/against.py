@@ -1,11 +1,12 @@
-"""Scoring from files, with this checkout against another one, side by side.
+r"""Scoring from files, with this checkout against another one, side by side.
 
     git worktree add /tmp/before 6f3c615
-    python benchmarks/against.py --before /tmp/before --images ../shared/data/dtd_5classes.tar --output docs/against.json
+    python benchmarks/against.py --before /tmp/before --images ../shared/data/dtd_5classes.tar \
+        --output docs/against.json
 
 Each round runs each checkout once, in a process of its own, so that a slow minute of the machine is slow for all. The
-dependencies are the same. Photographs of 12 megapixels are made of the same images. Writes a JSON file, and a table beside
-it.
+dependencies are the same. Photographs of 12 megapixels are made of the same images. Writes a JSON file, and a table
+beside it.
 """
 
 import json
@@ -49,7 +50,7 @@ def main(
         large = Path(own) / "large"
         enlarged(open_images(images), large)
         rows = []
-        for name, source, n in (("as they are", images, count), ("12 megapixels", large, count // 4)):
+        for name, source, n in (("as they are", images, count), ("12 megapixels", large, count // 3)):
             rates: dict[str, list[float]] = {"before": [], "now": [], "now, bfloat16": []}
             for _ in range(rounds):
                 rates["before"].append(rate(before, source, n, {}))

@@ -7,7 +7,8 @@ if TYPE_CHECKING:
     from dlsr.calibration.conformal import p_values, threshold
     from dlsr.calibration.metrics import Metrics, evaluate_scores
     from dlsr.detector import Detector
-    from dlsr.encoders import ENCODERS, Encoder, EncoderSpec, encoder_spec
+    from dlsr.encoders import ENCODERS, EncoderSpec, encoder_spec
+    from dlsr.encoders.encoder import Encoder
     from dlsr.errors import (
         ArtifactError,
         DlsrError,
@@ -78,7 +79,7 @@ _HOME = {
     "register": "dlsr.scorers",
     "UnreadableImagesWarning": "dlsr.images.sources",
     "ENCODERS": "dlsr.encoders",
-    "Encoder": "dlsr.encoders",
+    "Encoder": "dlsr.encoders.encoder",
     "EncoderSpec": "dlsr.encoders",
     "encoder_spec": "dlsr.encoders",
     "ArtifactError": "dlsr.errors",

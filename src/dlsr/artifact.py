@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import numpy as np
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -111,14 +112,11 @@ def write_model(folder: Path, model: FittedModel) -> None:
         channels=model.channels,
         fit=model.summary,
     )
+    calibration = {name: values for name, values in vars(model.calibration).items() if isinstance(values, np.ndarray)}
     parts: dict[str, Mapping[str, Tensor]] = {
         "scorer": model.scorer.state_dict(),
-        "calibration": {
-            name: torch.from_numpy(values)
-            for name, values in vars(model.calibration).items()
-            if isinstance(values, np.ndarray)
-        },
-        "examples": model.examples.tensors() if model.examples else {},
+        "calibration": _as_tensors(calibration),
+        "examples": _as_tensors(model.examples.arrays() if model.examples else {}),
     }
     tensors = {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
     write_artifact(folder, manifest, tensors)
@@ -143,7 +141,7 @@ def read_model(folder: Path, device: torch.device) -> FittedModel:
 
 def _model_of(manifest: Manifest, tensors: Mapping[str, Tensor], device: torch.device) -> FittedModel:
     check_settings(manifest.config, manifest.settings)
-    learned, examples = _part("scorer", tensors), _part("examples", tensors)
+    learned, examples = _part("scorer", tensors), _as_arrays(_part("examples", tensors))
     # A scorer without memory tells the shapes that are right before one is built with any.
     with torch.device("meta"):
         expected = new_scorer(manifest.settings, manifest.channels).state_dict()
@@ -158,7 +156,7 @@ def _model_of(manifest: Manifest, tensors: Mapping[str, Tensor], device: torch.d
         channels=manifest.channels,
         scorer=scorer.to(device),
         calibration=Calibration(
-            **{name: values.numpy() for name, values in _part("calibration", tensors).items()},
+            **_as_arrays(_part("calibration", tensors)),
             left_out=manifest.fit.left_out,
         ),
         summary=manifest.fit,
@@ -169,6 +167,14 @@ def _model_of(manifest: Manifest, tensors: Mapping[str, Tensor], device: torch.d
 def _part(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     prefix = f"{part}."
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _as_tensors(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
+    return {name: torch.tensor(values) for name, values in arrays.items()}
+
+
+def _as_arrays(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
+    return {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
 def read_artifact(folder: Path, kind: type[M]) -> tuple[M, dict[str, Tensor]]:

@@ -28,7 +28,7 @@ except ImportError:
     fcntl = None  # type: ignore[assignment] # on Windows
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from numpy.typing import NDArray
 
 _WRITE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Errors that no reading can cause: full disk, exceeded quota, file too large."""
@@ -276,18 +276,21 @@ def without_infinity(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str]) -> None:
+def write_arrays(path: Path, arrays: "Mapping[str, NDArray[Any]]", metadata: Mapping[str, str]) -> None:
     """Write a safetensors file.
 
     Raises:
         OutputError: if it cannot be written.
     """
-    # PyTorch takes a second to import, and the command line needs this module before it needs PyTorch.
-    import safetensors.torch  # noqa: PLC0415
+    # The command line needs this module before it needs NumPy.
+    import numpy as np  # noqa: PLC0415
+    import safetensors.numpy  # noqa: PLC0415
 
+    # It writes memory as it lies, whatever the strides.
+    in_order = {name: np.asarray(values, order="C") for name, values in arrays.items()}
     with replacing(path) as temporary:
         try:
-            safetensors.torch.save_file(dict(tensors), temporary, dict(metadata))
+            safetensors.numpy.save_file(in_order, temporary, dict(metadata))
         except safetensors.SafetensorError as error:
             raise _cannot_write(path, error) from error
 

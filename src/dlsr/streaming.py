@@ -5,6 +5,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
+IN_MEMORY_BYTES = 2**30
+"""Arrays of more bytes than this stay on disk and are read a part at a time."""
+
 A = TypeVar("A")
 B = TypeVar("B")
 

@@ -11,7 +11,8 @@ from dlsr.encoders import encoder as encoder_module
 from dlsr.encoders.weights import load_classifier
 from dlsr.images import transforms
 from dlsr.images.resizing import resize
-from dlsr.method.features import POOLINGS, to_z0
+from dlsr.method.features import to_z0
+from dlsr.method.layers import POOLINGS
 
 SMALL = "test_resnet"
 

@@ -41,7 +41,7 @@ def test_the_nearest_examples_come_first(examples):
     assert examples.nearest(np.zeros((1, 2), np.float32), 99).shape == (1, 3)
 
 
-def test_examples_come_back_from_their_tensors(examples):
-    again = Examples.of(examples.tensors())
+def test_examples_come_back_from_their_arrays(examples):
+    again = Examples.of(examples.arrays())
     assert (again.names, again.thumbnails) == (examples.names, examples.thumbnails)
     np.testing.assert_array_equal(again.z0, examples.z0)

@@ -152,7 +152,7 @@ def test_a_full_disk_is_reported(tmp_path, monkeypatch):
     def full(*args, **options):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("safetensors.torch.save_file", full)
+    monkeypatch.setattr("safetensors.numpy.save_file", full)
     store = FeatureStore(tmp_path, "k", 3)
     store.add(*entry(1))
     with pytest.raises(OutputError, match=r"No space left on device.*check space"):

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from dlsr.method.features import POOLINGS, layer_dimensions, layer_slices, max_pool, mean_pool, std_pool, to_z0, zscore
+from dlsr.method.features import max_pool, mean_pool, std_pool, to_z0, zscore
+from dlsr.method.layers import POOLINGS, layer_dimensions, layer_slices
 
 
 @pytest.fixture

@@ -256,7 +256,7 @@ class Baseline(Estimator):
         """Standard normal noise, a function of each image and the seed: `(n, 3, H, W)` to `(n, draws, *shape)`."""
         digests = np.stack([pixel_digest(image) for image in pixels.permute(0, 2, 3, 1).cpu().numpy()])
         noise = noise_for(digests, self.seed, draws, math.prod(shape))
-        return noise.reshape(len(pixels), draws, *shape).to(pixels.device)
+        return torch.from_numpy(noise).reshape(len(pixels), draws, *shape).to(pixels.device)
 
     def _device(self) -> torch.device:
         return torch_device(self.device)

@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from dlsr.baselines.base import Array, Baseline, Inputs, Labels
-from dlsr.encoders import Encoder, EncoderSpec, encoder_spec
+from dlsr.encoders import EncoderSpec, encoder_spec
+from dlsr.encoders.encoder import Encoder
 from dlsr.encoding.pipeline import encode_all, open_store
 from dlsr.images.sources import ImageDataset
 from dlsr.images.transforms import Transform

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
@@ -22,7 +21,7 @@ from dlsr.calibration.metrics import Metrics, evaluate_scores
 from dlsr.detector import Detector
 from dlsr.errors import ArtifactError, DlsrError
 from dlsr.evaluation import mean_and_std
-from dlsr.files import write_tensors
+from dlsr.files import write_arrays
 from dlsr.images.decode import UNREADABLE
 from dlsr.images.sources import ImageDataset
 from dlsr.images.transforms import Protocol, Transform, protocol_transform
@@ -343,8 +342,7 @@ def write_run(path: Path, run: Run) -> None:
         OutputError: if it cannot be written.
     """
     about = {k: v for k, v in asdict(run).items() if k != "scores"}
-    scores = {name: torch.from_numpy(values) for name, values in run.scores.items()}
-    write_tensors(path, scores, {"run": json.dumps(about, default=str)})
+    write_arrays(path, run.scores, {"run": json.dumps(about, default=str)})
 
 
 def read_run(path: Path) -> Run | None:

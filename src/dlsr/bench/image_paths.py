@@ -17,7 +17,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from dlsr.bench.parts import available_cores, seconds_of
-from dlsr.encoders import Encoder
+from dlsr.encoders.encoder import Encoder
 
 ROUNDS = 3
 FITTED_TO = 64

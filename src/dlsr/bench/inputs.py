@@ -17,7 +17,7 @@ from dlsr.encoding.pipeline import Encoded
 from dlsr.errors import NoImagesError
 from dlsr.images.sources import ImageDataset
 from dlsr.images.transforms import Transform, protocol_transform
-from dlsr.method.features import POOLINGS, Pooling
+from dlsr.method.layers import POOLINGS, Pooling
 from dlsr.runtime.devices import torch_device
 from dlsr.scorers.base import Digests
 

@@ -1,6 +1,5 @@
 """Frozen pretrained encoders: presets, their weights, and the encoder itself."""
 
-from dlsr.encoders.encoder import Encoder
 from dlsr.encoders.presets import ENCODERS, EncoderSpec, PackageWeights, encoder_spec
 
-__all__ = ["ENCODERS", "Encoder", "EncoderSpec", "PackageWeights", "encoder_spec"]
+__all__ = ["ENCODERS", "EncoderSpec", "PackageWeights", "encoder_spec"]

@@ -14,7 +14,8 @@ from dlsr.encoders.presets import EncoderSpec
 from dlsr.encoders.weights import fingerprint, load_classifier, load_exactly
 from dlsr.errors import SettingsError, WeightsError, one_line
 from dlsr.images.transforms import pixels_version
-from dlsr.method.features import DELTA, Pooling, layer_dimensions, to_z0
+from dlsr.method.features import DELTA, to_z0
+from dlsr.method.layers import Pooling, layer_dimensions
 from dlsr.runtime.backends import Backend, choose_backend, make_engine
 from dlsr.runtime.base import Engine, Graph
 

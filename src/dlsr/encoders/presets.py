@@ -11,7 +11,7 @@ from dlsr.config import Frozen, validated
 from dlsr.errors import SettingsError
 from dlsr.images.decode import DECODINGS, Decoding, decode
 from dlsr.images.resizing import Interpolation, Resizer, choose_resizer, resize
-from dlsr.method.features import POOLINGS, Pooling
+from dlsr.method.layers import POOLINGS, Pooling
 from dlsr.runtime.base import PRECISIONS, Precision
 
 _Finite = Annotated[float, Field(allow_inf_nan=False)]

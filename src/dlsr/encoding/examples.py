@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from dlsr.encoding.pipeline import Encoded
 from dlsr.images.decode import UNREADABLE, decode
@@ -37,34 +36,33 @@ class Examples:
         squares = np.square(self.z0).sum(axis=1) - 2 * z0 @ self.z0.T
         return np.argsort(squares, axis=1, kind="stable")[:, :count]
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything as tensors, for saving."""
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Everything as arrays, for saving."""
         return {
-            "names": _bytes_tensor(json.dumps(self.names).encode()),
-            "z0": torch.from_numpy(self.z0),
-            "sizes": torch.tensor([len(content) for content in self.thumbnails], dtype=torch.int64),
-            "thumbnails": _bytes_tensor(b"".join(self.thumbnails)),
+            "names": np.frombuffer(json.dumps(self.names).encode(), np.uint8),
+            "z0": self.z0,
+            "sizes": np.array([len(content) for content in self.thumbnails], np.int64),
+            "thumbnails": np.frombuffer(b"".join(self.thumbnails), np.uint8),
         }
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> "Examples":
-        """The inverse of `tensors`.
+    def of(cls, arrays: Mapping[str, NDArray[Any]]) -> "Examples":
+        """The inverse of `arrays`.
 
         Raises:
-            KeyError: if a tensor is missing.
-            ValueError: if the tensors do not belong together.
+            KeyError: if an array is missing.
+            ValueError: if the arrays do not belong together.
         """
-        content = tensors["thumbnails"].cpu().numpy().tobytes()
-        sizes = tensors["sizes"].cpu().numpy()
+        content, sizes = arrays["thumbnails"].tobytes(), arrays["sizes"]
         if sizes.ndim != 1 or not np.issubdtype(sizes.dtype, np.integer) or (sizes < 0).any():
             raise ValueError("the sizes of thumbnails are not whole numbers")
         ends = np.cumsum(sizes, dtype=np.int64)
         starts = [0, *ends[:-1].tolist()]
-        names = tuple(json.loads(tensors["names"].cpu().numpy().tobytes()))
+        names = tuple(json.loads(arrays["names"].tobytes()))
         if len(ends) != len(names) or [*ends[-1:]] != [len(content)] or not all(isinstance(n, str) for n in names):
             raise ValueError("the names and sizes of thumbnails do not belong to them")
         thumbnails = tuple(content[start:end] for start, end in zip(starts, ends.tolist(), strict=True))
-        return cls(names, tensors["z0"].cpu().numpy(), thumbnails)
+        return cls(names, arrays["z0"], thumbnails)
 
 
 def choose_examples(images: ImageDataset, encoded: Encoded, count: int, seed: int) -> Examples | None:
@@ -102,7 +100,3 @@ def thumbnail(raw: object, side: int = SIDE) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=QUALITY)
     return buffer.getvalue()
-
-
-def _bytes_tensor(content: bytes) -> Tensor:
-    return torch.from_numpy(np.frombuffer(content, np.uint8).copy())

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dlsr.encoders import Encoder, EncoderSpec
+from dlsr.encoders import EncoderSpec
+from dlsr.encoders.encoder import Encoder
 from dlsr.encoding.pipeline import Encoded, Progress, encode_all, encode_chunks, open_store, readable_pixels
 from dlsr.encoding.store import FeatureStore
 from dlsr.errors import OutputError, SettingsError

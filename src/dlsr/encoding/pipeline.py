@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dlsr.encoders import Encoder
 from dlsr.encoding.store import KEY_BYTES, FeatureStore, empty_table
 from dlsr.errors import NoImagesError, OutputError
 from dlsr.images.decode import UNREADABLE, decode, reason_of, undecodable
@@ -17,6 +17,9 @@ from dlsr.images.sources import ImageDataset, ImageItem
 from dlsr.images.transforms import Transform
 from dlsr.method.noise import DIGEST_BYTES, pixel_digest
 from dlsr.streaming import in_groups, map_ahead
+
+if TYPE_CHECKING:
+    from dlsr.encoders.encoder import Encoder
 
 CHUNK = 128
 """Images in a chunk: as many results as may be lost when a run is killed."""
@@ -70,7 +73,7 @@ class _Prepared:
     is_new: bool = False
 
 
-def open_store(root: Path | None, encoder: Encoder, transform: Transform | None = None) -> FeatureStore | None:
+def open_store(root: Path | None, encoder: "Encoder", transform: Transform | None = None) -> FeatureStore | None:
     """The feature store below `root` for an encoder and transform; None if `root` is None.
 
     Raises:
@@ -83,7 +86,7 @@ def open_store(root: Path | None, encoder: Encoder, transform: Transform | None 
 
 
 def encode_chunks(
-    encoder: Encoder,
+    encoder: "Encoder",
     items: Iterable[ImageItem],
     *,
     store: FeatureStore | None = None,
@@ -180,7 +183,7 @@ class _Saver:
 
 
 def encode_all(
-    encoder: Encoder,
+    encoder: "Encoder",
     images: ImageDataset,
     *,
     store: FeatureStore | None = None,
@@ -224,7 +227,7 @@ def joined(chunks: Iterable[Encoded], images: int, c: int, folder: Path | None) 
     return Encoded(names, errors, z0[:filled], np.concatenate(digests), np.concatenate(keys))
 
 
-def readable_pixels(encoder: Encoder, images: ImageDataset, limit: int, workers: int = 2) -> NDArray[np.uint8]:
+def readable_pixels(encoder: "Encoder", images: ImageDataset, limit: int, workers: int = 2) -> NDArray[np.uint8]:
     """The first `limit` readable images, resized for an encoder: uint8 of shape `(n, size, size, 3)`, `n <= limit`.
 
     Raises:
@@ -241,7 +244,7 @@ def readable_pixels(encoder: Encoder, images: ImageDataset, limit: int, workers:
     return np.stack(pixels)
 
 
-def _prepare(item: ImageItem, encoder: Encoder, store: FeatureStore | None, transform: Transform | None) -> _Prepared:
+def _prepare(item: ImageItem, encoder: "Encoder", store: FeatureStore | None, transform: Transform | None) -> _Prepared:
     try:
         raw = item.read()
         image = None
@@ -277,7 +280,7 @@ def _batches(prepared: Iterable[_Prepared], size: int) -> Iterator[list[_Prepare
         yield batch
 
 
-def _encode(batch: list[_Prepared], encoder: Encoder) -> None:
+def _encode(batch: list[_Prepared], encoder: "Encoder") -> None:
     """Encode the images that are not in the store."""
     missing = [image for image in batch if image.pixels is not None]
     if missing:

@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from dlsr.errors import ArtifactError, OutputError
-from dlsr.files import cache_root, remove_old, target_of, write_tensors
+from dlsr.files import cache_root, remove_old, target_of, write_arrays
 from dlsr.method.noise import DIGEST_BYTES
-from dlsr.training.data import IN_MEMORY_BYTES
+from dlsr.streaming import IN_MEMORY_BYTES
 
 SCHEMA = "1"
 KEY_BYTES = 32
@@ -115,12 +114,12 @@ class FeatureStore:
 
     def _write(self, entries: dict[bytes, tuple[NDArray[np.uint8], NDArray[np.float32]]]) -> Path:
         path = self.folder / f"{uuid.uuid4().hex}.safetensors"
-        tensors = {
-            "keys": torch.from_numpy(np.stack([np.frombuffer(key, np.uint8) for key in entries])),
-            "digests": torch.from_numpy(np.stack([digest for digest, _ in entries.values()])),
-            "z0": torch.from_numpy(np.stack([z0 for _, z0 in entries.values()])),
+        arrays: dict[str, NDArray[Any]] = {
+            "keys": np.stack([np.frombuffer(key, np.uint8) for key in entries]),
+            "digests": np.stack([digest for digest, _ in entries.values()]),
+            "z0": np.stack([z0 for _, z0 in entries.values()]),
         }
-        write_tensors(path, tensors, {"schema": SCHEMA})
+        write_arrays(path, arrays, {"schema": SCHEMA})
         return path
 
     def _open_all(self) -> list[tuple["_Shard", NDArray[np.uint8]]]:

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from dlsr.artifact import installed_versions
 from dlsr.detector import Detector
-from dlsr.encoders import Encoder, EncoderSpec
+from dlsr.encoders import EncoderSpec
+from dlsr.encoders.encoder import Encoder
 from dlsr.errors import ExportError, OutputError, SettingsError
 from dlsr.files import file_sums, replacing_folder
 from dlsr.images.decode import DRAFT_MARGIN, FORMATS, MAX_SIDE, most_pixels
@@ -125,7 +126,7 @@ class Exportable:
             return (pixels,)
         digests = np.stack([pixel_digest(image) for image in pixels])
         noise = noise_for(digests, self.seed, self.scorer.noise_vectors, self.encoder.c)
-        return pixels, noise.numpy()
+        return pixels, noise
 
 
 def export(

@@ -11,12 +11,13 @@ Decoding an image takes at most 1.1 GB of memory besides its file, and mostly 3 
 import functools
 import io
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
@@ -181,12 +182,10 @@ def _check_size(image: Image.Image) -> None:
 
 
 def _image_from_array(raw: object) -> Image.Image:
-    if isinstance(raw, torch.Tensor):
-        if raw.is_floating_point():
-            if not (torch.isfinite(raw).all() and raw.min() >= 0 and raw.max() <= 1):
-                raise ImageError("a float tensor must lie in [0, 1]; drop normalisation from the dataset")
-            raw = (raw * 255).round().to(torch.uint8)
-        array = raw.permute(1, 2, 0).cpu().numpy() if raw.ndim == 3 else raw.cpu().numpy()
+    # Who has a tensor has imported PyTorch, which nothing else here needs.
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(raw, torch.Tensor):
+        array = _array_from_tensor(raw.cpu().numpy())
     elif isinstance(raw, np.ndarray):
         array = raw
     else:
@@ -198,6 +197,15 @@ def _image_from_array(raw: object) -> Image.Image:
     if array.size == 0 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
         raise ImageError(f"an array of shape {array.shape} is not an image")
     return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _array_from_tensor(array: NDArray[Any]) -> NDArray[Any]:
+    """The values of a tensor, with its channels last and as whole numbers."""
+    if np.issubdtype(array.dtype, np.floating):
+        if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
+            raise ImageError("a float tensor must lie in [0, 1]; drop normalisation from the dataset")
+        array = np.rint(array * 255).astype(np.uint8)
+    return array.transpose(1, 2, 0) if array.ndim == 3 else array
 
 
 def _bits(image: Image.Image) -> int:

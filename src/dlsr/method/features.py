@@ -1,17 +1,14 @@
-"""From feature maps to `z0` (paper, section 3.1), and the position of each layer in it."""
+"""From feature maps to `z0` (paper, section 3.1)."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from dlsr.method.layers import Pooling
+
 DELTA = 1e-5
 """Constant added to the variance (the paper does not give its value)."""
-
-Pooling = Literal["mean", "mean+std", "mean+std+max"]
-"""What is kept of a stage's map: the paper's mean, and beside it how a channel varies over the image, and its peak."""
-POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 
 
 def mean_pool(feature_map: Tensor) -> Tensor:
@@ -62,17 +59,3 @@ def to_z0(feature_maps: Sequence[Tensor], pooling: Pooling = "mean", delta: floa
     """
     pools = [_POOLS[name] for name in pooling.split("+")]
     return torch.cat([zscore(pool(feature_map), delta) for feature_map in feature_maps for pool in pools], dim=1)
-
-
-def layer_dimensions(map_channels: Sequence[int], pooling: Pooling) -> tuple[int, ...]:
-    """Dimensions of each layer in `z0`, `c_m`, from the channels of each map, `k_m`."""
-    return tuple(k * len(pooling.split("+")) for k in map_channels)
-
-
-def layer_slices(channels: Sequence[int]) -> list[slice]:
-    """The position of each layer in `z0`, given the dimensions of each."""
-    slices, start = [], 0
-    for c_m in channels:
-        slices.append(slice(start, start + c_m))
-        start += c_m
-    return slices

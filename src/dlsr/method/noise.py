@@ -4,9 +4,7 @@ import hashlib
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 DIGEST_BYTES = 16
 """Length of a content digest."""
@@ -30,7 +28,7 @@ def row_digests(features: NDArray[np.float32]) -> NDArray[np.uint8]:
     return np.frombuffer(digests, np.uint8).reshape(-1, DIGEST_BYTES)
 
 
-def noise_for(digests: NDArray[np.uint8], seed: int, draws: int, c: int) -> Tensor:
+def noise_for(digests: NDArray[np.uint8], seed: int, draws: int, c: int) -> NDArray[np.float32]:
     """Standard normal noise for each image.
 
     Args:
@@ -40,14 +38,14 @@ def noise_for(digests: NDArray[np.uint8], seed: int, draws: int, c: int) -> Tens
         c: dimension of a draw.
 
     Returns:
-        float32 tensor of shape `(N, draws, c)`. Item `i` depends on `digests[i]` and `seed` alone. Its first draws do
+        float32 of shape `(N, draws, c)`. Item `i` depends on `digests[i]` and `seed` alone. Its first draws do
         not depend on the number of draws.
     """
     noise = np.empty((len(digests), draws, c), np.float32)
     if not noise.size:  # seeding a generator for each image takes longer than some scores
-        return torch.from_numpy(noise)
+        return noise
     for out, digest in zip(noise, digests, strict=True):
         key = hashlib.blake2b(digest.tobytes(), key=seed.to_bytes(8, "little", signed=True), digest_size=16).digest()
         generator = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
         generator.standard_normal(out=out, dtype=np.float32)
-    return torch.from_numpy(noise)
+    return noise

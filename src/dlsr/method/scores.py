@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dlsr.method.features import layer_slices
+from dlsr.method.layers import layer_slices
 
 
 def mse(z0: Tensor, restored: Tensor) -> Tensor:

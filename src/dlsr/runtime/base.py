@@ -3,11 +3,13 @@
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 Array = NDArray[Any]
 Precision = Literal["float32", "bfloat16"]
@@ -34,9 +36,9 @@ class Engine:
 class Graph:
     """A pure module with the names and examples that an engine needs to trace it."""
 
-    build: Callable[[], nn.Module]
+    build: "Callable[[], nn.Module]"
     """Builds the module; not called if the converted engine is in the cache."""
-    inputs: Mapping[str, Tensor]
+    inputs: "Mapping[str, Tensor]"
     """Example inputs by name, each of shape `(2, ..)`."""
     outputs: tuple[str, ...]
     key: str
@@ -45,18 +47,21 @@ class Graph:
     """Of the products in an engine; inputs, outputs and the converted file are in float32."""
 
 
-def as_tuple(outputs: Any) -> tuple[Tensor, ...]:
+def as_tuple(outputs: Any) -> "tuple[Tensor, ...]":
     """A module's outputs as a tuple, also if there is only one."""
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
 def thread_limit() -> int | None:
     """The number of threads for an engine if `OMP_NUM_THREADS` limits it, as for workers sharing cores; else None."""
-    return torch.get_num_threads() if "OMP_NUM_THREADS" in os.environ else None
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(first) if first.isdecimal() and int(first) > 0 else None
 
 
-def exported(graph: Graph, device: torch.device) -> torch.export.ExportedProgram:
+def exported(graph: Graph, device: "torch.device") -> "torch.export.ExportedProgram":
     """A graph traced by `torch.export`, for any number of images."""
+    import torch  # noqa: PLC0415 - engines run without it
+
     module = graph.build().eval().requires_grad_(False).to(device)
     images = torch.export.Dim("N", min=1)
     examples = tuple(example.to(device) for example in graph.inputs.values())

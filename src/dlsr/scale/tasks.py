@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dlsr.detector import Detector
-from dlsr.encoders import Encoder
+from dlsr.encoders.encoder import Encoder
 from dlsr.encoding.pipeline import Encoded, encode_chunks, joined
 from dlsr.encoding.store import KEY_BYTES, FeatureStore
 from dlsr.errors import ArtifactError

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dlsr.config import CalibrationMethod, Frozen, validated
 from dlsr.errors import SettingsError
-from dlsr.method.features import Pooling
+from dlsr.method.layers import Pooling
 from dlsr.method.noise import noise_for
 from dlsr.scorers.settings import ScorerSettings
 from dlsr.training.checkpoint import training_key
@@ -242,7 +242,7 @@ def in_batches(
     parts, size = [], max(min(size, MOST_NOISE // max(noise_vectors * z0.shape[1], 1)), 1)
     for start in range(0, len(z0), size):
         batch = slice(start, start + size)
-        noise = noise_for(digests[batch], seed, noise_vectors, z0.shape[1]).to(z0.device)
+        noise = torch.from_numpy(noise_for(digests[batch], seed, noise_vectors, z0.shape[1])).to(z0.device)
         parts.append(function(z0[batch], noise))
     return torch.cat([first for first, _ in parts]), torch.cat([second for _, second in parts])
 

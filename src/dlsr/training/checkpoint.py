@@ -5,12 +5,14 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dlsr.errors import ArtifactError
-from dlsr.files import write_tensors
+from dlsr.files import write_arrays
 from dlsr.training.state import EpochLog, TrainingState
 
 SCHEMA = 1
@@ -35,11 +37,11 @@ class Checkpoint:
         Raises:
             OutputError: if that fails.
         """
-        tensors: dict[str, Tensor] = {}
+        arrays: dict[str, NDArray[Any]] = {}
         for part in _PARTS:
-            tensors |= {f"{part}/{name}": tensor for name, tensor in getattr(state, part).items()}
+            arrays |= {f"{part}/{name}": tensor.cpu().numpy() for name, tensor in getattr(state, part).items()}
         about = {"schema": SCHEMA, "key": self._key, "log": [asdict(entry) for entry in state.log]}
-        write_tensors(self.path, tensors, {"dlsr-checkpoint": json.dumps(about)})
+        write_arrays(self.path, arrays, {"dlsr-checkpoint": json.dumps(about)})
 
     def load(self) -> TrainingState | None:
         """The state, on the CPU, or None if there is none or it belongs to another training.

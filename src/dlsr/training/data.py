@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-IN_MEMORY_BYTES = 2**30
-"""Arrays of more bytes than this stay on disk and are read a buffer at a time."""
+from dlsr.streaming import IN_MEMORY_BYTES
+
 READ_BYTES = 2**27
 """Bytes read at once, in order."""
 BUFFER_BYTES = 2**29
