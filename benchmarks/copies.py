@@ -143,11 +143,12 @@ def tracks(tar: Path, limit: int) -> Folder:
 
 
 def derived(originals: ImageDataset, derive: Callable[[Image.Image, np.random.Generator], list[Image.Image]]) -> Folder:
-    """A folder of what is made of each original."""
+    """A folder of what is made of each original. Names say nothing of the originals, such as their class."""
+    places = np.random.default_rng(0).permutation(len(originals))
     items, siblings = [], []
     for i, item in enumerate(originals.items):
         for j, image in enumerate(derive(decode(item.read()), np.random.default_rng(i))):
-            items.append(ImageItem(f"{i:04}-{j}", partial(Image.Image.copy, image)))
+            items.append(ImageItem(f"{places[i]:04}-{j}", partial(Image.Image.copy, image)))
             siblings.append(i)
     return Folder(ImageDataset(items), np.array(siblings))
 

@@ -177,6 +177,20 @@ def test_scores_of_training_images_are_those_of_a_fit_without_their_group():
         assert (actual - expected).abs().max() < 0.15 * spread
 
 
+def test_a_group_is_left_out_as_a_whole_or_stays_as_a_whole():
+    """Else its images that are left out would be scored beside their own copies, and the threshold be too low."""
+    originals = drawn(200)
+    copies = originals.repeat_interleave(5, dim=0) + 0.5 * drawn(1000, seed=1)
+    groups = torch.arange(200).repeat_interleave(5)
+    scorer = fitted(copies, groups=groups)
+    kept = (copies[:, None] == scorer.references).all(dim=2).any(dim=1).reshape(200, 5)
+    assert not kept.all()
+    assert (kept.all(dim=1) | ~kept.any(dim=1)).all()
+    new = scored(scorer, drawn(2000, seed=2) + 0.5 * drawn(2000, seed=3))[0]
+    one_of_each = scorer.left_out[0].reshape(200, 5)[:, 0]
+    assert (new > one_of_each.quantile(0.9)).float().mean() == pytest.approx(0.1, abs=0.03)
+
+
 @pytest.mark.parametrize("references", [400, 60])
 def test_new_images_of_the_same_kind_score_as_training_images_do(references):
     scorer = fitted(drawn(400), references=references)

@@ -113,6 +113,9 @@ class LocalScorer(Scorer):
         self._search_among(references, training)
         groups = data.groups.to(references.device)[chosen]
         belong = self._belonging(training, chosen, groups)
+        # One that does not belong is scored as a new image. None of its group may be a reference then, so it stays if
+        # another one of its group does.
+        belong = torch.isin(data.groups, data.groups[belong])
         kept = belong[chosen]
         fitted = training.subset(belong.nonzero().squeeze(1))
         self._search_among(references[kept], fitted)
