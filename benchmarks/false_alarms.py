@@ -24,7 +24,7 @@ from scipy.stats import binom
 from copies import augmented, derived, sample, sliding, tracks
 from dlsr import Detector
 from dlsr.artifact import installed_versions
-from dlsr.calibration.exchangeability import check
+from dlsr.calibration.exchangeability import check, check_found
 from dlsr.cli.console import progress_bars
 from dlsr.encoding.store import default_store_root
 from dlsr.errors import TooFewImagesError
@@ -166,14 +166,14 @@ def drawn(collection: Collection, size: int, score: str, seed: int) -> dict[str,
                     key = f"{grouping}, {calibration}" + (f", confidence {confidence:g}" if confidence else "") + kind
                     found[key] = [rate_of(detector, scores, counted, rate, confidence) for rate in RATES]
             if calibration == "leave-one-out":
-                calibrated = detector.calibration_
-                tested = check(
-                    [collection.names[i] for i in folder],
-                    collection.z0[folder],
-                    calibrated.scores,
-                    calibrated.groups,
-                    seed,
-                )
+                calibrated, names = detector.calibration_, [collection.names[i] for i in folder]
+                if grouping == "found":
+                    exact = np.unique(collection.digests[folder], axis=0, return_inverse=True)[1].reshape(-1)
+                    tested = check_found(
+                        names, collection.z0[folder], calibrated.scores, calibrated.groups, exact, seed
+                    )
+                else:
+                    tested = check(names, collection.z0[folder], calibrated.scores, calibrated.groups, seed)
                 found[f"{grouping}, fired"] = tested.fired
     return found
 

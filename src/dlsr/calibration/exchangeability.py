@@ -162,6 +162,37 @@ def check(
     )
 
 
+def check_found(
+    names: Sequence[str] | None,
+    z0: NDArray[np.float32],
+    scores: Array,
+    groups: Indices,
+    exact: Indices,
+    seed: int,
+) -> ExchangeabilityCheck:
+    """As `check`, for groups that were found by likeness: also tests whether there is reason to look for groups.
+
+    Near copies that are found are often not all that belong together, and then the others are few and hard to see. So
+    if images resemble each other more than chance allows, before they are grouped, that is told as well.
+
+    Args:
+        names: as for `check`, as are the others.
+        z0: as for `check`.
+        scores: as for `check`.
+        groups: the groups that were found.
+        exact: groups of exact copies alone, which are found without fail.
+        seed: as for `check`.
+    """
+    grouped = check(names, z0, scores, groups, seed)
+    if grouped.fired or len(np.unique(groups)) == len(np.unique(exact)):
+        return grouped
+    ungrouped = check(names, z0, scores, exact, seed)
+    if not ungrouped.fired:
+        return grouped
+    message = f"near copies were found and grouped, but others that belong to them may be missing: {ungrouped.message}"
+    return ungrouped.model_copy(update={"message": message})
+
+
 @dataclass(frozen=True)
 class _Places:
     """Where images stand by name. A shelf holds the groups of one folder whose names start alike."""
