@@ -30,7 +30,7 @@ from scipy.special import comb
 from dlsr import Detector
 from dlsr.artifact import installed_versions
 from dlsr.calibration.copies import found_groups
-from dlsr.calibration.exchangeability import check_found
+from dlsr.calibration.exchangeability import check
 from dlsr.cli.console import progress_bars
 from dlsr.encoding.store import default_store_root
 from dlsr.images.decode import decode
@@ -267,7 +267,7 @@ def time_of(images: int, data: Path) -> dict[str, Any]:
     names, scores = [f"{i}.png" for i in range(images)], random.standard_normal(images)
     groups, search = cpu_seconds(lambda: found_groups(z0, digests))
     groups[1] = groups[0]  # a group of near copies, so that both tests are made
-    _, checked = cpu_seconds(lambda: check_found(names, z0, scores, groups, np.arange(images), 0))
+    _, checked = cpu_seconds(lambda: check(names, z0, scores, groups, 0, np.arange(images)))
     some = sample(data / "cifar10.tar", "/train/", TIMED, 0)
     with tempfile.TemporaryDirectory() as nothing:
         extractor = Detector(store=Path(nothing)).prepare_extractor()

@@ -24,7 +24,8 @@ from scipy.stats import binom
 from copies import augmented, derived, sample, sliding, tracks
 from dlsr import Detector
 from dlsr.artifact import installed_versions
-from dlsr.calibration.exchangeability import check, check_found
+from dlsr.calibration.copies import exact_groups
+from dlsr.calibration.exchangeability import check
 from dlsr.cli.console import progress_bars
 from dlsr.encoding.store import default_store_root
 from dlsr.errors import TooFewImagesError
@@ -167,13 +168,8 @@ def drawn(collection: Collection, size: int, score: str, seed: int) -> dict[str,
                     found[key] = [rate_of(detector, scores, counted, rate, confidence) for rate in RATES]
             if calibration == "leave-one-out":
                 calibrated, names = detector.calibration_, [collection.names[i] for i in folder]
-                if grouping == "found":
-                    exact = np.unique(collection.digests[folder], axis=0, return_inverse=True)[1].reshape(-1)
-                    tested = check_found(
-                        names, collection.z0[folder], calibrated.scores, calibrated.groups, exact, seed
-                    )
-                else:
-                    tested = check(names, collection.z0[folder], calibrated.scores, calibrated.groups, seed)
+                exact = exact_groups(collection.digests[folder]) if grouping == "found" else None
+                tested = check(names, collection.z0[folder], calibrated.scores, calibrated.groups, seed, exact)
                 found[f"{grouping}, fired"] = tested.fired
     return found
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlsr.calibration.copies import found_groups
+from dlsr.calibration.copies import exact_groups, found_groups
 from dlsr.calibration.groups import Groups
 from dlsr.config import AUTO, GIVEN, NONE, DetectorConfig, validated
 from dlsr.encoders import encoder_spec
@@ -87,7 +87,8 @@ class Configured(FittedAttributes, Estimator):
         if self.group_by == NONE:
             return Groups(np.arange(len(z0)), NONE)
         if self.group_by == AUTO:
-            return Groups(found_groups(z0, row_digests(z0) if digests is None else digests), AUTO)
+            known = row_digests(z0) if digests is None else digests
+            return Groups(found_groups(z0, known), AUTO, exact_groups(known))
         if names is None:
             raise SettingsError(f"features have no names to group by '{self.group_by}'; give groups instead")
         return Groups.of(group_labels(names, self.group_by), self.group_by)

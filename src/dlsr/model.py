@@ -10,10 +10,10 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict
 
 from dlsr.calibration.conformal import check_calibration_size, layer_scale, p_value_table, p_values, threshold
-from dlsr.calibration.exchangeability import ExchangeabilityCheck, check, check_found
+from dlsr.calibration.exchangeability import ExchangeabilityCheck, check
 from dlsr.calibration.groups import Groups
 from dlsr.calibration.split import split
-from dlsr.config import AUTO, DetectorConfig
+from dlsr.config import DetectorConfig
 from dlsr.encoders import EncoderSpec
 from dlsr.encoding.examples import Examples
 from dlsr.encoding.pipeline import Encoded
@@ -254,11 +254,6 @@ def fit_model(
         scores[calibrating] = calibration.scores
     # Positions in a list are no names: it may be sorted by class.
     ordered = None if names is None or all(name.isdigit() for name in names) else names
-    if groups.by == AUTO:
-        exact = np.unique(digests_of(np.arange(len(z0)), z0), axis=0, return_inverse=True)[1].reshape(-1)
-        tested = check_found(ordered, z0, scores, groups.numbers, exact, settings.seed)
-    else:
-        tested = check(ordered, z0, scores, groups.numbers, settings.seed)
     # Without scores of the training images there is nothing to compare those of the others with.
     compared = scores if scorer.left_out is not None else np.empty(0)
     return FittedModel(
@@ -279,7 +274,7 @@ def fit_model(
             left_out=left_out,
             log=log,
             examined_images=int(np.isfinite(compared).sum()),
-            check=tested,
+            check=check(ordered, z0, scores, groups.numbers, settings.seed, groups.exact),
             unlike={str(i) if names is None else names[i]: deviation for i, deviation in _unlike(compared)},
         ),
     )

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from dlsr.calibration import exchangeability
-from dlsr.calibration.exchangeability import ExchangeabilityCheck, check, check_found
+from dlsr.calibration.exchangeability import ExchangeabilityCheck, check
 
 
 def features(random, n, dimensions=16):
@@ -156,17 +156,17 @@ def test_groups_that_were_found_do_not_hide_that_images_come_in_groups(random):
     found = exact.copy()
     found[1::3] = found[::3]  # two frames of each track
     assert not check(names, z0, scores, signs, 0).fired
-    result = check_found(names, z0, scores, signs, exact, 0)
+    result = check(names, z0, scores, signs, 0, exact)
     assert result.fired
     assert result.message.startswith(
         "near copies were found and grouped, but others that belong to them may be missing"
     )
     assert result.message.endswith("give --group-by")
-    assert check_found(names, z0, scores, found, exact, 0).fired
+    assert check(names, z0, scores, found, 0, exact).fired
 
 
 def test_exact_copies_that_were_found_are_no_reason_to_fire(random):
     z0 = np.repeat(features(random, 100), 3, axis=0)
     groups = np.arange(300) // 3
     assert check(None, z0, distance_from_mean(z0), np.arange(300), 0).fired
-    assert not check_found(None, z0, distance_from_mean(z0), groups, groups, 0).fired
+    assert not check(None, z0, distance_from_mean(z0), groups, 0, groups).fired

@@ -61,10 +61,9 @@ def measure_parts(detector: Detector, images: ImageDataset) -> dict[str, Any]:
         "score": score,
         "end to end": lambda: drain(detector.results(images)),
     }
-    rounds = []
-    for i in range(1 + ROUNDS):
-        seconds = {name: seconds_of(part) for name, part in work.items()}
-        rounds += [seconds] if i else []  # the first one warms up
+    for part in work.values():
+        part()  # warms up
+    rounds = [{name: seconds_of(part) for name, part in work.items()} for _ in range(ROUNDS)]
     in_ms = 1000 * cores / len(images)
     parts = [name for name in work if name != "end to end"]
     return {

@@ -15,9 +15,9 @@ most `rate` and a standard deviation of about `sqrt(rate / n)` (Angelopoulos & B
 beforehand, the share is at most `rate` with this probability over the calibration images (Vovk 2012, section 3; Bates
 et al. 2023, section 3). Of groups, one image each is used for it.
 
-Calibration scores for which each image was left out of the fit in turn depend on each other, and no theorem tells how
-much the share varies then (Bian & Barber 2023 show that for the jackknife there is none). In `docs/false-alarms.md` its
-standard deviation is 10 to 25 % larger. So with a confidence such an image counts as two thirds of one.
+Calibration scores for which each image was left out of the fit in turn depend on each other, and without further
+assumptions no theorem tells how much the share varies then (Bian & Barber 2023, for the jackknife+). So with a
+confidence such an image counts as two thirds of one, which allows for a standard deviation larger by a fifth.
 """
 
 import math
@@ -34,6 +34,7 @@ ROUNDING = 1e-9
 LEFT_OUT_COUNTS = 2 / 3
 """With a confidence, an image that was left out in turn counts as this much of a held-out one."""
 MOST_IMAGES = 2**40
+"""Where the search for the fewest images ends."""
 
 
 def p_values(

@@ -73,6 +73,12 @@ def found_groups(z0: NDArray[np.float32], digests: NDArray[np.uint8]) -> Indices
     return group[distinct]
 
 
+def exact_groups(digests: NDArray[np.uint8]) -> Indices:
+    """Groups of exact copies alone: a whole number for each image, shape `(N,)`. Digests as for `found_groups`."""
+    numbers: Indices = np.unique(digests, axis=0, return_inverse=True)[1].reshape(-1).astype(np.intp)
+    return numbers
+
+
 def _keys(z0: NDArray[np.float32], rows: Indices) -> NDArray[np.uint8]:
     """Digests of these rows. Equal ones are found before the rest, since rounding sets their projections apart."""
     blocks = np.split(rows, range(BLOCK, len(rows), BLOCK))

@@ -126,8 +126,12 @@ def check(
     scores: Array,
     groups: Indices,
     seed: int,
+    exact: Indices | None = None,
 ) -> ExchangeabilityCheck:
     """Test whether the images of a fit look exchangeable.
+
+    Near copies that are found are often not all that belong together, and then the others are few and hard to see. So
+    for groups that were found it is told, too, if images look alike before they are grouped.
 
     Args:
         names: of the images, with their folders; None if they have none, so that only near copies are looked for.
@@ -135,7 +139,21 @@ def check(
         scores: held-out or leave-one-out scores, shape `(N,)`; NaN where unknown.
         groups: a whole number for each image, shape `(N,)`. Images of one group may resemble each other.
         seed: of the images that are drawn.
+        exact: for groups that were found by likeness: the groups of exact copies alone, which are found without fail.
     """
+    tested = _tested(names, z0, scores, groups, seed)
+    if tested.fired or exact is None or len(np.unique(groups)) == len(np.unique(exact)):
+        return tested
+    ungrouped = _tested(names, z0, scores, exact, seed)
+    if not ungrouped.fired:
+        return tested
+    message = f"near copies were found and grouped, but others that belong to them may be missing: {ungrouped.message}"
+    return ungrouped.model_copy(update={"message": message})
+
+
+def _tested(
+    names: Sequence[str] | None, z0: NDArray[np.float32], scores: Array, groups: Indices, seed: int
+) -> ExchangeabilityCheck:
     groups = np.unique(groups, return_inverse=True)[1]
     sizes = np.bincount(groups)
     if len(sizes) < FEWEST:
@@ -160,37 +178,6 @@ def check(
         fired=any(test is not None and test.fired for test in (neighbours, drift, copies)),
         message=_message(neighbours, drift, copies),
     )
-
-
-def check_found(
-    names: Sequence[str] | None,
-    z0: NDArray[np.float32],
-    scores: Array,
-    groups: Indices,
-    exact: Indices,
-    seed: int,
-) -> ExchangeabilityCheck:
-    """As `check`, for groups that were found by likeness: also tests whether there is reason to look for groups.
-
-    Near copies that are found are often not all that belong together, and then the others are few and hard to see. So
-    if images resemble each other more than chance allows, before they are grouped, that is told as well.
-
-    Args:
-        names: as for `check`, as are the others.
-        z0: as for `check`.
-        scores: as for `check`.
-        groups: the groups that were found.
-        exact: groups of exact copies alone, which are found without fail.
-        seed: as for `check`.
-    """
-    grouped = check(names, z0, scores, groups, seed)
-    if grouped.fired or len(np.unique(groups)) == len(np.unique(exact)):
-        return grouped
-    ungrouped = check(names, z0, scores, exact, seed)
-    if not ungrouped.fired:
-        return grouped
-    message = f"near copies were found and grouped, but others that belong to them may be missing: {ungrouped.message}"
-    return ungrouped.model_copy(update={"message": message})
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ class Groups:
     """A number for each image, shape `(N,)`, the same for images of one group."""
     by: str
     """`DetectorConfig.group_by`, or `given`."""
+    exact: NDArray[np.int64] | None = None
+    """As `numbers`, for exact copies alone, if groups were found by likeness."""
 
     @classmethod
     def of(cls, labels: Sequence[Hashable], by: str) -> Self:

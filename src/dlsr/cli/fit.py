@@ -59,8 +59,6 @@ def fit(
     stages: Annotated[str | None, typer.Option(help="Encoder stages, counted from 0, such as 1,2,3.")] = None,
     decoding: Annotated[
         DecodingName,
-        PrecisionName,
-        ResizerName,
         typer.Option(help="draft decodes large JPEGs at a fraction of their size, which is faster."),
     ] = DecodingName.DRAFT,
     resizer: Annotated[

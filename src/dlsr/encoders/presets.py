@@ -165,7 +165,7 @@ def encoder_spec(
         stages: stages to use instead of the preset's.
         weights: a file with weights, `"hub"`, `"random"` or `"random:SEED"`, instead of the preset's source.
         decoding: `full` or `draft`.
-        pooling: what is kept of each stage's map: a name of `dlsr.method.features.POOLINGS`.
+        pooling: what is kept of each stage's map: a name of `dlsr.method.layers.POOLINGS`.
         resizer: `pillow`, `cykooz`, or `auto`: the latter if it is installed.
         precision: `float32` or `bfloat16`.
 
@@ -173,14 +173,16 @@ def encoder_spec(
         SettingsError: for an unknown name, decoding, pooling, resizer or precision. Stages are checked by `Encoder`.
     """
     spec = ENCODERS.get(name) or _timm_spec(name)
-    if decoding not in DECODINGS:
-        raise SettingsError(f"unknown decoding '{decoding}'; choose one of {', '.join(DECODINGS)}")
-    if pooling not in POOLINGS:
-        raise SettingsError(f"unknown pooling '{pooling}'; choose one of {', '.join(POOLINGS)}")
-    if precision not in PRECISIONS:
-        raise SettingsError(f"unknown precision '{precision}'; choose one of {', '.join(PRECISIONS)}")
-    changes: dict[str, object] = {"decoding": decoding, "pooling": pooling, "precision": precision}
-    changes["resizer"] = choose_resizer(resizer)
+    changes: dict[str, object] = {"resizer": choose_resizer(resizer)}
+    named: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+        ("decoding", decoding, DECODINGS),
+        ("pooling", pooling, POOLINGS),
+        ("precision", precision, PRECISIONS),
+    )
+    for kind, given, allowed in named:
+        if given not in allowed:
+            raise SettingsError(f"unknown {kind} '{given}'; choose one of {', '.join(allowed)}")
+        changes[kind] = given
     if stages is not None:
         changes["stages"] = tuple(stages)
     if weights is not None:

@@ -52,11 +52,11 @@ def choose_resizer(resizer: str) -> Resizer:
     """
     if resizer == "auto":
         return "cykooz" if find_spec("cykooz_resizer") else "pillow"
-    for name in RESIZERS:
-        if resizer == name:
-            if name == "cykooz":
-                _cykooz("bicubic")
-            return name
+    if resizer == "pillow":
+        return "pillow"
+    if resizer == "cykooz":
+        _cykooz("bicubic")
+        return "cykooz"
     raise SettingsError(f"unknown resizer '{resizer}'; choose one of auto, {', '.join(RESIZERS)}")
 
 

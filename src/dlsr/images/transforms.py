@@ -1,4 +1,4 @@
-"""Changes to a decoded image before it is resized: the protocols of an evaluation. And images read for networks."""
+"""Images as arrays of one size, and changes to them before they are resized: the protocols of an evaluation."""
 
 import io
 from collections.abc import Callable

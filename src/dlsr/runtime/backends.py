@@ -4,7 +4,8 @@ import hashlib
 import json
 import platform
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -95,11 +96,12 @@ def make_engine(graph: Graph, backend: Backend, device: torch.device) -> Engine:
     """
     if backend == "torch":
         return torch_engine(graph.build().eval(), graph.inputs, device)
-    name, write, load = {
+    kinds: Mapping[str, tuple[str, Callable[..., None], Callable[[Path, torch.device], Engine]]] = {
         "compile": ("model.pt2", write_compiled, load_compiled),
         "onnxruntime": ("model.onnx", write_onnx, load_onnx),
-        "openvino": ("model.xml", write_openvino, load_openvino),
-    }[backend]
+        "openvino": ("model.xml", write_openvino, partial(load_openvino, precision=graph.precision)),
+    }
+    name, write, load = kinds[backend]
     folder = _engine_folder(graph, backend, device)
     if not _is_intact(folder):
         # One that another process is loading must not be replaced.
@@ -107,8 +109,6 @@ def make_engine(graph: Graph, backend: Backend, device: torch.device) -> Engine:
             write(graph, temporary / name, device)
             sums = file_sums(temporary)
             (temporary / _SUMS).write_text(json.dumps(sums))
-    if graph.precision != "float32":
-        return load_openvino(folder / name, device, graph.precision)
     return load(folder / name, device)
 
 
