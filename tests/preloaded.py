@@ -25,6 +25,7 @@ MODULES = (
     "dlsr.cli.app",
     "dlsr.evaluation",
     "dlsr.export",
+    "dlsr.reports.evaluation",
     "dlsr.reports.html",
     "dlsr.sklearn",
     "accelerate",

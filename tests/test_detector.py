@@ -2,7 +2,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from sklearn.base import clone
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
@@ -20,7 +19,6 @@ from dlsr import (
     TooFewImagesError,
     UnreadableImagesWarning,
     WeightsError,
-    artifact,
     evaluate,
     evaluate_scores,
     open_images,
@@ -461,11 +459,11 @@ def flip(folder):
         (lambda m: (m / "model.json").write_text("[1]"), "not of dlsr"),
         (lambda m: change(m, format="other"), "not of dlsr"),
         (lambda m: change(m, schema_version=99), "upgrade dlsr"),
-        (lambda m: change(m, schema_version=1), "reads 6; fit the model again"),
+        (lambda m: change(m, schema_version=1), "reads 7; fit the model again"),
         (lambda m: change(m, schema_version="x"), "schema_version"),
         (lambda m: change(m, channels="x"), "channels"),
         (lambda m: change(m, config={"false_alarm_rate": 7}), "between 0 and 1"),
-        (lambda m: change(m, settings={"preset": "default", "score": "best", "scorer": {}}), "unknown score"),
+        (lambda m: change(m, settings={"preset": "default", "score": "best", "scorer": {}}), "was changed"),
         (lambda m: change(m, surprise=1), "surprise"),
         (lambda m: change(m, numbers="../elsewhere.safetensors"), "outside itself"),
         (lambda m: change(m, numbers=f"numbers-{16 * '0'}.safetensors"), "cannot read"),
@@ -500,7 +498,7 @@ def test_a_setting_that_came_later_does_not_make_a_model_look_changed(saved, mon
         added: str = "no"
 
     monkeypatch.setattr(SCORES["mahalanobis"], "Settings", Later)
-    assert artifact.read_model(saved, torch.device("cpu")).settings.scorer.added == "no"
+    assert Detector.load(saved).settings_.scorer.added == "no"
 
 
 def test_a_full_disk_leaves_the_old_model(saved, fitted, monkeypatch):

@@ -18,7 +18,7 @@ import timm
 import torch
 from safetensors import safe_open
 
-from dlsr import ArtifactError, Detector, FeatureError, UnreadableImagesWarning, WeightsError
+from dlsr import ArtifactError, Detector, FeatureError, FittedDetector, UnreadableImagesWarning, WeightsError
 from dlsr.errors import DlsrError
 from dlsr.model_folder import digest
 from dlsr.reports.tables import write_jsonl
@@ -105,6 +105,7 @@ def shown(tmp_path_factory, image_folder, small_encoder):
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
+        ("settings.score", "best", "unknown score.*register a score of your own"),
         ("settings.scorer.draws", 10**6, "draws"),
         ("settings.scorer.blocks", 10**7, "blocks"),
         ("settings.scorer.T", 10**9, "T"),
@@ -170,7 +171,7 @@ def test_numbers_of_strangers_are_checked(restoring, tmp_path, name, change, mes
         ("examples.names", lambda x: torch.frombuffer(bytearray(b"[1, 2, 3]"), dtype=torch.uint8), "do not belong"),
         ("examples.z0", lambda x: x[:1], "features of thumbnails"),
         ("scorer.references", lambda x: x[:0], "training images"),
-        ("scorer.search.references", lambda x: x[:5], "training images"),
+        ("scorer.search.centred", lambda x: x[:5], "training images"),
         ("scorer.gaussian.variances", lambda x: -x, "not finite"),
         ("scorer.gaussian.scale", lambda x: 0 * x, "not finite"),
     ],
@@ -460,3 +461,98 @@ def test_an_image_whose_score_is_not_finite_counts_as_unreadable(shown, image_fo
 def test_a_fit_whose_scores_are_not_finite_is_an_error(features):
     with pytest.raises(FeatureError, match="lower the learning rate"):
         Detector(**small("mfsim", lr=1e30)).fit_features(features[0])
+
+
+def onnx_file(outside=None, dimension=24):
+    """A graph that scores features by their sum; `outside` names a file with one of its numbers."""
+    from onnx import TensorProto, helper
+
+    weight = helper.make_tensor("weight", TensorProto.FLOAT, [dimension, 1], [1.0] * dimension)
+    if outside:
+        weight.ClearField("float_data")
+        weight.data_location = TensorProto.EXTERNAL
+        weight.external_data.add(key="location", value=outside)
+    nodes = [
+        helper.make_node("MatMul", ["z0", "weight"], ["layers"]),
+        helper.make_node("ReduceMax", ["layers"], ["score"], axes=[1], keepdims=0),
+    ]
+    z0, layers = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", columns])
+        for name, columns in (("z0", dimension), ("layers", 1))
+    )
+    score = helper.make_tensor_value_info("score", TensorProto.FLOAT, ["N"])
+    graph = helper.make_graph([*nodes], "g", [z0], [score, layers], [weight])
+    opset = [helper.make_opsetid("", 13)]
+    return helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()
+
+
+def as_tensor(content):
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"garbage", "does not hold what"),
+        (onnx_file(dimension=23), "does not hold what"),
+        (onnx_file(), "does not hold what"),
+        (onnx_file(outside="/etc/hostname"), "refers to another file"),
+        (onnx_file(outside=r"\\\\server\\share"), "refers to another file"),
+        (onnx_file(outside="x").replace(b"\n\x08location", b"\n\x88\x00location"), "refers to another file"),
+    ],
+)
+def test_graphs_of_strangers_are_checked(restoring, tmp_path, content, message):
+    description, tensors = read(restoring)
+    write(tmp_path / "m", description, tensors | {"graph.scorer": as_tensor(content)})
+    with quick_and_small(), pytest.raises(ArtifactError, match=message) as caught:
+        FittedDetector.load(tmp_path / "m")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("graphs.noise_vectors", 0, "does not hold what"),
+        ("graphs.noise_vectors", 3, "does not hold what"),
+        ("graphs.noise_vectors", 10**9, "noise_vectors"),
+        ("graphs.batch", 0, "batch"),
+        ("graphs.batch", 10**9, "batch"),
+        ("channels", [23], "does not hold what"),
+        ("fit.calibration_images", 3, "calibration scores of 3 images"),
+    ],
+)
+def test_what_is_said_of_graphs_is_bounded(restoring, tmp_path, place, value, message):
+    description, tensors = read(restoring)
+    write(tmp_path / "m", changed(description, place, value), tensors)
+    with quick_and_small(), pytest.raises(ArtifactError, match=message):
+        FittedDetector.load(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("scorer.lfdn.linear_in.weight", lambda x: x * torch.nan),
+        ("scorer.lfdn.linear_in.weight", lambda x: x[:1]),
+        ("scorer.lfdn.linear_in.weight", lambda x: x.double()),
+        ("scorer.lfdn.linear_in.weight", None),
+        ("graph.scorer", None),
+    ],
+)
+def test_numbers_that_a_graph_takes_are_checked(restoring, tmp_path, name, change):
+    description, tensors = read(restoring)
+    others = {key: value for key, value in tensors.items() if key != name}
+    write(tmp_path / "m", description, others | ({name: change(tensors[name])} if change else {}))
+    with quick_and_small(), pytest.raises(ArtifactError, match="does not hold what"):
+        FittedDetector.load(tmp_path / "m")
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("content", [b"garbage", onnx_file()])
+def test_a_damaged_encoder_is_refused_at_its_first_use(shown, odd_folder, tmp_path, content, backend):
+    description, tensors = read(shown)
+    write(tmp_path / "m", description, tensors | {"graph.encoder": as_tensor(content)})
+    with pytest.raises(
+        (ArtifactError, WeightsError), match=r"encoder cannot be run|encoder gives 1 features"
+    ) as caught:
+        FittedDetector.load(tmp_path / "m", backend=backend).detect(odd_folder)
+    assert "\n" not in str(caught.value)

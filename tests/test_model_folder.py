@@ -102,7 +102,7 @@ def test_a_model_that_is_replaced_while_its_numbers_are_opened_is_read_anew(tmp_
     def gone(path, **_):
         monkeypatch.setattr("dlsr.artifact.safe_open", safe_open)
         second.save(tmp_path / "m")
-        raise RuntimeError(f"unable to open file <{path}> in read-only mode")  # as PyTorch does
+        raise FileNotFoundError(2, "No such file or directory", str(path))
 
     monkeypatch.setattr("dlsr.artifact.safe_open", gone)
     assert Detector.load(tmp_path / "m").settings_.score == "mahalanobis"

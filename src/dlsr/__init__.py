@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from dlsr.errors import explained
+
 if TYPE_CHECKING:
     from dlsr.calibration.conformal import p_values, threshold
     from dlsr.calibration.metrics import Metrics, evaluate_scores
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
         WeightsError,
     )
     from dlsr.evaluation import Evaluation, Report, evaluate
+    from dlsr.fitted_detector import FittedDetector
     from dlsr.images.sources import ImageDataset, UnreadableImagesWarning, open_images
     from dlsr.results import Result, Results
     from dlsr.scorers import PRESETS, SCORES, Scorer, Settings, register
@@ -42,6 +45,7 @@ __all__ = [
     "Evaluation",
     "ExportError",
     "FeatureError",
+    "FittedDetector",
     "ImageDataset",
     "ImageError",
     "ImageTooLargeError",
@@ -73,6 +77,7 @@ _HOME = {
     "p_values": "dlsr.calibration.conformal",
     "threshold": "dlsr.calibration.conformal",
     "Detector": "dlsr.detector",
+    "FittedDetector": "dlsr.fitted_detector",
     "Result": "dlsr.results",
     "Results": "dlsr.results",
     "Scorer": "dlsr.scorers",
@@ -113,7 +118,10 @@ def __getattr__(name: str) -> object:
     """Import a public name at its first use: PyTorch takes seconds, and `dlsr --help` must not."""
     if name not in _HOME:
         raise AttributeError(f"module 'dlsr' has no attribute '{name}'")
-    return getattr(import_module(_HOME[name]), name)
+    try:
+        return getattr(import_module(_HOME[name]), name)
+    except ModuleNotFoundError as error:
+        raise explained(error) from error
 
 
 def __dir__() -> list[str]:

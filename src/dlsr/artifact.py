@@ -1,29 +1,32 @@
-"""A model as a manifest and tensors, without pickle; `dlsr.model_folder` keeps their files together."""
+"""A model as a manifest and arrays, without pickle; `dlsr.model_folder` keeps their files together."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import numpy as np
-import safetensors.torch
-import torch
+import safetensors.numpy
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
-from dlsr.config import DetectorConfig
+from dlsr.config import MOST_STEPS, DetectorConfig, SavedSettings
 from dlsr.encoders import EncoderSpec
 from dlsr.encoding.examples import Examples
 from dlsr.errors import ArtifactError, SettingsError, one_line
-from dlsr.model import Calibration, FitSummary, FittedModel
-from dlsr.model_checks import check_model, check_settings, check_tensors, local_encoder
+from dlsr.model import Calibration, FitSummary, FittedModel, Graphs
+from dlsr.model_checks import check_finite, check_graph, check_model, local_encoder
 from dlsr.model_folder import MANIFEST, digest, numbers_path, read_pair, write_pair
-from dlsr.scorers.base import Settings, new_scorer
-from dlsr.training.state import EpochLog
+from dlsr.runtime.backends import GRAPH_BACKENDS, Backend, choose_backend
+from dlsr.scoring import FittedScorer, GraphScorer, ScorerGraph
+from dlsr.training.log import EpochLog
 
-SCHEMA_VERSION = 6
+Arrays = Mapping[str, NDArray[Any]]
+
+SCHEMA_VERSION = 7
 FORMATS = ("dlsr-model", "dlsr-baseline")
 
 
@@ -32,11 +35,26 @@ class Header(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[6] = 6
+    schema_version: Literal[7] = 7
     versions: dict[str, str]
     numbers: str = ""
     """Name of the file with the numbers."""
     numbers_sha256: str = ""
+
+
+class GraphsManifest(BaseModel):
+    """What `model.json` says of the graphs among the numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    noise_vectors: int = Field(ge=0, le=MOST_STEPS)
+    batch: int = Field(ge=1, le=2**16)
+    timm: str
+
+    @classmethod
+    def of(cls, graphs: Graphs) -> Self:
+        """What is said of these graphs."""
+        return cls(noise_vectors=graphs.scorer.noise_vectors, batch=graphs.scorer.batch, timm=graphs.timm)
 
 
 class Manifest(Header):
@@ -45,13 +63,15 @@ class Manifest(Header):
     format: Literal["dlsr-model"] = "dlsr-model"
     config: DetectorConfig
     """The arguments of the detector."""
-    settings: Settings
+    settings: SavedSettings
     """The resolved settings: the preset with changes."""
     encoder: EncoderSpec | None
     """None for a model fitted to features."""
     encoder_sha256: str | None
     channels: tuple[Annotated[int, Field(ge=1, le=2**20)], ...] = Field(min_length=1, max_length=1000)
     fit: FitSummary
+    graphs: GraphsManifest | None = None
+    """None for a model that only PyTorch can run."""
 
 
 class BaselineManifest(Header):
@@ -70,23 +90,28 @@ M = TypeVar("M", bound=Header)
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of the packages that scores depend on."""
-    return {name: metadata.version(name) for name in ("dlsr", "torch", "timm", "numpy", "pillow")}
+    """Versions of the packages that scores depend on, as far as they are installed."""
+    versions = {}
+    for name in ("dlsr", "torch", "timm", "onnxruntime", "openvino", "numpy", "pillow"):
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
 
 
-def write_artifact(folder: Path, manifest: Header, tensors: Mapping[str, Tensor]) -> None:
+def write_artifact(folder: Path, manifest: Header, arrays: Arrays) -> None:
     """Write a model directory, or replace the model in one.
 
     Args:
         folder: to write; created if missing.
         manifest: its `numbers` and `numbers_sha256` are filled in here.
-        tensors: the numbers.
+        arrays: the numbers.
 
     Raises:
         OutputError: if it cannot be written, or the folder holds other files.
     """
-    content = safetensors.torch.save(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+    content = safetensors.numpy.save(
+        # An array that is not contiguous would be written in the wrong order.
+        {name: np.asarray(values, order="C") for name, values in arrays.items()},
         metadata={"manifest_sha256": digest(manifest.model_dump(mode="json"))},
     )
 
@@ -103,6 +128,7 @@ def write_model(folder: Path, model: FittedModel) -> None:
     Raises:
         OutputError: if it cannot be written, or the folder holds other files.
     """
+    graphs = model.graphs
     manifest = Manifest(
         versions=installed_versions(),
         config=model.config,
@@ -111,89 +137,109 @@ def write_model(folder: Path, model: FittedModel) -> None:
         encoder_sha256=model.encoder_sha256,
         channels=model.channels,
         fit=model.summary,
+        graphs=None if graphs is None else GraphsManifest.of(graphs),
     )
     calibration = {name: values for name, values in vars(model.calibration).items() if isinstance(values, np.ndarray)}
-    parts: dict[str, Mapping[str, Tensor]] = {
-        "scorer": model.scorer.state_dict(),
-        "calibration": _as_tensors(calibration),
-        "examples": _as_tensors(model.examples.arrays() if model.examples else {}),
+    parts: dict[str, Arrays] = {
+        "scorer": model.scorer.learned,
+        "calibration": calibration,
+        "examples": model.examples.arrays() if model.examples else {},
+        "graph": {} if graphs is None else _as_arrays({"scorer": graphs.scorer.onnx, "encoder": graphs.encoder}),
     }
-    tensors = {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
-    write_artifact(folder, manifest, tensors)
+    arrays = {f"{part}.{name}": values for part, named in parts.items() for name, values in named.items()}
+    write_artifact(folder, manifest, arrays)
 
 
-def read_model(folder: Path, device: torch.device) -> FittedModel:
+def read_model(folder: Path, device: str, backend: Backend = "auto", *, pytorch: bool = False) -> FittedModel:
     """Read the model directory of a detector, which may be a stranger's: it is checked, and opens no connection.
+
+    Args:
+        folder: to read.
+        device: as `dlsr.runtime.devices.resolve_device` returns it.
+        backend: that will run the encoder. If it runs graphs, and the model holds them, the score needs no PyTorch.
+        pytorch: let PyTorch run the score in any case.
 
     Raises:
         ArtifactError: if it is missing, damaged, foreign or from another version of the schema.
+        SettingsError, MissingExtraError: for a backend that does not run on the device, or is not installed.
     """
-    manifest, tensors = read_artifact(folder, Manifest)
+    manifest, arrays = read_artifact(folder, Manifest)
+    chosen = choose_backend(backend, device, manifest.encoder.precision if manifest.encoder else "float32")
+    if manifest.graphs is None and find_spec("torch") is None:
+        raise ArtifactError(
+            f"'{folder}' holds no graphs, so it needs PyTorch, which is not installed; run: pip install 'dlsr[fit]'"
+        )
     try:
-        model = _model_of(manifest, tensors, device)
+        model = _model_of(manifest, arrays, device, pytorch or chosen not in GRAPH_BACKENDS)
         check_model(model)
-    except (IndexError, KeyError, RuntimeError, SettingsError, TypeError, ValueError) as error:
+    except SettingsError as error:
+        raise ArtifactError(
+            f"'{folder / MANIFEST}' cannot be used: {error}; fit again, or register a score of your own before loading"
+        ) from error
+    except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"'{folder}' does not hold what its {MANIFEST} says ({one_line(error)}); fit it again"
         ) from error
     return model
 
 
-def _model_of(manifest: Manifest, tensors: Mapping[str, Tensor], device: torch.device) -> FittedModel:
-    check_settings(manifest.config, manifest.settings)
-    learned, examples = _part("scorer", tensors), _as_arrays(_part("examples", tensors))
-    # A scorer without memory tells the shapes that are right before one is built with any.
-    with torch.device("meta"):
-        expected = new_scorer(manifest.settings, manifest.channels).state_dict()
-    check_tensors(expected, learned)
-    scorer = new_scorer(manifest.settings, manifest.channels)
-    scorer.load_state_dict(learned, assign=True)
+def _model_of(manifest: Manifest, arrays: Arrays, device: str, pytorch: bool) -> FittedModel:
+    learned, examples, graph = (_part(part, arrays) for part in ("scorer", "examples", "graph"))
+    graphs = None
+    if manifest.graphs is not None:
+        about = manifest.graphs
+        scoring = ScorerGraph(graph["scorer"].tobytes(), about.noise_vectors, about.batch)
+        encoder = graph["encoder"].tobytes() if manifest.encoder is not None else None
+        graphs = Graphs(scoring, encoder, about.timm)
+        for content in graph.values():
+            check_graph(content.tobytes())
     return FittedModel(
         config=manifest.config,
         settings=manifest.settings,
         encoder=local_encoder(manifest.encoder) if manifest.encoder else None,
         encoder_sha256=manifest.encoder_sha256,
         channels=manifest.channels,
-        scorer=scorer.to(device),
-        calibration=Calibration(
-            **_as_arrays(_part("calibration", tensors)),
-            left_out=manifest.fit.left_out,
-        ),
+        scorer=_scorer_of(manifest, learned, graphs, device, pytorch),
+        calibration=Calibration(**_part("calibration", arrays), left_out=manifest.fit.left_out),
         summary=manifest.fit,
         examples=Examples.of(examples) if examples else None,
+        graphs=graphs,
     )
 
 
-def _part(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _scorer_of(manifest: Manifest, learned: Arrays, graphs: Graphs | None, device: str, pytorch: bool) -> FittedScorer:
+    if graphs is not None and not pytorch:
+        check_finite(learned)
+        return GraphScorer.of(graphs.scorer, learned, len(manifest.channels))
+    from dlsr.fitting import restored  # noqa: PLC0415 - PyTorch takes seconds to import
+
+    return restored(manifest.config, manifest.settings, manifest.channels, learned, device)
+
+
+def _part(part: str, arrays: Arrays) -> dict[str, NDArray[Any]]:
     prefix = f"{part}."
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)}
 
 
-def _as_tensors(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
-    return {name: torch.tensor(values) for name, values in arrays.items()}
+def _as_arrays(contents: Mapping[str, bytes | None]) -> Arrays:
+    return {name: np.frombuffer(content, np.uint8) for name, content in contents.items() if content is not None}
 
 
-def _as_arrays(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
-    return {name: tensor.numpy() for name, tensor in tensors.items()}
-
-
-def read_artifact(folder: Path, kind: type[M]) -> tuple[M, dict[str, Tensor]]:
+def read_artifact(folder: Path, kind: type[M]) -> tuple[M, dict[str, NDArray[Any]]]:
     """Read a model directory whose manifest is of this kind. Raises as `read_model` does."""
 
-    def read(written: dict[str, Any]) -> tuple[M, dict[str, Tensor]]:
+    def read(written: dict[str, Any]) -> tuple[M, dict[str, NDArray[Any]]]:
         manifest = _validated(folder, written, kind)
         path = numbers_path(folder, manifest.numbers, manifest.numbers_sha256)
         try:
-            with safe_open(path, framework="pt") as file:
-                # Copies, since the file may be deleted when the model is replaced.
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no mapping
+            with safe_open(path, framework="numpy") as file:
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
                 of_manifest = (file.metadata() or {}).get("manifest_sha256")
-        # PyTorch opens the file a second time, and raises RuntimeError if it is gone by then.
-        except (OSError, RuntimeError, SafetensorError) as error:
+        except (OSError, SafetensorError) as error:
             raise ArtifactError(f"cannot read '{path}' ({one_line(error)}); fit the model again") from error
         if of_manifest != digest(written):
             raise ArtifactError(f"'{folder / MANIFEST}' was changed since it was written; fit the model again")
-        return manifest, tensors
+        return manifest, arrays
 
     return read_pair(folder, read)
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
 
 from dlsr.errors import SettingsError
 
@@ -11,7 +11,8 @@ from dlsr.errors import SettingsError
 class Frozen(BaseModel):
     """Base of all settings: immutable, and unknown names are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Built at its first use: scoring needs few of all settings.
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 CalibrationMethod = Literal["auto", "held-out", "leave-one-out"]
@@ -27,6 +28,9 @@ NONE = "none"
 """Of `DetectorConfig.group_by`: each image is a group of its own."""
 GIVEN = "given"
 """In place of `DetectorConfig.group_by`: groups were given to `fit`."""
+
+MOST_STEPS = 1000
+"""At most this many steps restore an image, over all draws: each takes time and memory."""
 
 M = TypeVar("M", bound=Frozen)
 
@@ -71,6 +75,23 @@ class TrainingSettings(Frozen):
     training_precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="Of matrix products in training; auto: bfloat16 if the hardware supports it."
     )
+
+
+class OpenSettings(BaseModel):
+    """Settings of a score that is not loaded: any names and values."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class SavedSettings(Frozen):
+    """Resolved settings as a model holds them: everything that decides its scores besides encoder and data."""
+
+    preset: str
+    score: str
+    """Name of the score."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    scorer: SerializeAsAny[Frozen] | OpenSettings
+    """The score's own settings."""
 
 
 class DetectorConfig(Frozen):

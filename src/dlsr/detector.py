@@ -1,35 +1,30 @@
-"""The detector: images or features in; scores, p-values and verdicts out."""
+"""The detector: fits to images or features, and scores them."""
 
 import copy
 import os
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Unpack
+from importlib import metadata
+from typing import Any, ClassVar, Self, Unpack
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from dlsr.artifact import read_model, write_model
-from dlsr.calibration.groups import Groups
-from dlsr.config import AUTO, CalibrationMethod, DetectorConfig, validated
+from dlsr.config import AUTO, CalibrationMethod
 from dlsr.configured import Configured
-from dlsr.encoders.presets import weight_source
 from dlsr.encoding.examples import choose_examples
 from dlsr.encoding.extractor import FeatureExtractor
 from dlsr.encoding.pipeline import Encoded, Progress
-from dlsr.errors import FeatureError, NoImagesError, SettingsError
+from dlsr.errors import FeatureError, NoImagesError
+from dlsr.fitting import fit_model, module_of, own_settings, with_score
 from dlsr.images.sources import ImagesLike, open_images, warn_of_unreadable
 from dlsr.images.transforms import Transform
-from dlsr.method.noise import row_digests
-from dlsr.model import FittedModel, checked_features, fit_model
-from dlsr.results import Result, Results
+from dlsr.method.noise import Digests
+from dlsr.model import FittedModel, Graphs, checked_features
 from dlsr.runtime.backends import Backend
-from dlsr.runtime.devices import torch_device
-from dlsr.scorers.base import Digests
+from dlsr.runtime.devices import resolve_device
+from dlsr.scorer_module import scorer_graph
+from dlsr.scorers import Scorer, Settings
 from dlsr.training.loop import Trainer, TrainingOptions
-
-Array = NDArray[np.float64]
 
 
 class Detector(Configured):
@@ -67,6 +62,8 @@ class Detector(Configured):
         >>> detector = Detector().fit("photos/")  # doctest: +SKIP
         >>> detector.detect("new/")  # doctest: +SKIP
     """
+
+    _by_pytorch: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -122,7 +119,7 @@ class Detector(Configured):
         transform: Transform | None = None,
         progress: Progress | None = None,
         **training: Unpack[TrainingOptions],
-    ) -> "Detector":
+    ) -> Self:
         """Learn what in-distribution images look like, and calibrate on images that are not fitted to.
 
         A fit that fails leaves the detector as it was.
@@ -157,7 +154,7 @@ class Detector(Configured):
 
     def fit_encoded(
         self, encoded: Encoded, *, groups: Sequence[Hashable] | None = None, **training: Unpack[TrainingOptions]
-    ) -> "Detector":
+    ) -> Self:
         """As `fit`, to images that were encoded by `prepare_extractor`, here or on a cluster. Raises as `fit` does."""
         extractor, trainer = self.prepare_extractor(), Trainer.of(self._resolved().seed, training)
         self._model, self._extractor = self._fit_encoded(encoded, extractor, trainer, groups), extractor
@@ -171,7 +168,7 @@ class Detector(Configured):
         digests: Digests | None = None,
         groups: Sequence[Hashable] | None = None,
         **training: Unpack[TrainingOptions],
-    ) -> "Detector":
+    ) -> Self:
         """Fit to features of your own instead of images.
 
         Args:
@@ -221,112 +218,7 @@ class Detector(Configured):
         )
         return replace(model, encoder=encoder.spec, encoder_sha256=encoder.weights_sha256)
 
-    def _groups_of(self, encoded: Encoded, groups: Sequence[Hashable] | None) -> Groups:
-        if groups is not None:
-            if len(groups) != len(encoded.names):
-                raise SettingsError(
-                    f"there are {len(encoded.names)} images, but {len(groups)} groups; give a label for each image"
-                )
-            groups = [group for group, error in zip(groups, encoded.errors, strict=True) if error is None]
-        return self._grouped(encoded.readable_names, encoded.z0, encoded.digests, groups)
-
-    def calibrate(
-        self, images: ImagesLike, *, groups: Sequence[Hashable] | None = None, progress: Progress | None = None
-    ) -> "Detector":
-        """Replace the calibration images by others that are known to be in distribution, without refitting.
-
-        Args:
-            images: see `dlsr.open_images`.
-            groups: a label for each image, as for `fit`.
-            progress: callback with the number of images that were encoded since the last call.
-
-        Raises:
-            NotFittedError, InputError: as `detect`.
-            TooFewImagesError: if they are too few for the false-alarm rate.
-        """
-        encoded = self.extractor_.encode(images, progress=progress)
-        warn_of_unreadable(encoded.unreadable)
-        model = self._fitted().calibrated(encoded.z0, encoded.digests, self._groups_of(encoded, groups))
-        model.calibration.check_size(self.false_alarm_rate, self.confidence)
-        self._model = model
-        return self
-
-    def detect(
-        self, images: ImagesLike, *, transform: Transform | None = None, progress: Progress | None = None
-    ) -> Results:
-        """Scores, p-values and verdicts of images, in one pass. Warns of unreadable ones.
-
-        Args:
-            images: see `dlsr.open_images`.
-            transform: applied to each image first, for benchmarks.
-            progress: callback with the number of images that were scored since the last call.
-
-        Raises:
-            NotFittedError: for a detector that is not fitted, or was fitted to features.
-            InputError: if there are no images.
-            TooFewImagesError: if the calibration images are too few for the false-alarm rate.
-            WeightsError: if the encoder's weights cannot be had.
-        """
-        results = Results.joined(list(self._detected(images, transform=transform, progress=progress)))
-        warn_of_unreadable(results.unreadable)
-        return results
-
-    def results(
-        self,
-        images: ImagesLike,
-        *,
-        transform: Transform | None = None,
-        batch_size: int | None = None,
-        progress: Progress | None = None,
-    ) -> Iterator[Result]:
-        """As `detect`, one image at a time and without a warning: memory does not grow with their number.
-
-        Args:
-            images: as for `detect`, as are `transform` and `progress`.
-            transform: as for `detect`.
-            batch_size: images in one call of the engine, which does not change scores; None for the fastest.
-            progress: as for `detect`.
-        """
-        for part in self._detected(images, transform=transform, batch_size=batch_size, progress=progress):
-            yield from part
-
-    def _detected(self, images: ImagesLike, **options: Any) -> Iterator[Results]:
-        model, rate = self._fitted(), self.false_alarm_rate
-        model.calibration.check_size(rate, self.confidence)
-        for chunk in self.extractor_.encode_chunks(images, **options):
-            yield model.detect(chunk, rate, self.confidence)
-
-    def score_samples(self, images: ImagesLike, *, transform: Transform | None = None) -> Array:
-        """Scores of images, shape `(N,)`, larger = more OOD; NaN, and a warning, for unreadable ones."""
-        return self.detect(images, transform=transform).scores
-
-    def p_values(self, images: ImagesLike) -> Array:
-        """Conformal p-values of images, shape `(N,)`; NaN, and a warning, for unreadable ones."""
-        return self.detect(images).p_values
-
-    def predict(self, images: ImagesLike) -> NDArray[np.int8]:
-        """Verdicts, shape `(N,)`: 1 for OOD, 0 for ID, -1, and a warning, for unreadable images."""
-        return self.detect(images).verdicts
-
-    def score_features(self, features: ArrayLike, digests: Digests | None = None) -> Array:
-        """Scores of features, shape `(N, c)` to `(N,)`, larger = more OOD.
-
-        Args:
-            features: as given to `fit_features`, or `z0` as `extractor_` gives it.
-            digests: content digests, shape `(N, 16)`; None for digests of the features.
-
-        Raises:
-            FeatureError: for another number of columns, or NaN or infinity.
-        """
-        model = self._fitted()
-        z0 = checked_features(features, sum(model.channels))
-        return model.score(z0, row_digests(z0) if digests is None else digests)[0]
-
-    def p_values_of(self, scores: ArrayLike) -> Array:
-        """Conformal p-values of scores, shape `(N,)`."""
-        return self._fitted().calibration.p_values(np.asarray(scores, dtype=np.float64), self.confidence)
-
-    def with_settings(self, *, seed: int | None = None, score: str | None = None) -> "Detector":
+    def with_settings(self, *, seed: int | None = None, score: str | None = None) -> Self:
         """The same trained model scoring with the noise of another seed, or another score of the same network.
 
         The calibration stays as it was: it is valid for another seed, but not for another score.
@@ -335,60 +227,47 @@ class Detector(Configured):
             SettingsError: if the other score does not use the same network.
         """
         changes = {name: value for name, value in {"seed": seed, "score": score}.items() if value is not None}
-        other = copy.copy(self).set_params(**changes)
-        other._model = self._fitted().with_settings(changes)
+        other, model = copy.copy(self).set_params(**changes), self._fitted()
+        if score not in (None, model.settings.score):
+            model = with_score(model, str(score))
+        config, settings = model.config.model_copy(update=changes), model.settings.model_copy(update=changes)
+        other._model = replace(model, config=config, settings=settings)
         return other
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
+    def save(self, folder: str | os.PathLike[str], *, graphs: bool = True) -> None:
         """Write a model directory (safetensors and JSON), or replace the model in one.
+
+        Args:
+            folder: to write; created if missing.
+            graphs: also keep encoder and score as graphs in ONNX, so that images can be scored where PyTorch is not
+                installed. The first conversion of an encoder, and of a score with these settings, takes seconds.
 
         Raises:
             OutputError: if it cannot be written.
+            MissingExtraError: if what converts graphs is not installed.
         """
-        model = self._fitted()
-        changes = {"false_alarm_rate": self.false_alarm_rate, "confidence": self.confidence}
-        config = model.config.model_dump() | changes
-        write_model(Path(folder), replace(model, config=validated(DetectorConfig, config)))
+        if not graphs:
+            self._model = replace(self._fitted(), graphs=None)
+        elif self._fitted().graphs is None:
+            self._model = replace(self._model, graphs=self._as_graphs())
+        super().save(folder)
+
+    def _as_graphs(self) -> Graphs:
+        encoder = self.extractor_.encoder.onnx() if self._model.encoder is not None else None
+        return Graphs(scorer_graph(self.scorer_), encoder, metadata.version("timm"))
+
+    @property
+    def scorer_(self) -> Scorer:
+        """The fitted score, a PyTorch module."""
+        return module_of(self._fitted(), resolve_device(self.device))
+
+    @property
+    def settings_(self) -> Settings:
+        """The resolved settings: the preset with changes."""
+        return own_settings(self._fitted().settings)
 
     @classmethod
-    def load(
-        cls,
-        folder: str | os.PathLike[str],
-        *,
-        weights: str | os.PathLike[str] | None = None,
-        device: str = "auto",
-        backend: Backend = "auto",
-        store: str | os.PathLike[str] | None = None,
-        workers: int = 2,
-        false_alarm_rate: float | None = None,
-        confidence: float | None = None,
-    ) -> "Detector":
-        """Read a model directory.
-
-        Args:
-            folder: written by `save`.
-            weights: where the encoder's weights are now, if they came from a file that has moved; or `hub` to let them
-                be downloaded from the Hugging Face Hub, which loading a model does not do by itself.
-            device: as for the class.
-            backend: as for the class.
-            store: as for the class.
-            workers: as for the class.
-            false_alarm_rate: instead of the model's; None for the model's.
-            confidence: instead of the model's; None for the model's.
-
-        Raises:
-            ArtifactError: if it is missing, damaged, foreign or from another version of the schema.
-        """
-        model = read_model(Path(folder), torch_device(device))
-        changes = {
-            "weights": None if weights is None else os.fspath(weights),
-            "false_alarm_rate": false_alarm_rate,
-            "confidence": confidence,
-        }
-        config = model.config.model_copy(update={name: value for name, value in changes.items() if value is not None})
-        if weights is not None and model.encoder is not None:
-            spec = model.encoder.model_copy(update={"weights": weight_source(os.fspath(weights))})
-            model = replace(model, encoder=spec)
-        detector = cls(**config.arguments(), device=device, backend=backend, store=store, workers=workers)
-        detector._model = replace(model, config=config)
+    def _of(cls, model: FittedModel, **runtime: Any) -> Self:
+        detector = cls(**model.config.arguments(), **runtime)
+        detector._model = replace(model, settings=own_settings(model.settings))
         return detector

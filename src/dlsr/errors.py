@@ -74,8 +74,19 @@ class ExportError(DlsrError):
 class MissingExtraError(DlsrError):
     """An optional dependency is not installed."""
 
-    def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"{package} is not installed; run: pip install 'dlsr[{extra}]'")
+    def __init__(self, package: str, extra: str | None) -> None:
+        """`extra` is None for what `pip install dlsr` brings along."""
+        wanted = f"'dlsr[{extra}]'" if extra else f"dlsr {package}"
+        super().__init__(f"{package} is not installed; run: pip install {wanted}")
+
+
+_FOR_FITS = {"torch", "torchvision", "timm", "sklearn", "scipy", "matplotlib", "onnx", "onnxscript"}
+
+
+def explained(error: ModuleNotFoundError) -> Exception:
+    """The error to raise instead: a MissingExtraError, if a package is missing that only fits need."""
+    package = (error.name or "").partition(".")[0]
+    return MissingExtraError(package, "fit") if package in _FOR_FITS else error
 
 
 def one_line(error: Exception) -> str:

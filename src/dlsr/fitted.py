@@ -3,10 +3,10 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from dlsr.config import SavedSettings
 from dlsr.encoding.examples import Examples
 from dlsr.errors import NotFittedError
 from dlsr.model import Calibration, FitSummary, FittedModel
-from dlsr.scorers.base import Scorer, Settings
 
 Array = NDArray[np.float64]
 
@@ -46,7 +46,7 @@ class FittedAttributes:
         return self._fitted().calibration.scores
 
     @property
-    def settings_(self) -> Settings:
+    def settings_(self) -> SavedSettings:
         """The resolved settings: the preset with changes."""
         return self._fitted().settings
 
@@ -54,11 +54,6 @@ class FittedAttributes:
     def fit_summary_(self) -> FitSummary:
         """Images used, images unreadable, losses."""
         return self._fitted().summary
-
-    @property
-    def scorer_(self) -> Scorer:
-        """The fitted score, a PyTorch module."""
-        return self._fitted().scorer
 
     @property
     def channels_(self) -> tuple[int, ...]:

@@ -4,26 +4,18 @@ All of its values are checked here, after the types and ranges of `model.json` a
 raises ValueError with a reason.
 """
 
+import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from dlsr.config import DetectorConfig
 from dlsr.encoders import ENCODERS, EncoderSpec, PackageWeights
 from dlsr.encoders.presets import HubWeights
 from dlsr.encoding.examples import Examples
 from dlsr.method.noise import DIGEST_BYTES
 from dlsr.model import Calibration, FittedModel
-from dlsr.scorers import Settings
-
-
-def check_settings(config: DetectorConfig, settings: Settings) -> None:
-    """The arguments name settings of their score."""
-    unknown = config.settings.keys() - type(settings.scorer).model_fields.keys()
-    if unknown:
-        raise ValueError(f"the score '{settings.score}' has no setting '{min(unknown)}'")
 
 
 def local_encoder(spec: EncoderSpec) -> EncoderSpec:
@@ -39,24 +31,21 @@ def local_encoder(spec: EncoderSpec) -> EncoderSpec:
     return spec
 
 
-def check_tensors(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
-    """Tensors are finite, and have the names, types and shapes of those expected, which may be on the meta device.
+_FILE = re.compile(rb"(?:\x0a|\x8a\x80*\x00)(?:\x08|\x88\x80*\x00)location")
+"""The key `location` in Protocol Buffers, also with longer encodings of its tag and length than are needed."""
 
-    Those without rows may have any number of rows, but all of them the same.
-    """
-    different = sorted(expected.keys() ^ given.keys())
-    if different:
-        raise ValueError(f"{different[0]} is {'missing' if different[0] in expected else 'unknown'}")
-    rows = set()
-    for name, like in expected.items():
-        tensor, free = given[name], int(like.ndim > 0 and len(like) == 0)
-        if (tensor.dtype, tensor.ndim, tensor.shape[free:]) != (like.dtype, like.ndim, like.shape[free:]):
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)} of {tensor.dtype}")
-        if not torch.isfinite(tensor).all():
+
+def check_finite(arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Numbers are finite."""
+    for name, values in arrays.items():
+        if not np.isfinite(values).all():
             raise ValueError(f"{name} is not finite")
-        rows |= {len(tensor)} if free else set()
-    if len(rows) > 1 or 0 in rows:
-        raise ValueError(f"it has {sorted(rows)} training images")
+
+
+def check_graph(content: bytes) -> None:
+    """A graph in ONNX names no other file, which may lie on another machine, to read its numbers from."""
+    if _FILE.search(content):
+        raise ValueError("a graph refers to another file")
 
 
 def check_model(model: FittedModel) -> None:

@@ -22,7 +22,7 @@ from dlsr.calibration.split import Split, split
 from dlsr.config import CalibrationMethod
 from dlsr.errors import SettingsError, TooFewImagesError
 from dlsr.method.noise import row_digests
-from dlsr.runtime.devices import torch_device
+from dlsr.runtime.devices import resolve_device
 from dlsr.scorers.base import FitData, leaves_out, new_scorer, resolve, score_features
 from dlsr.training.data import samples_of
 from dlsr.training.loop import Trainer
@@ -120,7 +120,7 @@ class FeatureOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError(f"groups must have one label for each of {len(z0)} samples, got {len(numbers)}")
         try:
             settings = resolve(self.preset, self.score_name, self.settings, seed=self._seed())
-            device = torch_device(self.device)
+            device = torch.device(resolve_device(self.device))
             scorer = new_scorer(settings, channels).to(device)
             left_out = leaves_out(scorer, len(z0), self.calibration)
         except SettingsError as error:

@@ -5,6 +5,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
+READ_BYTES = 2**27
+"""Bytes read at once, in order."""
 IN_MEMORY_BYTES = 2**30
 """Arrays of more bytes than this stay on disk and are read a part at a time."""
 

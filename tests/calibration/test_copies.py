@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from dlsr.calibration import components, copies
 from dlsr.calibration.copies import found_groups
@@ -160,6 +162,18 @@ def test_blocks_give_the_same_as_one_block_in_memory_and_mapped(photographs, ran
     np.save(tmp_path / "z0.npy", z0.astype(np.float32))
     monkeypatch.setattr(components, "BLOCK", 7)
     assert same_partition(found_groups(np.load(tmp_path / "z0.npy", mmap_mode="r"), digests_of(z0)), groups)
+
+
+@pytest.mark.parametrize("links", [0, 1, 50, 150, 400])
+def test_linked_images_are_the_connected_parts_of_a_graph(random, links):
+    left, right = random.integers(0, 200, (2, links))
+    graph = coo_array((np.ones(links), (left, right)), shape=(200, 200))
+    np.testing.assert_array_equal(copies._linked(200, left, right), connected_components(graph, directed=False)[1])
+
+
+def test_a_long_chain_of_links_is_one_part(random):
+    chain = random.permutation(10_000)
+    assert not copies._linked(10_000, chain[1:], chain[:-1]).any()
 
 
 def test_in_cells_most_near_copies_are_found_and_no_others(photographs, random, monkeypatch):

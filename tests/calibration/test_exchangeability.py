@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dlsr.calibration import exchangeability
+from dlsr.calibration import exchangeability, neighbours
 from dlsr.calibration.exchangeability import ExchangeabilityCheck, check
 
 
@@ -144,7 +144,7 @@ def test_the_result_is_deterministic_and_survives_json(random):
 def test_only_some_images_are_searched_in_large_folders(random, monkeypatch):
     z0, _ = tracks(random, 100, 3)
     monkeypatch.setattr(exchangeability, "QUERIES", 100)
-    monkeypatch.setattr(exchangeability, "AT_ONCE", 1000)  # three queries, and 25 images of features, at a time
+    monkeypatch.setattr(neighbours, "AT_ONCE", 1000)  # three queries at a time
     result = checked(z0, numbered(300))
     assert result.neighbours.images == result.copies.images == 100
     assert result.neighbours.fired

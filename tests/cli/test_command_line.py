@@ -9,7 +9,7 @@ from typing import Annotated
 import pytest
 import typer
 
-from dlsr import Detector, SettingsError
+from dlsr import FittedDetector, SettingsError
 from dlsr.cli.app import app
 from dlsr.cli.options import Runtime, named_paths, whole_numbers, with_groups
 
@@ -33,7 +33,15 @@ def test_every_module_of_a_command_is_listed():
     folder = Path(sys.modules["dlsr.cli.app"].__file__).parent
     shared = {"__init__", "app", "console", "options", "score_settings"}
     modules = {path.stem for path in folder.glob("*.py")} - shared
-    assert set(typer.main.get_command(app).commands) == modules | {"bench"}
+    group = typer.main.get_command(app)
+    assert set(group.list_commands(None)) == modules | {"bench"}
+    assert all(group.get_command(None, name).name == name for name in modules)
+
+
+def test_a_mistyped_command_is_answered_by_one_like_it(run):
+    done = run("scor")
+    assert done.status == 2
+    assert "Did you mean 'score'?" in done.err
 
 
 @pytest.mark.parametrize(
@@ -78,7 +86,7 @@ def test_an_interrupt_says_how_to_resume(run, monkeypatch, model, image_folder):
     def interrupted(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Detector, "load", interrupted)
+    monkeypatch.setattr(FittedDetector, "load", interrupted)
     done = run("score", model, image_folder)
     assert done.status == 130
     assert "to resume an interrupted fit, run the same command again" in done.err
@@ -87,7 +95,7 @@ def test_an_interrupt_says_how_to_resume(run, monkeypatch, model, image_folder):
 def test_an_unexpected_error_keeps_its_traceback(monkeypatch, model, image_folder):
     from dlsr.cli import main
 
-    monkeypatch.setattr(Detector, "load", lambda *args, **options: 1 / 0)
+    monkeypatch.setattr(FittedDetector, "load", lambda *args, **options: 1 / 0)
     monkeypatch.setattr(sys, "argv", ["dlsr", "score", str(model), str(image_folder)])
     with pytest.raises(ZeroDivisionError):
         main()

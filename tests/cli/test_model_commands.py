@@ -119,7 +119,7 @@ def test_a_report_at_a_false_discovery_rate(run, model, odd_folder, tmp_path):
 
 
 def test_images_unlike_the_rest_are_told_at_the_fit_and_listed(run, image_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("dlsr.model.UNLIKE", 1.01)  # an encoder with random weights sees little
+    monkeypatch.setattr("dlsr.fitting.UNLIKE", 1.01)  # an encoder with random weights sees little
     done = run("fit", image_folder, "-o", tmp_path / "model", "--encoder", "test_resnet", "--weights", "random", *TORCH)
     assert done.status == 0
     lines = [line.split("\t") for line in run("info", tmp_path / "model", "--unlike").out.splitlines()]

@@ -1,4 +1,6 @@
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import pytest
@@ -6,6 +8,9 @@ import pytest
 from dlsr import Detector, NoImagesError
 from dlsr.reports.html import SHOWN, Summary, write_html_report
 from dlsr.results import Result
+
+DRAWING = ("matplotlib", "scipy", "sklearn")
+"""Packages that a machine that writes reports may lack."""
 
 
 class Page(HTMLParser):
@@ -69,6 +74,21 @@ def test_the_report_is_one_file_with_all_results(model, mixed, tmp_path):
     mean = sum(result.layers["stage 0"] for result in ood) / len(ood)
     assert summary.layer_means(True)["stage 0"] == pytest.approx(mean)
     assert f"{mean:+.2f}" in page.text
+
+
+def test_a_report_needs_no_drawing_packages(model, mixed, tmp_path, monkeypatch):
+    detector = Detector.load(model, backend="torch")
+    for name in [*DRAWING, *(name for name in sys.modules if name.partition(".")[0] in DRAWING)]:
+        monkeypatch.setitem(sys.modules, name, None)  # an import of it fails
+    write_html_report(tmp_path / "report.html", detector, mixed, title="")
+    text = (tmp_path / "report.html").read_text()
+    legend = f"calibration images ({len(detector.calibration_scores_)}), these images (40), threshold "
+    assert f'<svg class="histogram" role="img" aria-label="Histogram of scores: {legend}' in text
+
+
+def test_the_page_imports_no_drawing_packages():
+    code = f"import sys; sys.modules.update(dict.fromkeys({DRAWING!r})); import dlsr.reports.html"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_unreadable_images_of_one_name_are_counted_and_listed_one_by_one():

@@ -1,8 +1,13 @@
+import sys
+from importlib import import_module
+
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.metrics import roc_curve
 
-from dlsr import OutputError
+from dlsr import MissingExtraError, OutputError
+from dlsr.reports import plots
 from dlsr.reports.plots import save_roc, score_histogram
 
 
@@ -32,6 +37,24 @@ def test_the_histogram_of_few_scores_has_them_all(inside):
     assert (axes.dataLim.xmin, axes.dataLim.xmax) == pytest.approx((0, 5))
 
 
+def test_the_histogram_of_equal_scores_is_one_bar():
+    (axes,) = score_histogram(np.full(20, 2.5), {"flowers": np.full(3, 2.5)}, 2.5).axes
+    (bar,) = (bar for bar in axes.patches if hasattr(bar, "get_height") and bar.get_height() > 0)
+    assert bar.get_x() < 2.5 < bar.get_x() + bar.get_width()
+
+
+def test_the_roc_curve_is_that_of_scikit_learn(scores, tmp_path, monkeypatch):
+    inside, outside = (np.round(series, 1) for series in scores)  # with ties
+    figures = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
+    save_roc(tmp_path / "roc.png", inside, {"flowers": outside})
+    curve = figures[0].axes[0].lines[0]
+    truth = np.repeat([0, 1], [len(inside), len(outside)])
+    fpr, tpr, _ = roc_curve(truth, np.concatenate([inside, outside]), drop_intermediate=False)
+    assert curve.get_xdata() == pytest.approx(fpr)
+    assert curve.get_ydata() == pytest.approx(tpr)
+
+
 def test_the_roc_curve_is_written_as_a_picture(scores, tmp_path):
     save_roc(tmp_path / "roc.png", scores[0], {"flowers": scores[1]})
     with Image.open(tmp_path / "roc.png") as picture:
@@ -43,3 +66,12 @@ def test_a_plot_that_cannot_be_written_is_an_error(scores, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError):
         save_roc(tmp_path / "file" / "roc.png", scores[0], {"flowers": scores[1]})
+
+
+@pytest.mark.parametrize("module", ["plots", "drift", "evaluation"])
+def test_without_matplotlib_the_error_names_the_extra(module, monkeypatch):
+    for name in ("plots", module):
+        monkeypatch.delitem(sys.modules, f"dlsr.reports.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(MissingExtraError, match=r"matplotlib is not installed; run: pip install 'dlsr\[fit\]'"):
+        import_module(f"dlsr.reports.{module}")

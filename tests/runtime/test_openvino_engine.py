@@ -56,7 +56,7 @@ from dlsr.runtime.backends import make_engine
 from dlsr.runtime.base import Graph
 
 graph = Graph(lambda: torch.nn.Conv2d(3, 3, 3), {"x": torch.zeros(2, 3, 128, 128)}, ("y",), "convolution")
-engine = make_engine(graph, "openvino", torch.device("cpu"))
+engine = make_engine(graph, "openvino", "cpu")
 done, seen = threading.Event(), set()
 
 def look():

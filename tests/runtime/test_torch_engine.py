@@ -7,7 +7,7 @@ from dlsr.runtime.backends import make_engine
 from dlsr.runtime.base import Graph
 from dlsr.runtime.torch_engine import HALF_TOLERANCE, half_agrees
 
-CPU = torch.device("cpu")
+CPU = "cpu"
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
@@ -54,7 +54,7 @@ def test_the_cpu_computes_in_single_precision():
 
 @needs_gpu
 def test_a_gpu_computes_in_half_precision_if_the_outputs_agree():
-    device = torch.device("cuda")
+    device = "cuda"
     small = 1e-4
     assert half_agrees(Convolution(small).to(device), graph(small).inputs, device, torch.float16)
     assert 0 < largest_difference(small, device) <= 2 * HALF_TOLERANCE
@@ -62,7 +62,7 @@ def test_a_gpu_computes_in_half_precision_if_the_outputs_agree():
 
 @needs_gpu
 def test_a_gpu_computes_in_single_precision_if_half_precision_differs(monkeypatch):
-    device = torch.device("cuda")
+    device = "cuda"
     # TF32 would be another reason for a difference.
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     large = 10

@@ -96,7 +96,7 @@ def test_engines_agree_where_nothing_is_left_to_solve(backend):
     neighbours[:2, 1] = neighbours[:2, 0]
     z0[0] = neighbours[0, 0]
     graph = Graph(Restoring, {"neighbours": neighbours[:2], "z0": z0[:2]}, ("error",), "restoring")
-    engine = make_engine(graph, backend, torch.device("cpu"))
+    engine = make_engine(graph, backend, "cpu")
     (actual,) = engine(neighbours.numpy(), z0.numpy())
     np.testing.assert_allclose(actual, restoration_error(neighbours, z0), atol=1e-5)
 

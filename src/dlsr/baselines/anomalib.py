@@ -94,4 +94,4 @@ def _part(module: str, name: str) -> Any:
     try:
         return getattr(import_module(f"anomalib.models.{module}"), name)
     except ImportError:
-        raise MissingExtraError("anomalib", "rivals") from None
+        raise MissingExtraError("anomalib", "compare") from None

@@ -21,11 +21,11 @@ from dlsr.images.sources import ImageDataset, ImagesLike, open_images, warn_of_u
 from dlsr.images.transforms import Transform, read_pixels
 from dlsr.method.noise import noise_for, pixel_digest
 from dlsr.model_folder import MANIFEST
-from dlsr.runtime.devices import torch_device
+from dlsr.runtime.devices import resolve_device
 from dlsr.training.checkpoint import training_key
 from dlsr.training.data import Samples
+from dlsr.training.log import EpochLog
 from dlsr.training.loop import Loss, OnEpoch, Trainer
-from dlsr.training.state import EpochLog
 
 Array = NDArray[np.float64]
 Inputs = NDArray[Any]
@@ -181,7 +181,8 @@ class Baseline(Estimator):
             classes=self.classes_,
             log=self.log_,
         )
-        write_artifact(Path(folder), manifest, self.network_.state_dict())
+        learned = {name: tensor.detach().cpu().numpy() for name, tensor in self.network_.state_dict().items()}
+        write_artifact(Path(folder), manifest, learned)
 
     @classmethod
     def load(cls, folder: str | PathLike[str]) -> Self:
@@ -190,12 +191,12 @@ class Baseline(Estimator):
         Raises:
             ArtifactError: if it is missing, damaged, foreign, from a newer dlsr or of another class.
         """
-        manifest, tensors = read_artifact(Path(folder), BaselineManifest)
+        manifest, arrays = read_artifact(Path(folder), BaselineManifest)
         if manifest.detector != cls.name:
             raise ArtifactError(f"'{folder}' holds a '{manifest.detector}', not a '{cls.name}'; load it as such")
         try:
             detector = cls(**manifest.parameters)
-            detector._restore(tensors, manifest.classes)
+            detector._restore({name: torch.from_numpy(array) for name, array in arrays.items()}, manifest.classes)
         except (KeyError, RuntimeError, SettingsError, TypeError, ValueError) as error:
             raise ArtifactError(
                 f"'{folder}' does not hold what its {MANIFEST} says ({one_line(error)}); fit it again"
@@ -259,4 +260,4 @@ class Baseline(Estimator):
         return torch.from_numpy(noise).reshape(len(pixels), draws, *shape).to(pixels.device)
 
     def _device(self) -> torch.device:
-        return torch_device(self.device)
+        return torch.device(resolve_device(self.device))

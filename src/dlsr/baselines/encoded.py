@@ -15,8 +15,8 @@ from dlsr.encoders.encoder import Encoder
 from dlsr.encoding.pipeline import encode_all, open_store
 from dlsr.images.sources import ImageDataset
 from dlsr.images.transforms import Transform
+from dlsr.method.noise import Digests
 from dlsr.model import checked_features
-from dlsr.scorers.base import Digests
 from dlsr.training.loop import Trainer
 
 
@@ -102,7 +102,7 @@ class EncodedBaseline(Baseline):
 
     def _loaded_encoder(self) -> Encoder:
         if not hasattr(self, "_encoder"):
-            self._encoder = Encoder(self.encoder_spec_, self._device())
+            self._encoder = Encoder(self.encoder_spec_, str(self._device()))
         return self._encoder
 
     def _tensor(self, inputs: Inputs) -> Tensor:

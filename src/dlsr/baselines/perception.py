@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dlsr.encoders.encoder import PixelsToZ0, feature_network
+from dlsr.encoders.network import PixelsToZ0, feature_network
 from dlsr.encoders.presets import encoder_spec
 
 

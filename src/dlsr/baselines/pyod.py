@@ -44,7 +44,7 @@ class PyODBaseline(EncodedBaseline):
         try:
             kind: Any = getattr(import_module(f"pyod.models.{self.module}"), self.class_name)
         except ImportError:
-            raise MissingExtraError("pyod", "rivals") from None
+            raise MissingExtraError("pyod", "compare") from None
         self._model = kind(random_state=self.seed) if self.is_random else kind()
         self._model.fit(references.cpu().numpy())
 

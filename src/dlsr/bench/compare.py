@@ -26,8 +26,8 @@ from dlsr.images.decode import UNREADABLE
 from dlsr.images.sources import ImageDataset
 from dlsr.images.transforms import Protocol, Transform, protocol_transform
 from dlsr.scorers import SCORES, resolve
+from dlsr.training.log import EpochLog
 from dlsr.training.loop import OnEpoch
-from dlsr.training.state import EpochLog
 
 Array = NDArray[np.float64]
 OnMessage = Callable[[str], None]

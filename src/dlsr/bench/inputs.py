@@ -18,8 +18,8 @@ from dlsr.errors import NoImagesError
 from dlsr.images.sources import ImageDataset
 from dlsr.images.transforms import Transform, protocol_transform
 from dlsr.method.layers import POOLINGS, Pooling
-from dlsr.runtime.devices import torch_device
-from dlsr.scorers.base import Digests
+from dlsr.method.noise import Digests
+from dlsr.runtime.devices import resolve_device
 
 Array = NDArray[np.float64]
 
@@ -93,7 +93,7 @@ def extractor_of(detector: Any) -> FeatureExtractor | None:
     if isinstance(detector, Detector):
         return replace(detector.prepare_extractor(), store=None)
     if isinstance(detector, EncodedBaseline):
-        return FeatureExtractor(detector.encoder_spec_, torch_device(detector.device))
+        return FeatureExtractor(detector.encoder_spec_, resolve_device(detector.device))
     return None
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from dlsr.detector import Detector
 from dlsr.encoding.pipeline import CHUNK
+from dlsr.fitted_detector import FittedDetector
 from dlsr.images.sources import ImageDataset, ImageItem
 from dlsr.method.noise import pixel_digest
 from dlsr.streaming import map_ahead
@@ -17,7 +17,7 @@ from dlsr.streaming import map_ahead
 ROUNDS = 5
 
 
-def measure_parts(detector: Detector, images: ImageDataset) -> dict[str, Any]:
+def measure_parts(detector: FittedDetector, images: ImageDataset) -> dict[str, Any]:
     """Cost of each part alone and of all end to end, in core-milliseconds an image.
 
     Each part runs on all cores at once, since cores that share a processor slow each other down. A core-millisecond is

@@ -29,6 +29,7 @@ from dlsr.config import NONE, TrainingSettings
 from dlsr.detector import Detector
 from dlsr.encoding.pipeline import Encoded, readable_pixels
 from dlsr.errors import one_line
+from dlsr.fitted_detector import FittedDetector
 from dlsr.images.sources import ImageDataset, open_images
 from dlsr.method.lfdn import LFDN
 from dlsr.runtime.backends import Backend, available_backends
@@ -191,7 +192,7 @@ def _repeated(source: str, count: int) -> ImageDataset:
 
 
 def _parts(settings: SpeedSettings, model: str, source: str) -> dict[str, Any]:
-    detector = Detector.load(model, backend=settings.backends[0], workers=available_cores())
+    detector = FittedDetector.load(model, backend=settings.backends[0], workers=available_cores())
     return measure_parts(detector, _repeated(source, settings.images))
 
 
@@ -208,7 +209,7 @@ def _other(settings: SpeedSettings, name: str, source: str) -> float | str:
         try:
             return OTHERS[name](encoder, folder)
         except ModuleNotFoundError as error:
-            return f"{one_line(error)}; run: pip install 'dlsr[rivals]'"
+            return f"{one_line(error)}; run: pip install 'dlsr[compare]'"
 
 
 def _eager_rate(settings: SpeedSettings, source: str) -> float:
@@ -231,7 +232,7 @@ def _eager_rate(settings: SpeedSettings, source: str) -> float:
 
 def _scoring(settings: SpeedSettings, backend: Backend, model: str, source: str) -> dict[str, Any]:
     """Images per second end to end and of the encoder alone, at each batch size."""
-    detector = Detector.load(model, backend=backend, workers=settings.workers)
+    detector = FittedDetector.load(model, backend=backend, workers=settings.workers)
     images = _repeated(source, settings.images)
     encoder = detector.extractor_.encoder
     pixels = readable_pixels(encoder, images, settings.images)
@@ -275,7 +276,7 @@ def _first_score_seconds(backend: Backend, model: Path, folder: Path) -> float:
 
 def _growth(settings: SpeedSettings, model: str, source: str, count: int) -> dict[str, float]:
     """Time and peak memory of scoring `count` images."""
-    detector = Detector.load(model, backend=settings.backends[0], workers=settings.workers)
+    detector = FittedDetector.load(model, backend=settings.backends[0], workers=settings.workers)
     images = _repeated(source, count)
     seconds = seconds_of(lambda: drain(detector.results(images)))
     return {
@@ -357,4 +358,4 @@ def peak_memory() -> int:
 
 def default_backends() -> tuple[Backend, ...]:
     """All backends of this machine's CPU but `compile`, which takes a minute to start."""
-    return tuple(name for name in available_backends(torch.device("cpu")) if name != "compile")
+    return tuple(name for name in available_backends("cpu") if name != "compile")

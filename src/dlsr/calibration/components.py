@@ -24,16 +24,14 @@ def projected(z0: NDArray[np.float32], rows: Indices) -> Array:
     Columns are standardised first. Components are divided by the square root of their standard deviation: half-way
     to equal ones, since small components tell copies from other images, too, but the smallest are noise.
     """
-    from scipy.linalg import eigh  # noqa: PLC0415 - slow to import, and scoring does not need it
-
     sample = z0[rows[some_of(len(rows), FITTED_TO)]]
     mean, deviation = sample.mean(axis=0, dtype=np.float64), sample.std(axis=0, dtype=np.float64)
     deviation[deviation <= CONSTANT * np.abs(mean)] = np.inf
     standardised = (sample - mean) / deviation
     components = min(COMPONENTS, len(sample) // 4, z0.shape[1])
     # From the products of the samples, which are fewer than the columns of the larger presets.
-    chosen = (len(sample) - components, len(sample) - 1)
-    strengths, weights = eigh(standardised @ standardised.T, subset_by_index=chosen)
+    strengths, weights = np.linalg.eigh(standardised @ standardised.T)
+    strengths, weights = strengths[-components:], weights[:, -components:]
     kept = strengths >= CONSTANT**2 * strengths[-1]
     scale = np.maximum(strengths[kept], SMALLEST) ** 0.75
     axes = (standardised.T @ (weights[:, kept] / scale) / deviation[:, None]).astype(np.float32)

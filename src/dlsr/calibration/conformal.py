@@ -26,6 +26,7 @@ from bisect import bisect_left
 import numpy as np
 from numpy.typing import NDArray
 
+from dlsr.calibration.distributions import beta_cdf, beta_quantile
 from dlsr.errors import SettingsError, TooFewImagesError
 
 Array = NDArray[np.float64]
@@ -110,10 +111,8 @@ def p_value_table(
     at_least, n = np.append(np.cumsum(weights[::-1])[::-1], 0.0), round(float(weights.sum()))
     if confidence is None:
         return ordered, np.asarray((1 + at_least) / (n + 1), dtype=np.float64)
-    from scipy.stats import beta  # noqa: PLC0415 - slow to import, and scoring seldom needs it
-
     counts = LEFT_OUT_COUNTS if left_out else 1
-    return ordered, np.append(1.0, beta.ppf(confidence, counts * (at_least[1:] + 1), counts * (n - at_least[1:])))
+    return ordered, np.append(1.0, beta_quantile(confidence, counts * (at_least[1:] + 1), counts * (n - at_least[1:])))
 
 
 def fewest_calibration_images(rate: float, confidence: float | None = None, left_out: bool = False) -> int:
@@ -128,12 +127,13 @@ def fewest_calibration_images(rate: float, confidence: float | None = None, left
         return math.ceil(1 / rate - 1 - ROUNDING)
     if not left_out:
         return math.ceil(math.log(1 - confidence) / math.log(1 - rate) - ROUNDING)
-    from scipy.stats import beta  # noqa: PLC0415 - slow to import, and few fits need it
+    highest = min(rate + ROUNDING, 1 - ROUNDING)
 
-    def smallest_p_value(n: int) -> float:
-        return float(beta.ppf(confidence, LEFT_OUT_COUNTS, LEFT_OUT_COUNTS * n))
+    def chance(n: int) -> float:
+        """Probability that the smallest p-value allows the rate."""
+        return float(beta_cdf(np.array([highest]), np.array([LEFT_OUT_COUNTS]), np.array([LEFT_OUT_COUNTS * n]))[0])
 
-    return bisect_left(range(1, MOST_IMAGES), -rate - ROUNDING, key=lambda n: -smallest_p_value(n)) + 1
+    return bisect_left(range(1, MOST_IMAGES), confidence, key=chance) + 1
 
 
 def check_calibration_size(

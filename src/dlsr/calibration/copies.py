@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlsr.calibration.components import BLOCK, FITTED_TO, SMALLEST, projected, some_of
+from dlsr.calibration.neighbours import nearest_neighbours
 from dlsr.method.noise import row_digests
 
 SCALES = (0.05, 0.25, 0.5)
@@ -56,21 +57,13 @@ def found_groups(z0: NDArray[np.float32], digests: NDArray[np.uint8]) -> Indices
     Returns:
         A whole number from 0 for each image, shape `(N,)`: the same for images of one group.
     """
-    from scipy.sparse import coo_array  # noqa: PLC0415 - slow to import, and scoring does not need it
-    from scipy.sparse.csgraph import connected_components  # noqa: PLC0415
-
     # Sorted by content, so that the random images do not depend on the order.
     _, first, by_content = np.unique(digests, axis=0, return_index=True, return_inverse=True)
     _, alike, by_features = np.unique(_keys(z0, first), axis=0, return_index=True, return_inverse=True)
     distinct: Indices = by_features.reshape(-1)[by_content.reshape(-1)].astype(np.intp)
-    n = len(alike)
-    if n < FEWEST:
+    if len(alike) < FEWEST:
         return distinct
-    points = projected(z0, first[alike])
-    left, right = _near_copies(points)
-    links = coo_array((np.ones(len(left), np.bool_), (left, right)), shape=(n, n))
-    group: Indices = connected_components(links, directed=False)[1].astype(np.intp)
-    return group[distinct]
+    return _linked(len(alike), *_near_copies(projected(z0, first[alike])))[distinct]
 
 
 def exact_groups(digests: NDArray[np.uint8]) -> Indices:
@@ -87,16 +80,14 @@ def _keys(z0: NDArray[np.float32], rows: Indices) -> NDArray[np.uint8]:
 
 def _near_copies(points: Array) -> tuple[Indices, Indices]:
     """Pairs of near copies."""
-    from sklearn.neighbors import NearestNeighbors  # noqa: PLC0415 - slow to import
-
     k = min(NEIGHBOURS, max(len(points) // 8, FEWEST_NEIGHBOURS))
     ratio = min(NEAR, (STRANGERS / k) ** (1 / _dimension(points, k)))
     # The distance of the k-th neighbour. A cell shows only some of the neighbours, so the smallest is the truest.
     reach = np.full(len(points), np.inf)
     pairs: list[tuple[Indices, Indices, NDArray[np.float64]]] = []
     for cell in _cells(points):
-        search = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(points[cell])
-        distances, neighbours = search.kneighbors()
+        all_of_it = np.arange(len(cell))
+        neighbours, distances = nearest_neighbours(points[cell], all_of_it, all_of_it, k)
         reach[cell] = np.minimum(reach[cell], distances[:, -1])
         i, rank = np.nonzero(distances <= np.maximum(ratio * distances[:, -1:], ROUNDING * np.median(distances)))
         pairs.append((cell[i], cell[neighbours[i, rank]], distances[i, rank]))
@@ -106,16 +97,30 @@ def _near_copies(points: Array) -> tuple[Indices, Indices]:
     return left[distance <= allowed], right[distance <= allowed]
 
 
+def _linked(n: int, left: Indices, right: Indices) -> Indices:
+    """Numbers from 0 of the connected parts of a graph of `n` nodes, shape `(n,)`. Links are pairs of nodes.
+
+    Each part is known by its least node. Linked parts are joined until no link leads out of its part (in the manner of
+    Shiloach and Vishkin 1982, "An O(log n) parallel connectivity algorithm").
+    """
+    part = np.arange(n)
+    while (outward := part[left] != part[right]).any():
+        ends = np.sort([part[left[outward]], part[right[outward]]], axis=0)
+        np.minimum.at(part, ends[1], ends[0])
+        while (part[part] != part).any():
+            part = part[part]
+    numbers: Indices = np.unique(part, return_inverse=True)[1]
+    return numbers
+
+
 def _dimension(points: Array, nearest: int) -> float:
     """Intrinsic dimension of the points: within `r` times the distance lie `r^dimension` times as many neighbours.
 
     The least of those at two scales, since a curved surface or separate classes seem to have more dimensions at the
     larger one. Still nearer neighbours, or the `nearest`, may be copies.
     """
-    from scipy.spatial.distance import cdist  # noqa: PLC0415 - slow to import
-
-    some = points[some_of(len(points), FITTED_TO)]
-    distances = np.sort(cdist(some[: FITTED_TO // 2], some), axis=1)
+    some = points[some_of(len(points), FITTED_TO)].astype(np.float64)
+    distances = np.sort([np.linalg.norm(some - one, axis=1) for one in some[: FITTED_TO // 2]], axis=1)
     least = max(SCALES[0], nearest / len(points))
     scales = (least, *SCALES[1:]) if 2 * least <= SCALES[1] else SCALES[1:]
     found = []

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dlsr.calibration.distributions import ks_test
 from dlsr.calibration.two_samples import FeatureTest, PropertyTest, Sample, feature_test, property_tests
 from dlsr.errors import InputError, SettingsError
 
@@ -57,15 +58,13 @@ def window_test(scores: Scores, calibration: Scores, start: int = 0) -> WindowTe
     Raises:
         InputError: if there are fewer scores than `SMALLEST_WINDOW`.
     """
-    from scipy.stats import ks_2samp  # noqa: PLC0415 - slow to import, and scoring does not need it
-
     if len(scores) < SMALLEST_WINDOW:
         raise InputError(f"{len(scores)} images are too few to detect drift; give {SMALLEST_WINDOW} or more")
     ordered = np.sort(calibration)
     above = len(ordered) - np.searchsorted(ordered, scores, side="right")
     ties = np.searchsorted(ordered, scores, side="right") - np.searchsorted(ordered, scores, side="left")
     smoothed = (above + (ties + 1) / 2) / (len(ordered) + 1)
-    return WindowTest(start, len(scores), float(ks_2samp(scores, calibration).pvalue), float(smoothed.mean()))
+    return WindowTest(start, len(scores), ks_test(scores, calibration).p_value, float(smoothed.mean()))
 
 
 def windows(scores: Scores, calibration: Scores, size: int) -> list[WindowTest]:

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from dlsr.calibration.components import projected
+from dlsr.calibration.neighbours import nearest_neighbours
 
 ALARMS = 0.01
 """Largest probability that any of the three tests fires for exchangeable images; they share it equally."""
@@ -42,8 +43,6 @@ NEAREST, FEWEST_NEAREST = 20, 6
 """Largest and smallest rank of the neighbour whose distance the nearest one's is compared with. In between it is a
 twentieth of the images, so that small classes are not taken for copies. The dimension is estimated from neighbours up
 to three times that rank."""
-AT_ONCE = 2**24
-"""Distances in memory at a time."""
 BY_CHANCE = 0.01
 """Share of images that may have a near copy by chance."""
 
@@ -166,7 +165,10 @@ def _tested(
     queries = random.permutation(one_of_each)[:QUERIES]
     compared = min(NEAREST, max(len(z0) // 20, FEWEST_NEAREST))
     count = int(min(3 * compared, len(z0) - sizes.max()))
-    nearest, distances = _nearest(projected(z0, np.arange(len(z0))), queries, groups, count, random)
+    # In random order, so that among images equally far none is preferred for its position.
+    points = projected(z0, np.arange(len(z0)))[order]
+    found, distances = nearest_neighbours(points, np.argsort(order)[queries], groups[order], count)
+    nearest = order[found[:, 0]]
     places = None if names is None else _places(names, groups)
     neighbours = None if places is None else _named_neighbours(places, groups, queries, nearest)
     drift = None if places is None else _named_drift(places, scores)
@@ -216,29 +218,8 @@ def _numbers_by_value(name: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), part) if i % 2 else (1, 0, part) for i, part in enumerate(parts)]
 
 
-def _nearest(
-    x: NDArray[np.float32], queries: Indices, groups: Indices, count: int, random: np.random.Generator
-) -> tuple[Indices, Array]:
-    """The nearest image outside the own group, shape `(Q,)`, and the ordered distances of the `count` nearest."""
-    # In random order, so that among images equally far none is preferred for its position.
-    order = random.permutation(len(x))
-    references, owners = x[order], groups[order]
-    squares = np.square(references).sum(axis=1)
-    rows = max(AT_ONCE // len(x), 1)
-    nearest, distances = [], []
-    for start in range(0, len(queries), rows):
-        some = queries[start : start + rows]
-        rough = squares - 2 * (x[some] @ references.T)
-        rough[groups[some][:, None] == owners] = np.inf
-        found = np.argpartition(rough, count - 1, axis=1)[:, :count]
-        exact = np.linalg.norm(references[found].astype(np.float64) - x[some][:, None], axis=2)
-        nearest.append(order[found[np.arange(len(some)), exact.argmin(axis=1)]])
-        distances.append(np.sort(exact, axis=1))
-    return np.concatenate(nearest), np.concatenate(distances)
-
-
 def _named_neighbours(places: _Places, groups: Indices, queries: Indices, nearest: Indices) -> NamedNeighbours:
-    from scipy.stats import poisson  # noqa: PLC0415 - as above
+    from scipy.stats import poisson  # noqa: PLC0415 - slow to import, and only fits need it
 
     same = places.shelf[queries] == places.shelf[nearest]
     one, other = queries[same], nearest[same]
@@ -256,7 +237,7 @@ def _named_neighbours(places: _Places, groups: Indices, queries: Indices, neares
 
 
 def _named_drift(places: _Places, scores: Array) -> NamedDrift | None:
-    from scipy.stats import kstwobign, rankdata  # noqa: PLC0415 - as above
+    from scipy.stats import kstwobign, rankdata  # noqa: PLC0415 - slow to import, and only fits need it
 
     known = np.isfinite(scores)
     # A group counts once, with the mean of its scores.
@@ -287,7 +268,7 @@ def _named_drift(places: _Places, scores: Array) -> NamedDrift | None:
 
 
 def _near_copies(distances: Array) -> NearCopies | None:
-    from scipy.stats import binom  # noqa: PLC0415 - as above
+    from scipy.stats import binom  # noqa: PLC0415 - slow to import, and only fits need it
 
     images, count = distances.shape
     near = count // 3

@@ -1,6 +1,5 @@
 """Two-sample tests: whether images are distributed as reference images are, and in what they differ."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,10 +7,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dlsr.calibration.distributions import fisher_p_value, ks_test
 from dlsr.errors import SettingsError
 
 COMPONENTS = 64
 """Features are reduced to this many principal components of both samples together."""
+OVERSAMPLES = 10
+"""Further components that are searched with them, which makes them more precise ..."""
+ITERATIONS = 3
+""".. as do iterations."""
 MOST_PERMUTATIONS = 9999
 MOST_TYPICAL = 5
 """This many images are named as the most typical of a change of the features."""
@@ -141,29 +145,39 @@ def property_tests(before: Mapping[str, Values], after: Mapping[str, Values]) ->
 
 
 def _kernel(z0: NDArray[np.float32]) -> NDArray[np.float32]:
-    from sklearn.utils.extmath import randomized_svd  # noqa: PLC0415 - slow to import, and scoring does not need it
-
     deviations = z0 - z0.mean(axis=0)
     scale = deviations.std(axis=0)
     deviations /= np.where(scale > 0, scale, 1)
-    left, singular, _ = randomized_svd(deviations, min(COMPONENTS, *z0.shape), n_iter=3, random_state=0)
-    reduced = (left * singular).astype(np.float32)
+    reduced = _principal(deviations)
     squares = (reduced**2).sum(axis=1)
     distances = np.maximum(squares[:, None] + squares - 2 * reduced @ reduced.T, 0)
     kernel: NDArray[np.float32] = np.exp(-distances / max(float(distances.mean()), 1e-12))
     return kernel
 
 
-def _test_numbers(name: str, before: Values, after: Values) -> PropertyTest:
-    from scipy.stats import ks_2samp  # noqa: PLC0415 - slow to import
+def _principal(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows in their `COMPONENTS` leading principal components, or fewer: shape `(n, c)` to `(n, COMPONENTS)`.
 
-    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
-        # Where rounding spoils the exact p-value, SciPy warns and takes the asymptotic one.
-        test = ks_2samp(after, before)
-    value = float(test.statistic_location)
+    By randomised subspace iteration (Halko, Martinsson and Tropp 2011, algorithm 4.4).
+    """
+    tall = x if len(x) >= x.shape[1] else x.T
+    width = tall.shape[1]
+    # These random numbers are the same in all versions of NumPy.
+    basis = np.random.RandomState(0).standard_normal((width, min(COMPONENTS + OVERSAMPLES, width))).astype(np.float32)
+    for _ in range(ITERATIONS):
+        basis = np.linalg.qr(tall.T @ np.linalg.qr(tall @ basis)[0])[0]
+    basis = np.linalg.qr(tall @ basis)[0]
+    left, singular, right = np.linalg.svd(basis.T @ tall, full_matrices=False)
+    reduced: NDArray[np.float32] = ((basis @ left if tall is x else right.T) * singular)[:, :COMPONENTS]
+    return reduced
+
+
+def _test_numbers(name: str, before: Values, after: Values) -> PropertyTest:
+    test = ks_test(after, before)
+    value = test.location
     return PropertyTest(
         name,
-        float(test.pvalue),
+        test.p_value,
         float(np.median(before)),
         float(np.median(after)),
         Widest(value, float((before > value).mean()), float((after > value).mean())),
@@ -171,13 +185,11 @@ def _test_numbers(name: str, before: Values, after: Values) -> PropertyTest:
 
 
 def _test_names(name: str, before: Values, after: Values) -> PropertyTest:
-    from scipy.stats import fisher_exact  # noqa: PLC0415 - slow to import
-
     kinds = [str(kind) for kind in np.unique(np.concatenate([before, after]))]
     tables = [
         [[int((sample == kind).sum()), int((sample != kind).sum())] for sample in (before, after)] for kind in kinds
     ]
     # Of two names, one test tells all.
-    smallest = min(float(fisher_exact(table).pvalue) for table in tables) * (1 if len(kinds) == 2 else len(kinds))
+    smallest = min(fisher_p_value(table) for table in tables) * (1 if len(kinds) == 2 else len(kinds))
     shares = [{kind: float((sample == kind).mean()) for kind in kinds} for sample in (before, after)]
     return PropertyTest(name, min(smallest, 1.0), shares[0], shares[1], None)

@@ -35,7 +35,10 @@ def calibrate(
     if images is None and group_by is not None:
         raise SettingsError("--group-by is for the images of --images; give both")
     detector = runtime.load(model, false_alarm_rate)
-    detector.set_params(**{k: v for k, v in (("confidence", confidence), ("group_by", group_by)) if v is not None})
+    if confidence is not None:
+        detector.confidence = confidence
+    if group_by is not None:
+        detector.group_by = group_by
     if images is not None:
         dataset = open_images(images)
         print_skipped(dataset, quiet)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dlsr.evaluation import Report
     from dlsr.images.sources import ImageDataset
     from dlsr.results import TextWriter
-    from dlsr.training.state import EpochLog
+    from dlsr.training.log import EpochLog
 
 NAMES_SHOWN = 20
 

@@ -20,7 +20,7 @@ from dlsr.files import check_writable
 
 if TYPE_CHECKING:
     from dlsr.calibration.two_samples import Sample
-    from dlsr.detector import Detector
+    from dlsr.fitted_detector import FittedDetector
     from dlsr.images.sources import ImageDataset
 
 DRIFTED = 1
@@ -62,6 +62,8 @@ def drift(
     from dlsr.images.sources import open_images  # noqa: PLC0415
 
     if plot is not None:
+        from dlsr.reports.drift import save_drift  # noqa: PLC0415
+
         check_writable(plot)
     detector = runtime.load(model)
     dataset, seed = open_images(images), detector.settings_.seed
@@ -105,8 +107,6 @@ def drift(
     else:
         print_drift(report, first, typical)
     if plot is not None:
-        from dlsr.reports.drift import save_drift  # noqa: PLC0415
-
         moved = [test.name for test in report.reference.moved] if report.reference else []
         save_drift(plot, scores, detector.calibration_scores_, samples, moved)
         print_message(f"wrote {plot}", quiet)
@@ -125,7 +125,7 @@ class _Compared:
     unreadable: dict[str, str]
 
 
-def _compared(detector: "Detector", images: "ImageDataset", name: str, bars: ProgressBars) -> _Compared:
+def _compared(detector: "FittedDetector", images: "ImageDataset", name: str, bars: ProgressBars) -> _Compared:
     """Features and properties of images.
 
     Raises:

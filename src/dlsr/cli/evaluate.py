@@ -33,12 +33,15 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure how well a model separates ID from OOD images: AUROC, AUPR, FPR95."""
+    from dlsr.detector import Detector  # noqa: PLC0415
     from dlsr.evaluation import evaluate as run  # noqa: PLC0415
 
     datasets = named_paths(ood)
     if output is not None:
+        from dlsr.reports.evaluation import write_evaluation  # noqa: PLC0415
+
         check_writable(output / "evaluation.json")
-    detector = runtime.load(model)
+    detector = Detector.load(model, **runtime.arguments())
     with progress_bars(quiet) as bars:
         evaluation = run(
             detector,
@@ -59,7 +62,5 @@ def evaluate(
     else:
         print_evaluation(report)
     if output is not None:
-        from dlsr.reports.evaluation import write_evaluation  # noqa: PLC0415
-
         written = write_evaluation(output, evaluation, detector.threshold_)
         print_message(f"wrote {', '.join(str(path) for path in written)}", quiet)

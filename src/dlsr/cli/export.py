@@ -43,11 +43,13 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Write the whole detector as one graph, with an example that runs it without dlsr."""
+    from dlsr.detector import Detector  # noqa: PLC0415
     from dlsr.export import export as export_graph  # noqa: PLC0415
     from dlsr.export import export_int8  # noqa: PLC0415
     from dlsr.images.sources import open_images  # noqa: PLC0415
 
-    detector = Runtime(weights=weights, device="cpu", backend=backend, no_store=True).load(model)
+    runtime = Runtime(weights=weights, device="cpu", backend=backend, no_store=True)
+    detector = Detector.load(model, **runtime.arguments())
     if int8:
         if kind is not FormatName.OPENVINO or train is None or id_images is None or not ood:
             raise SettingsError("--int8 needs --format openvino, --train IMAGES, --id IMAGES and --ood NAME=IMAGES")

@@ -36,7 +36,6 @@ from dlsr.cli.options import (
     with_groups,
 )
 from dlsr.cli.score_settings import CommandWithScoreSettings
-from dlsr.config import AUTO
 from dlsr.errors import SettingsError
 from dlsr.files import left_of, remove_old
 
@@ -91,6 +90,7 @@ def fit(
 
     Under torchrun or accelerate launch, the processes share encoding and training.
     """
+    from dlsr.config import AUTO  # noqa: PLC0415
     from dlsr.detector import Detector  # noqa: PLC0415
     from dlsr.model_folder import check_output  # noqa: PLC0415
     from dlsr.training.distributed import joined  # noqa: PLC0415
@@ -178,6 +178,8 @@ def _beside(output: Path, suffix: str) -> Path:
 
 
 def _print_fitted(detector: "Detector", output: Path, quiet: bool, as_json: bool) -> None:
+    from dlsr.config import AUTO  # noqa: PLC0415
+
     summary = detector.fit_summary_
     images = summary.training_images + summary.validation_images
     images += 0 if summary.left_out else summary.calibration_images

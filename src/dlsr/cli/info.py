@@ -23,18 +23,16 @@ def info(
     as_json: Json = False,
 ) -> None:
     """Show a model: settings, encoder, calibration, losses."""
-    import torch  # noqa: PLC0415
-
     from dlsr.artifact import read_manifest  # noqa: PLC0415
-    from dlsr.detector import Detector  # noqa: PLC0415
+    from dlsr.fitted_detector import FittedDetector  # noqa: PLC0415
     from dlsr.runtime.backends import choose_backend  # noqa: PLC0415
+    from dlsr.runtime.devices import resolve_device  # noqa: PLC0415
 
-    threshold = Detector.load(model).threshold_
-    manifest = read_manifest(model)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    threshold = FittedDetector.load(model).threshold_
+    manifest, device = read_manifest(model), resolve_device("auto")
     backend = choose_backend("auto", device, manifest.encoder.precision if manifest.encoder else "float32")
     if as_json:
-        extra = {"threshold": threshold, "backend_here": backend, "device_here": str(device)}
+        extra = {"threshold": threshold, "backend_here": backend, "device_here": device}
         print_json(manifest.model_dump(mode="json") | extra)
         return
     if unlike:

@@ -13,7 +13,7 @@ import typer
 from dlsr.errors import SettingsError
 
 if TYPE_CHECKING:
-    from dlsr.detector import Detector
+    from dlsr.fitted_detector import FittedDetector
 
 
 class ProtocolName(StrEnum):
@@ -148,7 +148,7 @@ class Runtime:
     workers: Workers = 2
 
     def arguments(self) -> dict[str, Any]:
-        """The arguments of `Detector` and `Detector.load`."""
+        """The arguments of `Detector` and of `load`."""
         return {
             "weights": self.weights,
             "device": self.device,
@@ -157,16 +157,16 @@ class Runtime:
             "workers": self.workers,
         }
 
-    def load(self, model: Path, false_alarm_rate: float | None = None) -> "Detector":
+    def load(self, model: Path, false_alarm_rate: float | None = None) -> "FittedDetector":
         """The detector in a model directory.
 
         Raises:
             ArtifactError: if it cannot be read.
             SettingsError: for options that cannot work.
         """
-        from dlsr.detector import Detector  # noqa: PLC0415
+        from dlsr.fitted_detector import FittedDetector  # noqa: PLC0415
 
-        return Detector.load(model, **self.arguments(), false_alarm_rate=false_alarm_rate)
+        return FittedDetector.load(model, **self.arguments(), false_alarm_rate=false_alarm_rate)
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:

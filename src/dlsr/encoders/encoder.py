@@ -2,66 +2,30 @@
 
 import copy
 import hashlib
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from dlsr.encoders.presets import EncoderSpec
-from dlsr.encoders.weights import fingerprint, load_classifier, load_exactly
-from dlsr.errors import SettingsError, WeightsError, one_line
+from dlsr.errors import ArtifactError, WeightsError, one_line
 from dlsr.images.transforms import pixels_version
-from dlsr.method.features import DELTA, to_z0
-from dlsr.method.layers import Pooling, layer_dimensions
-from dlsr.runtime.backends import Backend, choose_backend, make_engine
+from dlsr.method.layers import DELTA
+from dlsr.runtime.backends import GRAPH_BACKENDS, Backend, as_onnx, choose_backend, graph_engine, make_engine
 from dlsr.runtime.base import Engine, Graph
 
+if TYPE_CHECKING:
+    from dlsr.encoders.network import Network, PixelsToZ0
+
 Z0_VERSION = 1
-"""Raise it with every change to the code from pixels to `z0` that changes `z0`, here or in `dlsr.method.features`.
+"""Raise it with every change to the code from pixels to `z0` that changes `z0`, in `network` or `dlsr.method.features`.
 
 Cached features and converted engines of earlier versions are then no longer used.
 """
-
-
-class PixelsToZ0(nn.Module):
-    """Pixel normalisation, the feature network, pooling and z-score as one module.
-
-    Maps resized images, uint8 of shape `(N, size, size, 3)`, to `z0`, shape `(N, c)`.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(
-        self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], pooling: Pooling = "mean"
-    ) -> None:
-        super().__init__()
-        self.network = network
-        self.pooling: Pooling = pooling
-        self.register_buffer("mean", torch.tensor(mean))
-        self.register_buffer("std", torch.tensor(std))
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """See the class."""
-        return to_z0(self.network(self.normalised(pixels)), self.pooling)
-
-    def normalised(self, pixels: Tensor) -> Tensor:
-        """The network's input, shape `(N, 3, size, size)`."""
-        return ((pixels.float() - self.mean) / self.std).permute(0, 3, 1, 2)
-
-
-class PixelsToPenultimate(PixelsToZ0):
-    """The input of the last layer of a timm classifier, shape `(N, c)`, without pooling of stages or z-score."""
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """See the class."""
-        classifier: Any = self.network
-        maps = classifier.forward_features(self.normalised(pixels))
-        features: Tensor = classifier.forward_head(maps, pre_logits=True)
-        return features
 
 
 class Encoder:
@@ -74,6 +38,8 @@ class Encoder:
         weights_sha256: SHA-256 that the weights must have; known for a saved model.
         channels: dimensions of each chosen stage in `z0`; known for a saved model. If both are given and the engine is
             in the cache, neither timm nor the weights are loaded.
+        onnx: the converted network of a saved model, which needs no PyTorch.
+        timm: version of the package that the converted network is from.
 
     Attributes:
         spec: network, stages, preprocessing and weights.
@@ -91,23 +57,30 @@ class Encoder:
     def __init__(
         self,
         spec: EncoderSpec,
-        device: torch.device | str = "cpu",
+        device: str = "cpu",
         backend: Backend = "auto",
         *,
         weights_sha256: str | None = None,
         channels: tuple[int, ...] | None = None,
+        onnx: bytes | None = None,
+        timm: str | None = None,
     ) -> None:
         self.spec = spec
-        self.device = torch.device(device)
-        self.backend = choose_backend(backend, self.device, spec.precision)
-        network: Any = None
+        self.device = device
+        self.backend = choose_backend(backend, device, spec.precision)
+        self._onnx = onnx if self.backend in GRAPH_BACKENDS else None
+        self._timm = timm if timm is not None and self._onnx is not None else metadata.version("timm")
+        network = None
         if weights_sha256 is None or channels is None:
-            network = _network(spec)
-            self.weights_sha256 = fingerprint(network)
-            self.channels: tuple[int, ...] = _channels(spec, network)
+            network = self._network()
+            weights_sha256, channels = network.weights_sha256, network.channels
+        self.weights_sha256, self.channels = weights_sha256, channels
+        self._engine: Engine
+        if self._onnx is not None:
+            with self._damage_told():
+                self._engine = graph_engine(self._onnx, self.backend, spec.precision)
         else:
-            self.weights_sha256, self.channels = weights_sha256, channels
-        self._engine: Engine = make_engine(self._graph(network), self.backend, self.device)
+            self._engine = make_engine(self._graph(network), self.backend, device)
 
     @property
     def c(self) -> int:
@@ -137,20 +110,33 @@ class Encoder:
     def _engine_key(self) -> str:
         """Hex digest of everything that `z0` depends on besides the resized pixels."""
         spec = self.spec.model_dump_json(exclude={"name", "weights", "interpolation", "decoding", "resizer"})
-        return _digest(spec, self.weights_sha256, repr(DELTA), str(Z0_VERSION), metadata.version("timm"))
+        return _digest(spec, self.weights_sha256, repr(DELTA), str(Z0_VERSION), self._timm)
 
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Encode resized images: uint8 of shape `(N, size, size, 3)` to `z0`, float32 of shape `(N, c)`.
 
         Raises:
             WeightsError: if the network gives other features than those of the saved model.
+            ArtifactError: if the graph of a saved model cannot be run.
         """
-        z0: NDArray[np.float32] = self._engine(pixels)[0]
-        if z0.shape[1] != self.c:
+        with self._damage_told():
+            z0: NDArray[np.float32] = self._engine(pixels)[0]
+        if z0.shape[1:] != (self.c,):
+            given = math.prod(z0.shape[1:])
             raise WeightsError(
-                f"the encoder gives {z0.shape[1]} features, but the model was fitted to {self.c}; fit it again"
+                f"the encoder gives {given} features, but the model was fitted to {self.c}; fit it again"
             )
         return z0
+
+    @contextmanager
+    def _damage_told(self) -> Iterator[None]:
+        """An error of the graph that came with a model is the model's."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self._onnx is None:
+                raise
+            raise ArtifactError(f"the model's encoder cannot be run ({one_line(error)}); fit it again") from error
 
     def with_engine(self, engine: Engine) -> "Encoder":
         """A copy of this encoder that another engine runs."""
@@ -158,88 +144,32 @@ class Encoder:
         other._engine = engine
         return other
 
-    def module(self) -> PixelsToZ0:
+    def module(self) -> "PixelsToZ0":
         """The encoder as a module, with newly loaded weights.
 
         Raises:
             WeightsError: if the weights are missing, do not fit the network or are not those of this encoder.
         """
-        network = _network(self.spec)
-        if fingerprint(network) != self.weights_sha256:
-            raise WeightsError(
-                "the encoder's weights are not those that the model was fitted with; give the same with --weights"
-            )
-        return self._module(network)
-
-    def example(self, count: int = 2) -> Tensor:
-        """Random pixels, uint8 of shape `(count, size, size, 3)`."""
-        generator = torch.Generator().manual_seed(0)
-        shape = (count, self.spec.size, self.spec.size, 3)
-        return torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+        return self._network(self.weights_sha256).module
 
     def graph(self) -> Graph:
         """The graph that an engine runs: `pixels` to `z0`."""
         return self._graph(None)
 
-    def _graph(self, network: Any) -> Graph:
-        def build() -> PixelsToZ0:
-            return self._module(network) if network is not None else self.module()
+    def onnx(self) -> bytes:
+        """The graph in ONNX. Raises MissingExtraError if it is not known, and what converts it is not installed."""
+        return as_onnx(self.graph()) if self._onnx is None else self._onnx
 
-        return Graph(build, {"pixels": self.example()}, ("z0",), self._engine_key, self.spec.precision)
+    def _graph(self, network: "Network | None") -> Graph:
+        from dlsr.encoders.network import pixels_to_z0  # noqa: PLC0415 - as below
 
-    def _module(self, network: nn.Module) -> PixelsToZ0:
-        kind = PixelsToPenultimate if self.spec.output == "penultimate" else PixelsToZ0
-        return kind(network, self.spec.mean, self.spec.std, self.spec.pooling)
+        return pixels_to_z0(self.spec, self.weights_sha256, self._engine_key, network)
+
+    def _network(self, weights_sha256: str | None = None) -> "Network":
+        from dlsr.encoders.network import Network  # noqa: PLC0415 - PyTorch and timm take seconds to import
+
+        return Network(self.spec, weights_sha256)
 
 
 def _digest(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def _network(spec: EncoderSpec) -> Any:
-    return feature_network(spec) if spec.output == "stages" else load_classifier(spec).requires_grad_(False)
-
-
-def _channels(spec: EncoderSpec, network: Any) -> tuple[int, ...]:
-    if spec.output == "penultimate":
-        return (int(network.head_hidden_size),)
-    return layer_dimensions(network.feature_info.channels(), spec.pooling)
-
-
-def _stage_count(spec: EncoderSpec) -> int:
-    """The number of stages of the encoder's network. Raises SettingsError if it has no feature maps."""
-    import timm  # noqa: PLC0415 - as above
-
-    try:
-        network: Any = timm.create_model(spec.network, pretrained=False, features_only=True)
-    except (AttributeError, RuntimeError, ValueError) as error:
-        raise SettingsError(
-            f"timm's '{spec.network}' has no feature maps ({one_line(error)}); choose another"
-        ) from error
-    return len(network.feature_info.channels())
-
-
-def feature_network(spec: EncoderSpec) -> Any:
-    """The chosen stages of the encoder's network, with its weights.
-
-    Raises:
-        SettingsError: if timm does not know the network, or a stage does not exist.
-        WeightsError: if the weights are missing, damaged or do not fit the network.
-    """
-    import timm  # noqa: PLC0415 - takes seconds to import, and is not needed if the engine is in the cache
-
-    whole = load_classifier(spec).state_dict()
-    try:
-        network: Any = timm.create_model(spec.network, pretrained=False, features_only=True, out_indices=spec.stages)
-    except (AssertionError, AttributeError, IndexError, RuntimeError, ValueError) as error:
-        count = _stage_count(spec)
-        raise SettingsError(
-            f"'{spec.name}' has stages 0..{count - 1}, got {list(spec.stages)}; choose among these"
-        ) from error
-    wanted = {name: name.removeprefix("model.") for name in network.state_dict()}
-    if not set(wanted.values()) <= whole.keys():
-        raise WeightsError(
-            f"timm's features of '{spec.network}' have other weights than its classifier; choose another encoder"
-        )
-    load_exactly(network, {name: whole[theirs] for name, theirs in wanted.items()}, spec.network)
-    return network.eval().requires_grad_(False)

@@ -84,6 +84,10 @@ class EncoderSpec(Frozen):
         """Decode an image to be resized. See `dlsr.images.decode.decode`; raises as that does."""
         return decode(raw, self.size if self.decoding == "draft" else None)
 
+    def example(self, count: int = 2) -> NDArray[np.uint8]:
+        """Random pixels, shape `(count, size, size, 3)`."""
+        return np.random.default_rng(0).integers(256, size=(count, self.size, self.size, 3), dtype=np.uint8)
+
     def resize(self, image: Image.Image) -> NDArray[np.uint8]:
         """Resize an RGB image: uint8 of shape `(size, size, 3)`. See `dlsr.images.resizing`; raises as that does."""
         return resize(image, self.size, self.interpolation, self.resizer)

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from dlsr.encoders import EncoderSpec
@@ -30,7 +29,7 @@ class FeatureExtractor:
     """
 
     spec: EncoderSpec
-    device: torch.device
+    device: str
     backend: Backend = "auto"
     store: Path | None = None
     """Folder of the feature store; None keeps no features on disk."""
@@ -40,6 +39,10 @@ class FeatureExtractor:
     """Of the weights that the encoder must have, if known."""
     channels: tuple[int, ...] | None = None
     """Channels of each stage, if known."""
+    onnx: bytes | None = None
+    """The encoder as a graph, if known."""
+    timm: str | None = None
+    """Version of the package that the graph is from."""
     _encoder: Encoder | None = field(default=None, init=False, repr=False)
 
     @property
@@ -52,11 +55,17 @@ class FeatureExtractor:
         """
         if self._encoder is None:
             self._encoder = Encoder(
-                self.spec, self.device, self.backend, weights_sha256=self.weights_sha256, channels=self.channels
+                self.spec,
+                self.device,
+                self.backend,
+                weights_sha256=self.weights_sha256,
+                channels=self.channels,
+                onnx=self.onnx,
+                timm=self.timm,
             )
         return self._encoder
 
-    def is_for(self, spec: EncoderSpec, device: torch.device, backend: Backend) -> bool:
+    def is_for(self, spec: EncoderSpec, device: str, backend: Backend) -> bool:
         """Whether this extractor's encoder is the one described."""
         own = choose_backend(self.backend, self.device, self.spec.precision)
         return (self.spec, self.device, own) == (spec, device, choose_backend(backend, device, spec.precision))

@@ -31,9 +31,10 @@ from dlsr.method.noise import noise_for, pixel_digest
 from dlsr.model import Calibration
 from dlsr.runtime.backends import choose_backend
 from dlsr.runtime.base import Engine, Graph
-from dlsr.runtime.devices import torch_device
-from dlsr.runtime.onnx_engine import load_onnx, write_onnx
-from dlsr.runtime.openvino_engine import load_openvino, write_openvino
+from dlsr.runtime.conversion import write_onnx, write_openvino
+from dlsr.runtime.devices import resolve_device
+from dlsr.runtime.onnx_engine import load_onnx
+from dlsr.runtime.openvino_engine import load_openvino
 from dlsr.scorers.base import LayerScores, Scorer
 
 ExportFormat = Literal["onnx", "openvino"]
@@ -45,7 +46,6 @@ TOLERANCE = 1e-4
 SCHEMA_VERSION = 2
 ABOUT = "export.json"
 GRAPHS = {"onnx": "model.onnx", "openvino": "model.xml"}
-CPU = torch.device("cpu")
 CHECKED_IMAGES = 256
 """At most this many images check an exported graph."""
 
@@ -90,7 +90,7 @@ class Exportable:
             NotFittedError: for a detector that is not fitted, or was fitted to features.
             SettingsError: if it is not on the CPU, or its encoder does not run in float32.
         """
-        if torch_device(detector.device).type != "cpu":
+        if resolve_device(detector.device) != "cpu":
             raise SettingsError("exporting works on the CPU; load the model with device='cpu'")
         if detector.extractor_.spec.precision != "float32":
             raise SettingsError(
@@ -115,7 +115,7 @@ class Exportable:
 
     def graph(self) -> Graph:
         """Encoder and scorer as one graph."""
-        inputs = {"pixels": self.encoder.example()}
+        inputs = {"pixels": torch.from_numpy(self.encoder.spec.example())}
         if self.scorer.noise_vectors:
             inputs["noise"] = torch.randn(2, self.scorer.noise_vectors, self.encoder.c)
         return Graph(lambda: ImageToScore(self.encoder.module(), self.scorer), inputs, ("score", "layers"), "")
@@ -155,7 +155,7 @@ def export(
     pixels = sample_pixels(exported.spec) if images is None else detector.extractor_.pixels(images, CHECKED_IMAGES)
     with replacing_folder(Path(folder)) as temporary:
         path = temporary / GRAPHS[kind]
-        (write_onnx if kind == "onnx" else write_openvino)(exported.graph(), path, CPU)
+        (write_onnx if kind == "onnx" else write_openvino)(exported.graph(), path)
         difference = disagreement(exported, _load(kind, path), pixels)
         if not difference <= TOLERANCE:
             raise ExportError(
@@ -171,7 +171,7 @@ def check_export(folder: Path, kind: ExportFormat) -> None:
     """Raise the errors of `export` that can be known before long work: format, missing extra, folder in use."""
     if kind not in EXPORT_FORMATS:
         raise SettingsError(f"unknown format '{kind}'; choose one of {', '.join(EXPORT_FORMATS)}")
-    choose_backend("onnxruntime" if kind == "onnx" else "openvino", CPU)
+    choose_backend("onnxruntime" if kind == "onnx" else "openvino", "cpu")
     if folder.exists() and not (folder / ABOUT).exists() and (folder.is_file() or any(folder.iterdir())):
         raise OutputError(f"'{folder}' holds other files; give a new folder, or one with an export to replace")
 
@@ -218,7 +218,7 @@ def sample_pixels(spec: EncoderSpec, count: int = 16) -> NDArray[np.uint8]:
 
 
 def _load(kind: ExportFormat, path: Path) -> Engine:
-    return load_onnx(path, CPU) if kind == "onnx" else load_openvino(path, CPU)
+    return load_onnx(path) if kind == "onnx" else load_openvino(path)
 
 
 def _about(exported: Exportable, kind: ExportFormat) -> dict[str, Any]:

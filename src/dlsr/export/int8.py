@@ -23,18 +23,12 @@ from dlsr.config import GIVEN
 from dlsr.detector import Detector
 from dlsr.encoding.pipeline import Progress, encode_all
 from dlsr.errors import ExportError, MissingExtraError, SettingsError
-from dlsr.export.graph import CPU, GRAPHS, Exportable, ImageToScore, check_export, write_description
+from dlsr.export.graph import GRAPHS, Exportable, ImageToScore, check_export, write_description
 from dlsr.files import replacing_folder
 from dlsr.images.sources import ImagesLike, open_images
 from dlsr.runtime.base import Engine, Graph
-from dlsr.runtime.openvino_engine import (
-    converted_to_openvino,
-    load_openvino,
-    openvino,
-    openvino_engine,
-    save_openvino,
-    write_openvino,
-)
+from dlsr.runtime.conversion import converted_to_openvino, save_openvino, write_openvino
+from dlsr.runtime.openvino_engine import load_openvino, openvino, openvino_engine
 from dlsr.scorers.base import Scorer
 from dlsr.streaming import map_ahead
 
@@ -108,9 +102,9 @@ def export_int8(
     datasets = {"": id_images, **ood_images}
     inputs = {name: full.inputs(extractor.pixels(one, MEASURED_IMAGES, seed)) for name, one in datasets.items()}
     with replacing_folder(Path(folder)) as temporary:
-        write_openvino(full.graph(), temporary / "full.xml", CPU)
+        write_openvino(full.graph(), temporary / "full.xml")
         save_openvino(joined(quantised, refitted.scorer, encoder.c), temporary / GRAPHS["openvino"])
-        before, after = (load_openvino(temporary / name, CPU) for name in ("full.xml", GRAPHS["openvino"]))
+        before, after = (load_openvino(temporary / name) for name in ("full.xml", GRAPHS["openvino"]))
         report = compare(before, after, inputs, inside="")
         if not report.loss < GREATEST_LOSS:
             raise ExportError(
@@ -134,12 +128,12 @@ def quantised_encoder(encoder: Graph, ranges: Pixels) -> Any:
         MissingExtraError: without NNCF.
     """
     if find_spec("nncf") is None:
-        raise MissingExtraError("nncf", "int8")
+        raise MissingExtraError("nncf", "quantise")
     openvino()  # before NNCF, which imports it, too
     import nncf  # noqa: PLC0415 - an optional extra that is slow to import
 
     dataset = nncf.Dataset([image[None] for image in ranges])
-    return nncf.quantize(converted_to_openvino(encoder, CPU), dataset, subset_size=len(ranges))
+    return nncf.quantize(converted_to_openvino(encoder), dataset, subset_size=len(ranges))
 
 
 def joined(encoder: Any, scorer: Scorer, c: int) -> Any:
@@ -148,7 +142,7 @@ def joined(encoder: Any, scorer: Scorer, c: int) -> Any:
     if scorer.noise_vectors:
         inputs["noise"] = torch.randn(2, scorer.noise_vectors, c)
     alone = Graph(lambda: ImageToScore(nn.Identity(), scorer), inputs, ("score", "layers"), "")
-    scoring = converted_to_openvino(alone, CPU)
+    scoring = converted_to_openvino(alone)
     z0 = encoder.output("z0").get_node().input_value(0)
     entry = scoring.input("z0").get_node()
     for target in entry.output(0).get_target_inputs():

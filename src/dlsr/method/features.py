@@ -5,10 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from dlsr.method.layers import Pooling
-
-DELTA = 1e-5
-"""Constant added to the variance (the paper does not give its value)."""
+from dlsr.method.layers import DELTA, Pooling
 
 
 def mean_pool(feature_map: Tensor) -> Tensor:

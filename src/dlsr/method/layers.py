@@ -6,6 +6,8 @@ from typing import Literal, get_args
 Pooling = Literal["mean", "mean+std", "mean+std+max"]
 """What is kept of a stage's map: the paper's mean, and beside it how a channel varies over the image, and its peak."""
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+DELTA = 1e-5
+"""Constant added to the variance of a layer (the paper does not give its value)."""
 
 
 def layer_dimensions(map_channels: Sequence[int], pooling: Pooling) -> tuple[int, ...]:

@@ -1,13 +1,17 @@
 """Noise as a function of an image's content and a seed, so that scores do not depend on the batch or the order."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 DIGEST_BYTES = 16
 """Length of a content digest."""
+MOST_NOISE = 2**24
+"""At most this many random numbers are held at once."""
+
+Digests = NDArray[np.uint8]
 
 
 def content_digest(content: bytes | memoryview, shape: Sequence[int] = ()) -> bytes:
@@ -49,3 +53,16 @@ def noise_for(digests: NDArray[np.uint8], seed: int, draws: int, c: int) -> NDAr
         generator = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
         generator.standard_normal(out=out, dtype=np.float32)
     return noise
+
+
+def batches_with_noise(
+    digests: Digests, seed: int, draws: int, c: int, size: int
+) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    """Consecutive samples, at most `size` and `MOST_NOISE` random numbers at once, with their noise.
+
+    Arguments as for `noise_for`.
+    """
+    size = max(min(size, MOST_NOISE // max(draws * c, 1)), 1)
+    for start in range(0, len(digests), size):
+        batch = slice(start, start + size)
+        yield batch, noise_for(digests[batch], seed, draws, c)

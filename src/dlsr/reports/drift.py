@@ -3,13 +3,15 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from dlsr.calibration.two_samples import Sample, Values
-from dlsr.reports.plots import bare, save_figure
+from dlsr.reports.plots import bare, empty_figure, save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLUMNS = 3
 CLIPPED = 0.5
@@ -43,7 +45,7 @@ def save_drift(
 
 def drift_figure(
     scores: Values, calibration: Values, samples: tuple[Sample, Sample] | None, moved: Sequence[str]
-) -> Figure:
+) -> "Figure":
     """Distributions of the scores, and of each property that moved.
 
     Args:
@@ -58,7 +60,7 @@ def drift_figure(
         shown += [(name, before.properties[name], after.properties[name]) for name in moved]
     columns = min(COLUMNS, len(shown))
     rows = math.ceil(len(shown) / columns)
-    figure = Figure(figsize=(4.2 * columns, 0.4 + 2.8 * rows), layout="constrained")
+    figure = empty_figure(4.2 * columns, 0.4 + 2.8 * rows)
     every = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, (name, earlier, later) in zip(every, shown, strict=False):
         (_bars if earlier.dtype.kind == "U" else _histograms)(axes, earlier, later)

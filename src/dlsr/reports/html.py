@@ -3,7 +3,6 @@
 import base64
 import heapq
 import html
-import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -11,14 +10,13 @@ from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
 from string import Template
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib import rc_context
 
 from dlsr.artifact import installed_versions
 from dlsr.calibration.fdr import why_none
 from dlsr.calibration.promise import promise
-from dlsr.detector import Detector
 from dlsr.encoding.examples import thumbnail
 from dlsr.encoding.pipeline import Progress
 from dlsr.errors import NoImagesError
@@ -26,8 +24,11 @@ from dlsr.files import replacing
 from dlsr.images.decode import UNREADABLE, reason_of
 from dlsr.images.names import in_utf8
 from dlsr.images.sources import ImageDataset, ImagesLike, open_images
-from dlsr.reports.plots import score_histogram
+from dlsr.reports.svg import Series, score_histogram
 from dlsr.results import Result
+
+if TYPE_CHECKING:
+    from dlsr.fitted_detector import FittedDetector
 
 SHOWN = 24
 """Thumbnails of the highest scores, and of the lowest."""
@@ -90,7 +91,7 @@ def _keep(heap: list[tuple[float, int, Result]], entry: tuple[float, int, Result
 
 def write_html_report(
     path: Path,
-    detector: Detector,
+    detector: "FittedDetector",
     images: ImagesLike,
     *,
     title: str,
@@ -133,7 +134,7 @@ def write_html_report(
     return summary
 
 
-def _page(detector: Detector, images: ImageDataset, summary: Summary, title: str) -> str:
+def _page(detector: "FittedDetector", images: ImageDataset, summary: Summary, title: str) -> str:
     template = Template(files("dlsr.reports").joinpath("page.html").read_text(encoding="utf-8"))
     judged = len(summary.scores)
     verdict = (
@@ -164,16 +165,9 @@ def _page(detector: Detector, images: ImageDataset, summary: Summary, title: str
     )
 
 
-def _histogram(detector: Detector, summary: Summary) -> str:
-    scores = {"these images": np.array(summary.scores)}
-    figure = score_histogram(detector.calibration_scores_, scores, summary.threshold)
-    buffer = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "dlsr"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    svg = buffer.getvalue()
-    return svg[svg.index("<svg") :].replace(
-        "<svg", '<svg role="img" aria-label="Histogram of scores and calibration scores"', 1
-    )
+def _histogram(detector: "FittedDetector", summary: Summary) -> str:
+    calibration = Series("calibration images", detector.calibration_scores_)
+    return score_histogram(calibration, Series("these images", np.array(summary.scores)), summary.threshold)
 
 
 def _gallery(entries: Sequence[tuple[float, int, Result]], images: ImageDataset) -> str:
@@ -195,7 +189,7 @@ def _figure(images: ImageDataset, index: int, result: Result) -> str:
     return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
 
 
-def _layers(detector: Detector, summary: Summary) -> str:
+def _layers(detector: "FittedDetector", summary: Summary) -> str:
     means = {is_ood: summary.layer_means(is_ood) for is_ood in (False, True) if summary.layer_sums[is_ood]}
     rows = []
     for layer in detector.layer_names_:
@@ -217,7 +211,7 @@ def _failures(unreadable: Sequence[tuple[str, str]]) -> str:
     return f"<table><thead><tr><th>file</th><th>reason</th></tr></thead><tbody>{rows}</tbody></table>{more}"
 
 
-def _settings(detector: Detector, summary: Summary) -> str:
+def _settings(detector: "FittedDetector", summary: Summary) -> str:
     settings, fit = detector.settings_, detector.fit_summary_
     rows = {
         "score": f"{settings.score} (preset {settings.preset})",

@@ -1,23 +1,28 @@
-"""Plots: score histograms, ROC curves and speed."""
+"""Plots: score histograms, ROC curves and speed.
 
-import math
+Every module that draws with matplotlib imports this one.
+
+Raises:
+    MissingExtraError: when it is imported without matplotlib.
+"""
+
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from sklearn.metrics import roc_curve
 
+from dlsr.errors import MissingExtraError
 from dlsr.files import replacing
+from dlsr.reports.bins import bar_edges
+
+try:
+    from matplotlib.figure import Figure
+except ImportError:
+    raise MissingExtraError("matplotlib", "fit") from None
 
 Scores = NDArray[np.float64]
-CLIPPED = 0.001
-"""Share of the scores at each end of a histogram that is counted in its first and last bar."""
-FEW = 100
-"""Below this number of scores, none is clipped."""
-_SIZE = (8.0, 4.5)
 
 
 def save_histogram(path: Path, id_scores: Scores, ood_scores: Mapping[str, Scores], threshold: float) -> None:
@@ -38,14 +43,10 @@ def save_histogram(path: Path, id_scores: Scores, ood_scores: Mapping[str, Score
 def score_histogram(id_scores: Scores, others: Mapping[str, Scores], threshold: float) -> Figure:
     """Histograms of ID scores and of other datasets' scores, with the threshold; arguments as for `save_histogram`."""
     figure, axes = _figure()
-    ordered = np.sort(np.concatenate([id_scores, *others.values()]))
-    # Without clipping, a few far outliers would squeeze all other scores into one bar.
-    clipped = math.ceil(CLIPPED * len(ordered)) if len(ordered) >= FEW else 0
-    low, high = ordered[clipped], ordered[-1 - clipped]
-    bins = np.linspace(low, high, 61).tolist()
+    bins = bar_edges([id_scores, *others.values()]).tolist()
     for name, scores in {"ID": id_scores, **others}.items():
         style = {"alpha": 0.6, "color": "0.45"} if name == "ID" else {"histtype": "step", "linewidth": 1.8}
-        axes.hist(np.clip(scores, low, high), bins=bins, density=True, label=f"{name} ({len(scores)})", **style)
+        axes.hist(np.clip(scores, bins[0], bins[-1]), bins=bins, density=True, label=f"{name} ({len(scores)})", **style)
     axes.axvline(threshold, color="black", linestyle="--", linewidth=1, label="threshold")
     axes.set_xlabel("score (larger = more OOD)")
     axes.set_ylabel("density")
@@ -60,8 +61,8 @@ def save_roc(path: Path, id_scores: Scores, ood_scores: Mapping[str, Scores]) ->
     """
     figure, axes = _figure()
     for name, scores in ood_scores.items():
-        truth = np.concatenate([np.zeros(len(id_scores)), np.ones(len(scores))])
-        fpr, tpr, _ = roc_curve(truth, np.concatenate([id_scores, scores]))
+        thresholds = np.append(np.inf, np.unique(np.concatenate([id_scores, scores]))[::-1])
+        fpr, tpr = _called_ood(id_scores, thresholds), _called_ood(scores, thresholds)
         area = float(np.trapezoid(tpr, fpr))
         axes.plot(fpr, tpr, label=f"{name}: AUROC {100 * area:.2f} %")
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
@@ -71,9 +72,14 @@ def save_roc(path: Path, id_scores: Scores, ood_scores: Mapping[str, Scores]) ->
     save_figure(figure, path)
 
 
+def _called_ood(scores: Scores, thresholds: Scores) -> Scores:
+    """Share of the scores, of shape `(n,)`, that reach each threshold, of shape `(k,)`; shape `(k,)`."""
+    return 1 - np.searchsorted(np.sort(scores), thresholds) / len(scores)
+
+
 def save_speed(path: Path, measured: Mapping[str, Any]) -> None:
     """Write plots of the report of `dlsr.bench.speed`: parts, images per second of each backend, and peak memory."""
-    figure = Figure(figsize=(15.0, 4.0), layout="constrained")
+    figure = empty_figure(15.0, 4.0)
     spent, rates, costs = figure.subplots(1, 3)
     _draw_parts(spent, measured)
     for row in measured["scoring"]:
@@ -112,10 +118,15 @@ def _draw_parts(axes: Any, measured: Mapping[str, Any]) -> None:
 
 
 def _figure() -> tuple[Figure, Any]:
-    figure = Figure(figsize=_SIZE, layout="constrained")
+    figure = empty_figure(8.0, 4.5)
     axes = figure.subplots()
     bare(axes)
     return figure, axes
+
+
+def empty_figure(width: float, height: float) -> Figure:
+    """A figure of a width and a height in inches, without axes."""
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def bare(axes: Any) -> None:

@@ -4,39 +4,33 @@ import hashlib
 import json
 import platform
 import shutil
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, get_args
 
-import torch
-
 from dlsr.errors import MissingExtraError, SettingsError
 from dlsr.files import cache_root, file_sums, replacing_folder
 from dlsr.runtime.base import Engine, Graph, Precision
-from dlsr.runtime.compiled_engine import load_compiled, write_compiled
-from dlsr.runtime.onnx_engine import load_onnx, write_onnx
-from dlsr.runtime.openvino_engine import load_openvino, write_openvino
-from dlsr.runtime.torch_engine import torch_engine
+from dlsr.runtime.onnx_engine import load_onnx
+from dlsr.runtime.openvino_engine import load_openvino
 
 Backend = Literal["auto", "torch", "compile", "onnxruntime", "openvino"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
+GRAPH_BACKENDS: tuple[Backend, ...] = ("openvino", "onnxruntime")
+"""Those that run a graph in ONNX, without PyTorch."""
 
-_NEEDS: Mapping[str, tuple[str, ...]] = {
-    "torch": (),
-    "compile": (),
-    "onnxruntime": ("onnxruntime", "onnx", "onnxscript"),
-    "openvino": ("openvino",),
-}
+_PACKAGES: Mapping[str, str] = {"compile": "torch"}
+"""What has to be installed for a backend, if its name does not say it."""
+_EXTRAS: Mapping[str, str] = {"torch": "fit", "openvino": "fast"}
 _SUMS = "sha256.json"
 
-_FASTEST_ON_CPU: tuple[Backend, ...] = ("openvino", "onnxruntime", "torch")
+_FASTEST_ON_CPU: tuple[Backend, ...] = (*GRAPH_BACKENDS, "torch")
 """Fastest first, as measured in docs/results.md. `compile` needs a C++ compiler and minutes, so `auto` omits it."""
 
 
-def choose_backend(backend: Backend, device: torch.device, precision: Precision = "float32") -> Backend:
+def choose_backend(backend: Backend, device: str, precision: Precision = "float32") -> Backend:
     """Check a backend's name and resolve `auto`: the fastest installed backend on a CPU, PyTorch on other devices.
 
     Raises:
@@ -46,7 +40,7 @@ def choose_backend(backend: Backend, device: torch.device, precision: Precision 
     if backend not in BACKENDS:
         raise SettingsError(f"unknown backend '{backend}'; choose one of {', '.join(BACKENDS)}")
     if precision == "bfloat16":
-        if device.type != "cpu":
+        if device != "cpu":
             raise SettingsError(
                 f"bfloat16 is for CPUs; on {device} use float32, which multiplies in half precision where that is "
                 "exact enough"
@@ -55,17 +49,18 @@ def choose_backend(backend: Backend, device: torch.device, precision: Precision 
             raise SettingsError(f"the {backend} backend does not run in bfloat16; use --backend openvino")
         backend = "openvino"
     if backend == "auto":
-        return next(name for name in _FASTEST_ON_CPU if _installed(name)) if device.type == "cpu" else "torch"
+        backend = next(filter(_installed, _FASTEST_ON_CPU), "onnxruntime") if device == "cpu" else "torch"
     if not _installed(backend):
-        raise MissingExtraError(backend, {"onnxruntime": "onnx"}.get(backend, backend))
-    if backend in ("onnxruntime", "openvino") and device.type != "cpu":
+        package = _package(backend)
+        raise MissingExtraError(package, _EXTRAS.get(package))
+    if backend in ("onnxruntime", "openvino") and device != "cpu":
         raise SettingsError(f"the {backend} backend runs on the CPU, not on {device}; use --backend torch")
     if backend == "compile" and not any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++")):
         raise SettingsError("the compile backend needs a C++ compiler; install g++, or use another --backend")
     return backend
 
 
-def available_backends(device: torch.device) -> list[Backend]:
+def available_backends(device: str) -> list[Backend]:
     """The backends that run on a device, that of `auto` first."""
     first = choose_backend("auto", device)
     found = [first]
@@ -79,45 +74,86 @@ def available_backends(device: torch.device) -> list[Backend]:
 
 
 def _installed(backend: str) -> bool:
-    return all(find_spec(module) is not None for module in _NEEDS[backend])
+    return find_spec(_package(backend)) is not None
 
 
-def make_engine(graph: Graph, backend: Backend, device: torch.device) -> Engine:
-    """An engine that runs a graph.
+def _package(backend: str) -> str:
+    return _PACKAGES.get(backend, backend)
+
+
+def make_engine(graph: Graph, backend: Backend, device: str) -> Engine:
+    """An engine that runs a graph without learned inputs.
 
     Args:
-        graph: module to run; built only if its engine is not in the cache.
+        graph: module to run; built only if its conversion is not in the cache.
         backend: as returned by `choose_backend`.
         device: where to run.
 
     Raises:
-        OutputError: if the converted engine cannot be written to the cache.
+        OutputError: if the conversion cannot be written to the cache.
         SettingsError: if the processor does not multiply in the graph's precision.
+        MissingExtraError: if what converts graphs is not installed.
     """
     if backend == "torch":
+        from dlsr.runtime.torch_engine import torch_engine  # noqa: PLC0415 - takes seconds to import
+
         return torch_engine(graph.build().eval(), graph.inputs, device)
-    kinds: Mapping[str, tuple[str, Callable[..., None], Callable[[Path, torch.device], Engine]]] = {
-        "compile": ("model.pt2", write_compiled, load_compiled),
-        "onnxruntime": ("model.onnx", write_onnx, load_onnx),
-        "openvino": ("model.xml", write_openvino, partial(load_openvino, precision=graph.precision)),
-    }
-    name, write, load = kinds[backend]
-    folder = _engine_folder(graph, backend, device)
+    if backend == "compile":
+        from dlsr.runtime.compiled_engine import load_compiled, write_compiled  # noqa: PLC0415 - as above
+
+        path = _cached(graph, "model.pt2", _this_machine(device), lambda path: write_compiled(graph, path, device))
+        return load_compiled(path, device)
+    return graph_engine(as_onnx(graph), backend, graph.precision)
+
+
+def graph_engine(onnx: bytes, backend: Backend, precision: Precision = "float32") -> Engine:
+    """An engine that runs a graph in ONNX. It needs no PyTorch.
+
+    Args:
+        onnx: content of the file.
+        backend: one of `GRAPH_BACKENDS`.
+        precision: of its products.
+
+    Raises:
+        SettingsError: if the processor does not multiply in this precision.
+    """
+    return load_onnx(onnx) if backend == "onnxruntime" else load_openvino(onnx, precision)
+
+
+def as_onnx(graph: Graph) -> bytes:
+    """A graph in ONNX, from the cache if it is there.
+
+    Raises:
+        OutputError: if it cannot be written to the cache.
+        MissingExtraError: if what converts graphs is not installed.
+    """
+    for package in ("torch", "onnx", "onnxscript"):
+        if find_spec(package) is None:
+            raise MissingExtraError(package, "fit")
+    from dlsr.runtime.conversion import write_onnx  # noqa: PLC0415 - takes seconds to import
+
+    versions = [metadata.version(name) for name in ("torch", "onnx", "onnxscript")]
+    return _cached(graph, "model.onnx", versions, lambda path: write_onnx(graph, path)).read_bytes()
+
+
+def _this_machine(device: str) -> list[str]:
+    """Code compiled ahead of time uses the instructions of this processor."""
+    import torch  # noqa: PLC0415 - as above
+
+    return [metadata.version("torch"), platform.machine(), torch.backends.cpu.get_cpu_capability(), device]
+
+
+def _cached(graph: Graph, name: str, made_by: Sequence[str], write: Callable[[Path], None]) -> Path:
+    """The file of a converted graph in the cache, written if it is not there."""
+    parts = [name, *made_by, *graph.inputs, *graph.outputs, graph.key]
+    folder = cache_root() / "engines" / hashlib.sha256(repr(parts).encode()).hexdigest()
     if not _is_intact(folder):
         # One that another process is loading must not be replaced.
         with replacing_folder(folder, unless=lambda: _is_intact(folder)) as temporary:
-            write(graph, temporary / name, device)
+            write(temporary / name)
             sums = file_sums(temporary)
             (temporary / _SUMS).write_text(json.dumps(sums))
-    return load(folder / name, device)
-
-
-def _engine_folder(graph: Graph, backend: Backend, device: torch.device) -> Path:
-    versions = [metadata.version(name) for name in ("torch", *_NEEDS[backend])]
-    # Code compiled ahead of time uses the instructions of this processor.
-    machine = [platform.machine(), torch.backends.cpu.get_cpu_capability(), str(device)] if backend == "compile" else []
-    parts = [*versions, *machine, *graph.inputs, *graph.outputs, graph.key]
-    return cache_root() / "engines" / f"{backend}-{hashlib.sha256(repr(parts).encode()).hexdigest()}"
+    return folder / name
 
 
 def _is_intact(folder: Path) -> bool:

@@ -2,13 +2,12 @@
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
 Array = NDArray[Any]
@@ -45,25 +44,15 @@ class Graph:
     """Digest of everything that decides what the module computes: settings, weights, versions of its code."""
     precision: Precision = "float32"
     """Of the products in an engine; inputs, outputs and the converted file are in float32."""
-
-
-def as_tuple(outputs: Any) -> "tuple[Tensor, ...]":
-    """A module's outputs as a tuple, also if there is only one."""
-    return outputs if isinstance(outputs, tuple) else (outputs,)
+    learned: "Mapping[str, Tensor]" = field(default_factory=dict)
+    """Inputs that follow, the same for all images: no part of the converted graph, so that it serves many models."""
+    rows: frozenset[str] = frozenset()
+    """Those of them that may have any number of rows, the same for all, ..."""
+    fewest_rows: int = 1
+    """... but at least this."""
 
 
 def thread_limit() -> int | None:
     """The number of threads for an engine if `OMP_NUM_THREADS` limits it, as for workers sharing cores; else None."""
     first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     return int(first) if first.isdecimal() and int(first) > 0 else None
-
-
-def exported(graph: Graph, device: "torch.device") -> "torch.export.ExportedProgram":
-    """A graph traced by `torch.export`, for any number of images."""
-    import torch  # noqa: PLC0415 - engines run without it
-
-    module = graph.build().eval().requires_grad_(False).to(device)
-    images = torch.export.Dim("N", min=1)
-    examples = tuple(example.to(device) for example in graph.inputs.values())
-    with torch.no_grad():
-        return torch.export.export(module, examples, dynamic_shapes=tuple({0: images} for _ in examples))

@@ -6,16 +6,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from dlsr.runtime.base import Array, Engine, Graph, as_tuple, exported
+from dlsr.runtime.base import Array, Engine, Graph
+from dlsr.runtime.conversion import exported
+from dlsr.runtime.torch_engine import as_tuple
 
 
-def write_compiled(graph: Graph, path: Path, device: torch.device) -> None:
+def write_compiled(graph: Graph, path: Path, device: str) -> None:
     """Compile a graph into `path`, a `.pt2` package for this machine."""
     inductor: Any = torch._inductor
     inductor.aoti_compile_and_package(exported(graph, device), package_path=str(path))
 
 
-def load_compiled(path: Path, device: torch.device) -> Engine:
+def load_compiled(path: Path, device: str) -> Engine:
     """The engine for a file written by `write_compiled`."""
     inductor: Any = torch._inductor
     package = inductor.aoti_load_package(str(path))

@@ -1,37 +1,42 @@
 """ONNX Runtime."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from dlsr.runtime.base import Array, Engine, Graph, exported, thread_limit
+from dlsr.errors import one_line
+from dlsr.runtime.base import Array, Engine, thread_limit
 
 
-def write_onnx(graph: Graph, path: Path, device: torch.device) -> None:
-    """Convert a graph to ONNX and write it to `path`."""
-    program: Any = torch.onnx.export(
-        exported(graph, device),
-        input_names=list(graph.inputs),
-        output_names=list(graph.outputs),
-        dynamo=True,
-        verbose=False,
-    )
-    program.save(str(path), external_data=False)
+def load_onnx(graph: Path | bytes, learned: Mapping[str, Array] | None = None, threads: int | None = None) -> Engine:
+    """An engine that runs a graph in ONNX.
 
+    Args:
+        graph: the file or its content.
+        learned: inputs that are the same in all calls, by name.
+        threads: of one call; None for as many as `thread_limit` allows.
 
-def load_onnx(path: Path, device: torch.device) -> Engine:
-    """The engine for a file written by `write_onnx`."""
+    Raises:
+        RuntimeError: if it cannot be run; so does the engine for inputs of other shapes.
+    """
     import onnxruntime  # noqa: PLC0415 - an optional extra that is slow to import
 
     options = onnxruntime.SessionOptions()
-    threads = thread_limit()
+    threads = threads or thread_limit()
     if threads is not None:
         options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    names = [argument.name for argument in session.get_inputs()]
+    content = graph if isinstance(graph, bytes) else str(graph)
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors have no base of their own
+        raise RuntimeError(one_line(error)) from error
+    taken = [argument.name for argument in session.get_inputs()]
+    fixed = {name: array for name, array in (learned or {}).items() if name in taken}
+    names = [name for name in taken if name not in fixed]
 
     def run(*arrays: Array) -> tuple[Array, ...]:
-        return tuple(session.run(None, dict(zip(names, arrays, strict=True))))
+        try:
+            return tuple(session.run(None, fixed | dict(zip(names, arrays, strict=True))))
+        except Exception as error:
+            raise RuntimeError(one_line(error)) from error
 
     return Engine(run)

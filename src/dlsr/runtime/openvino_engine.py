@@ -1,6 +1,5 @@
 """OpenVINO."""
 
-import errno
 import sys
 import threading
 from collections.abc import Sequence
@@ -8,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from dlsr.errors import SettingsError, one_line
-from dlsr.runtime.base import Array, Engine, Graph, Precision, exported, thread_limit
+from dlsr.errors import SettingsError
+from dlsr.runtime.base import Array, Engine, Precision, thread_limit
 
 
 def openvino() -> Any:
@@ -23,39 +21,17 @@ def openvino() -> Any:
     return openvino
 
 
-def write_openvino(graph: Graph, path: Path, device: torch.device) -> None:
-    """Convert a graph and write it to `path`, an `.xml` with a `.bin` beside it, in float32.
+def load_openvino(graph: Path | bytes, precision: Precision = "float32") -> Engine:
+    """An engine that runs a graph in OpenVINO's own format, or in ONNX.
+
+    Args:
+        graph: the file, or the content of an ONNX file.
+        precision: of its products.
 
     Raises:
-        OSError: if it cannot be written.
+        SettingsError: as `openvino_engine`.
     """
-    save_openvino(converted_to_openvino(graph, device), path)
-
-
-def converted_to_openvino(graph: Graph, device: torch.device) -> Any:
-    """A graph as an `openvino.Model` whose inputs and outputs have the graph's names."""
-    model: Any = openvino().convert_model(exported(graph, device))
-    for ports, names in ((model.inputs, graph.inputs), (model.outputs, graph.outputs)):
-        for port, name in zip(ports, names, strict=True):
-            port.get_tensor().set_names({name})
-    return model
-
-
-def save_openvino(model: Any, path: Path) -> None:
-    """Save an `openvino.Model` in float32.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
-    try:
-        openvino().save_model(model, path, compress_to_fp16=False)
-    except RuntimeError as error:
-        raise OSError(errno.EIO, one_line(error), str(path)) from error
-
-
-def load_openvino(path: Path, device: torch.device, precision: Precision = "float32") -> Engine:
-    """The engine for a file written by `write_openvino`. Raises SettingsError as `openvino_engine` does."""
-    return openvino_engine(openvino().Core().read_model(path), precision)
+    return openvino_engine(openvino().Core().read_model(graph), precision)
 
 
 def multiplies_in_bfloat16() -> bool:

@@ -199,7 +199,7 @@ def filesystem(url: str) -> tuple[Any, str]:
     try:
         import fsspec  # noqa: PLC0415 - an optional extra
     except ImportError:
-        raise MissingExtraError("fsspec", "ray") from None
+        raise MissingExtraError("fsspec", "cluster") from None
     try:
         fs, path = fsspec.core.url_to_fs(url)
     except ImportError as error:  # s3fs, gcsfs, ..
@@ -267,7 +267,7 @@ def _parquet(file: Any) -> Any:
     try:
         from pyarrow.parquet import ParquetFile  # noqa: PLC0415 - an optional extra
     except ImportError:
-        raise MissingExtraError("pyarrow", "ray") from None
+        raise MissingExtraError("pyarrow", "cluster") from None
     return ParquetFile(file)
 
 

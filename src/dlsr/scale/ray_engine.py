@@ -186,7 +186,7 @@ def _ray() -> Any:
         import_module("ray.data")
         return import_module("ray")
     except ImportError:
-        raise MissingExtraError("ray", "ray") from None
+        raise MissingExtraError("ray", "cluster") from None
 
 
 def process_parts(

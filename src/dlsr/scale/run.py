@@ -20,9 +20,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from dlsr.detector import Detector
 from dlsr.errors import ArtifactError, InputError, one_line
 from dlsr.files import remove_old, replacing, target_of
+from dlsr.fitted_detector import FittedDetector
 from dlsr.images.sources import ImageItem, failing_item
 from dlsr.model_folder import MANIFEST, read_files
 from dlsr.reports.tables import results_table
@@ -101,13 +101,13 @@ class RunFolder:
             for name, content in read_files(folder).items():
                 self._write(f"model/{name}", content)
 
-    def load_model(self, **options: Any) -> Detector:
-        """Load the model that `put_model` copied; options as for `Detector.load`."""
+    def load_model(self, **options: Any) -> FittedDetector:
+        """Load the model that `put_model` copied; options as for `FittedDetector.load`."""
         with tempfile.TemporaryDirectory() as folder:
             for path in map(Path, self._fs.ls(f"{self._root}/model", detail=False)):
                 if target_of(path) is None:
                     Path(folder, path.name).write_bytes(self._fs.cat_file(str(path)))
-            return Detector.load(folder, **options)
+            return FittedDetector.load(folder, **options)
 
     def is_done(self, part: Part) -> bool:
         """Whether a part is done."""

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from dlsr.detector import Detector
 from dlsr.encoders.encoder import Encoder
 from dlsr.encoding.pipeline import Encoded, encode_chunks, joined
 from dlsr.encoding.store import KEY_BYTES, FeatureStore
 from dlsr.errors import ArtifactError
+from dlsr.fitted_detector import FittedDetector
 from dlsr.images.sources import ImageDataset, ImageItem
 from dlsr.method.noise import DIGEST_BYTES
 from dlsr.reports.tables import results_table
@@ -34,7 +34,7 @@ class PartDone:
     errors: int
 
 
-def score_part(detector: Detector, part: Part, run: RunFolder) -> PartDone:
+def score_part(detector: FittedDetector, part: Part, run: RunFolder) -> PartDone:
     """Score a part, unless it is done; see `dlsr.scale.run.do_part`."""
 
     def score(items: Iterable[ImageItem]) -> Iterator[Result]:

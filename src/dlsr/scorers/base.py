@@ -9,34 +9,27 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
+from pydantic import SerializeAsAny, ValidationInfo, field_validator
 from torch import Tensor, nn
 
-from dlsr.config import CalibrationMethod, Frozen, validated
+from dlsr.config import CalibrationMethod, SavedSettings, validated
 from dlsr.errors import SettingsError
 from dlsr.method.layers import Pooling
-from dlsr.method.noise import noise_for
+from dlsr.method.noise import Digests, batches_with_noise
 from dlsr.scorers.settings import ScorerSettings
 from dlsr.training.checkpoint import training_key
 from dlsr.training.data import Samples
+from dlsr.training.log import EpochLog
 from dlsr.training.loop import Trainer
-from dlsr.training.state import EpochLog
 
-Digests = NDArray[np.uint8]
 LayerScores = tuple[Tensor, Tensor]
 """Scores, shape `(N,)`, and scores of each layer, shape `(N, M)`."""
 
 
-class Settings(Frozen):
+class Settings(SavedSettings):
     """Resolved settings: everything that decides a detector's scores besides encoder and data."""
 
-    preset: str
-    score: str
-    """A name of `SCORES`."""
-    seed: int = Field(default=0, ge=0, lt=2**31)
     scorer: SerializeAsAny[ScorerSettings]
     """The score's own settings, an instance of its `Settings`."""
 
@@ -81,6 +74,8 @@ class Scorer(nn.Module):
     Subclasses are registered with `@register`. They build all modules and buffers in `__init__`, in the shapes that
     `load_state_dict` will fill; a buffer of shape `(0, ..)` gets any number of rows, the same for all such buffers.
     `__init__` is also called on PyTorch's meta device, to learn these shapes, so it cannot compute with values.
+    `forward` is converted to a graph that serves all fits with the same settings and channels: it takes what depends
+    on the fit from the state dict alone.
 
     Args:
         settings: an instance of the class's `Settings`.
@@ -105,6 +100,8 @@ class Scorer(nn.Module):
     """At most this many samples are scored at once."""
     noise_vectors: int = 0
     """Vectors of noise that a score needs: K."""
+    fewest_rows: int | None = None
+    """From this number of rows of its `(0, ..)` buffers on, one graph serves any number of them; None if none does."""
     left_out: LayerScores | None = None
     """Scores of the training images, each as if it and its group had been left out; NaN for those that were not scored.
 
@@ -115,6 +112,10 @@ class Scorer(nn.Module):
         super().__init__()
         self.settings = settings
         self.channels = tuple(channels)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        take_rows(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def fit(self, data: FitData, trainer: Trainer) -> list[EpochLog]:
         """Learn what in-distribution features are.
@@ -137,8 +138,6 @@ class Scorer(nn.Module):
         raise NotImplementedError
 
 
-MOST_NOISE = 2**24
-"""Fewer samples are scored at once if they need more random numbers than this."""
 MOST_LEFT_OUT = 10_000
 """At most this many images are left out one by one."""
 
@@ -239,17 +238,24 @@ def in_batches(
     size: int,
 ) -> tuple[Tensor, Tensor]:
     """Apply a function of features and their noise to at most `size` samples at once, and join what it returns."""
-    parts, size = [], max(min(size, MOST_NOISE // max(noise_vectors * z0.shape[1], 1)), 1)
-    for start in range(0, len(z0), size):
-        batch = slice(start, start + size)
-        noise = torch.from_numpy(noise_for(digests[batch], seed, noise_vectors, z0.shape[1])).to(z0.device)
-        parts.append(function(z0[batch], noise))
+    parts = []
+    for batch, noise in batches_with_noise(digests, seed, noise_vectors, z0.shape[1], size):
+        parts.append(function(z0[batch], torch.from_numpy(noise).to(z0.device)))
     return torch.cat([first for first, _ in parts]), torch.cat([second for _, second in parts])
 
 
 def mean_over_draws(values: Tensor, draws: int) -> Tensor:
     """Mean over draws: `(N * draws, ..)` to `(N, ..)`."""
     return values.reshape(-1, draws, *values.shape[1:]).mean(dim=1)
+
+
+def take_rows(module: nn.Module, state_dict: Mapping[str, Any], prefix: str) -> None:
+    """Give buffers of shape `(0, ..)` as many rows as those of a state dict: only a fit decides how many."""
+    for name, buffer in module.named_buffers(recurse=False):
+        given = state_dict.get(f"{prefix}{name}")
+        empty = buffer.ndim > 0 and len(buffer) == 0
+        if empty and isinstance(given, Tensor) and given.shape[1:] == buffer.shape[1:]:
+            setattr(module, name, torch.empty_like(given, device=buffer.device))
 
 
 def in_every_preset(settings: ScorerSettings) -> dict[str, ScorerSettings]:

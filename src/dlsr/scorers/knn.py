@@ -10,8 +10,8 @@ from dlsr.method.scores import layer_means
 from dlsr.scorers.base import MOST_LEFT_OUT, FitData, LayerScores, Scorer, in_every_preset, register
 from dlsr.scorers.neighbours import Neighbours
 from dlsr.scorers.settings import ScorerSettings
+from dlsr.training.log import EpochLog
 from dlsr.training.loop import Trainer
-from dlsr.training.state import EpochLog
 
 
 class KnnSettings(ScorerSettings):
@@ -36,14 +36,16 @@ class KnnScorer(Scorer):
     def __init__(self, settings: KnnSettings, channels: Sequence[int]) -> None:
         super().__init__(settings, channels)
         self.neighbours = Neighbours(sum(channels))
+        self.fewest_rows = settings.neighbours + 1
 
     def fit(self, data: FitData, trainer: Trainer) -> list[EpochLog]:
         """See `Scorer`."""
         generator = torch.Generator().manual_seed(data.settings.seed)
         chosen = torch.randperm(len(data.training), generator=generator)[: self.settings.references].sort().values
-        self.neighbours.keep(data.training.take(chosen))
+        z0 = data.training.take(chosen)
+        self.neighbours.keep(z0)
         if self.leaves_out(len(data.training)):
-            z0, groups = self.neighbours.references, data.groups.to(data.training.device)
+            groups = data.groups.to(z0.device)
             kth = torch.cat(
                 [
                     self.neighbours.nearest_others(batch, self.settings.neighbours, groups)[:, -1]
@@ -62,5 +64,5 @@ class KnnScorer(Scorer):
         return self._to(self.neighbours.nearest(z0, self.settings.neighbours)[:, -1], z0)
 
     def _to(self, kth: Tensor, z0: Tensor) -> LayerScores:
-        squares = (z0 - self.neighbours.references[kth]).square()
+        squares = self.neighbours.differences(z0, kth).square()
         return squares.sum(dim=1).sqrt(), layer_means(squares, self.channels).sqrt()

@@ -16,8 +16,8 @@ one by one, so no image has to be held out for it, and those unlike the rest can
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -31,8 +31,8 @@ from dlsr.scorers.gaussian import Gaussian
 from dlsr.scorers.neighbours import Neighbours
 from dlsr.scorers.settings import ScorerSettings
 from dlsr.training.data import Samples
+from dlsr.training.log import EpochLog
 from dlsr.training.loop import Trainer
-from dlsr.training.state import EpochLog
 
 TINY = 1e-6
 """Keeps logarithms and divisions finite."""
@@ -86,6 +86,7 @@ class LocalScorer(Scorer):
 
     settings: LocalSettings
     references: Tensor
+    rank: Tensor
     location: Tensor
     spread: Tensor
     weights: Tensor
@@ -96,6 +97,8 @@ class LocalScorer(Scorer):
         self.gaussian = Gaussian(c)
         self.search = Neighbours(min(c, SEARCHED))
         self.register_buffer("references", torch.zeros(0, c))
+        self.register_buffer("rank", torch.ones((), dtype=torch.int64))
+        self.fewest_rows = self._searched_for + 1
         # For the whole image and for each layer.
         self.register_buffer("location", torch.zeros(3, columns))
         self.register_buffer("spread", torch.ones(3, columns))
@@ -135,6 +138,8 @@ class LocalScorer(Scorer):
         """Search among references, along the principal components of the training images."""
         self.gaussian.fit(training, RIDGE)
         self.references = references
+        # Intruders of a kind grow in number with all images.
+        self.rank = torch.tensor(min(math.ceil(len(references) / ONE_IN), DISTANT), device=references.device)
         self.search.keep(self._searched(self.gaussian.coordinates(references)))
 
     def _belonging(self, training: Samples, chosen: Tensor, groups: Tensor) -> Tensor:
@@ -145,7 +150,7 @@ class LocalScorer(Scorer):
         """
         if not self.settings.trim:
             return torch.ones(len(training), dtype=torch.bool)
-        references = self.search.references
+        references, centre = self.search.centred, self.search.centre
         n = len(references)
         k = max(int(CROWD * n), min(FEWEST_OF_CROWD, n // 4), 1)
 
@@ -160,7 +165,7 @@ class LocalScorer(Scorer):
         if n < len(training):
             samples = training.map(lambda z0: self._searched(self.gaussian.coordinates(z0)))
             batches = (batch for part in samples for batch in torch.split(part, self.batch))
-            distances = torch.cat([to_last(batch, self.search.nearest(batch, k)) for batch in batches])
+            distances = torch.cat([to_last(batch - centre, self.search.nearest(batch, k)) for batch in batches])
         distances[chosen] = among
         return (distances <= farthest).cpu()
 
@@ -174,13 +179,8 @@ class LocalScorer(Scorer):
         return self._joined(self._parts(z0, coordinates, nearest))
 
     @property
-    def _rank(self) -> int:
-        """The number of the neighbour whose distance counts. Intruders of a kind grow in number with all images."""
-        return min(math.ceil(len(self.references) / ONE_IN), DISTANT)
-
-    @property
     def _searched_for(self) -> int:
-        return max(self.settings.neighbours, self._rank)
+        return max(self.settings.neighbours, DISTANT)
 
     @staticmethod
     def _searched(coordinates: Tensor) -> Tensor:
@@ -192,7 +192,7 @@ class LocalScorer(Scorer):
         Shape `(n, 3, 1 + M)`.
         """
         neighbours = self.references[nearest[:, : self.settings.neighbours]]
-        distant = self.references[nearest[:, self._rank - 1]]
+        distant = self.references[nearest.index_select(1, self.rank.reshape(1) - 1).squeeze(1)]
         unit = self.gaussian.scale.square()
         parts = (
             self._logs(restoration_error(neighbours, z0), unit),
@@ -226,10 +226,3 @@ class LocalScorer(Scorer):
         low, self.location, high = parts.quantile(parts.new_tensor([0.16, 0.5, 0.84]), dim=0)
         self.spread = ((high - low) / 2).clamp(min=TINY)
         return self._joined(parts)
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
-        # How many references there are is known only now.
-        given, references = state_dict.get(f"{prefix}references"), self.references
-        if isinstance(given, Tensor) and given.shape[1:] == references.shape[1:]:
-            self.references = torch.empty_like(given, device=references.device)
-        super()._load_from_state_dict(state_dict, prefix, *rest)

@@ -9,8 +9,8 @@ from dlsr.method.scores import layer_means
 from dlsr.scorers.base import MOST_LEFT_OUT, FitData, LayerScores, Scorer, in_every_preset, register
 from dlsr.scorers.gaussian import Gaussian
 from dlsr.scorers.settings import ScorerSettings
+from dlsr.training.log import EpochLog
 from dlsr.training.loop import Trainer
-from dlsr.training.state import EpochLog
 
 
 @register

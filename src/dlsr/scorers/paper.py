@@ -9,15 +9,15 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from dlsr.config import WholeNumbers
+from dlsr.config import MOST_STEPS, WholeNumbers
 from dlsr.errors import SettingsError
 from dlsr.method.diffusion import check_steps, distort, restore
 from dlsr.method.lfdn import LFDN
 from dlsr.method.scores import layer_means, layer_similarities, likelihood_regret, mfsim, mse
 from dlsr.scorers.base import FitData, LayerScores, Scorer, mean_over_draws, register
-from dlsr.scorers.settings import MOST_STEPS, SMALL_TRAINING, DiffusionSettings
+from dlsr.scorers.settings import SMALL_TRAINING, DiffusionSettings
+from dlsr.training.log import EpochLog
 from dlsr.training.loop import Draws, Trainer
-from dlsr.training.state import EpochLog
 
 
 class PaperSettings(DiffusionSettings):

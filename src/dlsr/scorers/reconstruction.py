@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from dlsr.method.scores import layer_similarities, mfsim
 from dlsr.scorers.base import FitData, LayerScores, Scorer
 from dlsr.scorers.settings import TrainedSettings
+from dlsr.training.log import EpochLog
 from dlsr.training.loop import Draws, Trainer
-from dlsr.training.state import EpochLog
 
 
 class Reconstructor(nn.Module):

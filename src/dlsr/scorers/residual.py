@@ -20,9 +20,9 @@ from torch.nn import functional as F
 from dlsr.errors import SettingsError
 from dlsr.method.diffusion import check_steps, distort
 from dlsr.method.lfdn import LFDN
+from dlsr.method.noise import Digests
 from dlsr.method.scores import layer_means
 from dlsr.scorers.base import (
-    Digests,
     FitData,
     LayerScores,
     Scorer,
@@ -33,8 +33,8 @@ from dlsr.scorers.base import (
 )
 from dlsr.scorers.gaussian import Gaussian
 from dlsr.scorers.settings import SMALL_TRAINING, DiffusionSettings
+from dlsr.training.log import EpochLog
 from dlsr.training.loop import Draws, Trainer
-from dlsr.training.state import EpochLog
 
 TINY = 1e-6
 """Keeps logarithms and divisions finite."""

@@ -6,11 +6,8 @@ from typing import Any, Literal, Self
 from pydantic import Field
 from torch import Tensor
 
-from dlsr.config import Frozen, TrainingSettings, validated
+from dlsr.config import MOST_STEPS, Frozen, TrainingSettings, validated
 from dlsr.method.schedule import cosine_alpha_bar, scaled_linear_alpha_bar
-
-MOST_STEPS = 1000
-"""At most this many steps restore an image, over all draws: each takes time and memory."""
 
 
 class ScorerSettings(Frozen):

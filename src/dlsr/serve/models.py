@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from dlsr.artifact import read_manifest
 from dlsr.calibration.drift import one_of_each_group
-from dlsr.detector import Detector
 from dlsr.errors import ArtifactError, DlsrError, NotFittedError, one_line
+from dlsr.fitted_detector import FittedDetector
 from dlsr.images.sources import ImageDataset, ImageItem
 from dlsr.model_folder import MANIFEST
 from dlsr.results import Result
@@ -28,7 +28,7 @@ class Model:
 
     id: str
     """The first digits of the SHA-256 of the model's numbers: another id for every other model."""
-    detector: Detector
+    detector: FittedDetector
     watched: NDArray[np.float64]
     """The calibration scores with which new scores are compared, shape `(n,)`."""
 
@@ -51,7 +51,7 @@ def load_model(folder: Path, device: str, backend: Backend, workers: int) -> Mod
     """
     id = ""
     while id != (found := read_manifest(folder).numbers_sha256):  # again if the model was replaced while it was read
-        id, detector = found, Detector.load(folder, device=device, backend=backend, workers=workers)
+        id, detector = found, FittedDetector.load(folder, device=device, backend=backend, workers=workers)
     if detector.encoder_name_ is None:
         raise NotFittedError(f"'{folder}' was fitted to features and has no encoder; give a model fitted to images")
     try:
@@ -63,11 +63,11 @@ def load_model(folder: Path, device: str, backend: Backend, workers: int) -> Mod
         raise ArtifactError(f"the model in '{folder}' cannot be used ({one_line(error)}); fit it again") from error
 
 
-def _checked_scores(detector: Detector) -> NDArray[np.float64]:
+def _checked_scores(detector: FittedDetector) -> NDArray[np.float64]:
     """The calibration scores of a model that can score an image, and whose numbers are finite."""
     encoder = detector.extractor_.encoder
-    encoder.encode(encoder.example(1).numpy())  # engines compile in their first call
-    pixels = encoder.example(1).numpy()[0]
+    encoder.encode(encoder.spec.example(1))  # engines compile in their first call
+    pixels = encoder.spec.example(1)[0]
     (result,) = detector.results(ImageDataset([ImageItem("probe", lambda: pixels)]))
     calibration = detector.calibration_
     numbers = [result.score, result.p_value, detector.threshold_, *calibration.scores]

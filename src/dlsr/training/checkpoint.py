@@ -13,7 +13,8 @@ from torch import Tensor
 
 from dlsr.errors import ArtifactError
 from dlsr.files import write_arrays
-from dlsr.training.state import EpochLog, TrainingState
+from dlsr.training.log import EpochLog
+from dlsr.training.state import TrainingState
 
 SCHEMA = 1
 _PARTS = ("network", "ema", "optimizer", "initial", "best")

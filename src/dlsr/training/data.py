@@ -7,10 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dlsr.streaming import IN_MEMORY_BYTES
+from dlsr.streaming import IN_MEMORY_BYTES, READ_BYTES
 
-READ_BYTES = 2**27
-"""Bytes read at once, in order."""
 BUFFER_BYTES = 2**29
 """Bytes that are shuffled together."""
 BLOCK_BYTES = 2**23

@@ -19,7 +19,8 @@ from dlsr.config import TrainingSettings
 from dlsr.training.checkpoint import Checkpoint
 from dlsr.training.data import Samples
 from dlsr.training.distributed import ALONE, Ranks
-from dlsr.training.state import EpochLog, TrainingState, Weights
+from dlsr.training.log import EpochLog
+from dlsr.training.state import TrainingState, Weights
 
 
 class Draws:

@@ -4,18 +4,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from dlsr.training.log import EpochLog
+
 Weights = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class EpochLog:
-    """Losses of one epoch: for LFDN, means over the elements of `z0`."""
-
-    epoch: int
-    """Counted from 1."""
-    train_loss: float
-    validation_loss: float
-    """Of the averaged network, on held-out features with fixed noise."""
 
 
 @dataclass

@@ -7,7 +7,7 @@ import typer
 from dlsr.cli.bench import compare, paper, speed, suite
 from dlsr.cli.console import print_detectors, stdout
 
-app = typer.Typer(no_args_is_help=False, invoke_without_command=True)
+app = typer.Typer(no_args_is_help=False, invoke_without_command=True, add_completion=False)
 for command in (suite, compare, paper, speed):
     app.add_typer(command.app)
 

@@ -61,9 +61,7 @@ def speed(
 
 def _backends(text: str) -> tuple[Any, ...]:
     """Backends by name. Raises SettingsError for an unknown name."""
-    import torch  # noqa: PLC0415
-
     from dlsr.runtime.backends import choose_backend  # noqa: PLC0415
 
     names: list[Any] = text.split(",")
-    return tuple(choose_backend(name, torch.device("cpu")) for name in names)
+    return tuple(choose_backend(name, "cpu") for name in names)

@@ -1,0 +1,297 @@
+"""A fitted detector: images or features in; scores, p-values and verdicts out. It needs no PyTorch."""
+
+import os
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dlsr.artifact import read_model, write_model
+from dlsr.calibration.copies import exact_groups, found_groups
+from dlsr.calibration.groups import Groups
+from dlsr.config import AUTO, GIVEN, NONE, DetectorConfig, validated
+from dlsr.encoders.presets import weight_source
+from dlsr.encoding.extractor import FeatureExtractor
+from dlsr.encoding.pipeline import Encoded, Progress
+from dlsr.errors import NotFittedError, SettingsError
+from dlsr.fitted import FittedAttributes
+from dlsr.images.groups import group_labels
+from dlsr.images.sources import ImagesLike, warn_of_unreadable
+from dlsr.images.transforms import Transform
+from dlsr.method.noise import Digests, row_digests
+from dlsr.model import FittedModel, checked_features
+from dlsr.results import Result, Results
+from dlsr.runtime.backends import Backend
+from dlsr.runtime.devices import resolve_device
+
+Array = NDArray[np.float64]
+
+
+class FittedDetector(FittedAttributes):
+    """A detector as a model directory holds it. Larger score = more OOD.
+
+    It scores and calibrates. `dlsr.Detector` also fits.
+
+    Args:
+        model: what a fit learned.
+        device: `auto`, `cpu`, `cuda`, ..
+        backend: engine of encoder and score: one of `dlsr.runtime.backends.BACKENDS`.
+        store: folder of the feature store; None keeps no features on disk.
+        workers: threads that read and decode images.
+
+    Attributes:
+        false_alarm_rate: share of ID images that may be called OOD; can be changed.
+        confidence: probability with which that rate holds; None for a rate that holds on average; can be changed.
+        group_by: how the images of `calibrate` are grouped, see `dlsr.Detector`.
+
+    Example:
+        >>> detector = dlsr.load("model/")  # doctest: +SKIP
+        >>> detector.detect("new/")  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: FittedModel,
+        *,
+        device: str = "auto",
+        backend: Backend = "auto",
+        store: str | os.PathLike[str] | None = None,
+        workers: int = 2,
+    ) -> None:
+        self._model = model
+        self.false_alarm_rate = model.config.false_alarm_rate
+        self.confidence = model.config.confidence
+        self.group_by = model.config.group_by
+        self.device = device
+        self.backend = backend
+        self.store = store
+        self.workers = workers
+
+    _by_pytorch: ClassVar[bool] = False
+    """Whether the score is run by PyTorch, even if the model holds its graph."""
+    _extractor: FeatureExtractor | None = None
+    """Of the fitted model; kept, since loading an encoder takes time."""
+    _weights_given: bool = False
+    """Whether the encoder's weights are read from where the user says, instead of the graph in the model."""
+
+    device: str
+    backend: Backend
+    store: str | os.PathLike[str] | None
+    workers: int
+    group_by: str
+
+    def calibrate(
+        self, images: ImagesLike, *, groups: Sequence[Hashable] | None = None, progress: Progress | None = None
+    ) -> Self:
+        """Replace the calibration images by others that are known to be in distribution, without refitting.
+
+        Args:
+            images: see `dlsr.open_images`.
+            groups: a label for each image, as for `fit`.
+            progress: callback with the number of images that were encoded since the last call.
+
+        Raises:
+            NotFittedError, InputError: as `detect`.
+            TooFewImagesError: if they are too few for the false-alarm rate.
+        """
+        encoded = self.extractor_.encode(images, progress=progress)
+        warn_of_unreadable(encoded.unreadable)
+        model = self._fitted().calibrated(encoded.z0, encoded.digests, self._groups_of(encoded, groups))
+        model.calibration.check_size(self.false_alarm_rate, self.confidence)
+        self._model = model
+        return self
+
+    def detect(
+        self, images: ImagesLike, *, transform: Transform | None = None, progress: Progress | None = None
+    ) -> Results:
+        """Scores, p-values and verdicts of images, in one pass. Warns of unreadable ones.
+
+        Args:
+            images: see `dlsr.open_images`.
+            transform: applied to each image first, for benchmarks.
+            progress: callback with the number of images that were scored since the last call.
+
+        Raises:
+            NotFittedError: for a detector that is not fitted, or was fitted to features.
+            InputError: if there are no images.
+            TooFewImagesError: if the calibration images are too few for the false-alarm rate.
+            WeightsError: if the encoder's weights cannot be had.
+        """
+        results = Results.joined(list(self._detected(images, transform=transform, progress=progress)))
+        warn_of_unreadable(results.unreadable)
+        return results
+
+    def results(
+        self,
+        images: ImagesLike,
+        *,
+        transform: Transform | None = None,
+        batch_size: int | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[Result]:
+        """As `detect`, one image at a time and without a warning: memory does not grow with their number.
+
+        Args:
+            images: as for `detect`, as are `transform` and `progress`.
+            transform: as for `detect`.
+            batch_size: images in one call of the engine, which does not change scores; None for the fastest.
+            progress: as for `detect`.
+        """
+        for part in self._detected(images, transform=transform, batch_size=batch_size, progress=progress):
+            yield from part
+
+    def _detected(self, images: ImagesLike, **options: Any) -> Iterator[Results]:
+        model, rate = self._fitted(), self.false_alarm_rate
+        model.calibration.check_size(rate, self.confidence)
+        for chunk in self.extractor_.encode_chunks(images, **options):
+            yield model.detect(chunk, rate, self.confidence)
+
+    def score_samples(self, images: ImagesLike, *, transform: Transform | None = None) -> Array:
+        """Scores of images, shape `(N,)`, larger = more OOD; NaN, and a warning, for unreadable ones."""
+        return self.detect(images, transform=transform).scores
+
+    def p_values(self, images: ImagesLike) -> Array:
+        """Conformal p-values of images, shape `(N,)`; NaN, and a warning, for unreadable ones."""
+        return self.detect(images).p_values
+
+    def predict(self, images: ImagesLike) -> NDArray[np.int8]:
+        """Verdicts, shape `(N,)`: 1 for OOD, 0 for ID, -1, and a warning, for unreadable images."""
+        return self.detect(images).verdicts
+
+    def score_features(self, features: ArrayLike, digests: Digests | None = None) -> Array:
+        """Scores of features, shape `(N, c)` to `(N,)`, larger = more OOD.
+
+        Args:
+            features: as given to `fit_features`, or `z0` as `extractor_` gives it.
+            digests: content digests, shape `(N, 16)`; None for digests of the features.
+
+        Raises:
+            FeatureError: for another number of columns, or NaN or infinity.
+        """
+        model = self._fitted()
+        z0 = checked_features(features, sum(model.channels))
+        return model.score(z0, row_digests(z0) if digests is None else digests)[0]
+
+    def p_values_of(self, scores: ArrayLike) -> Array:
+        """Conformal p-values of scores, shape `(N,)`."""
+        return self._fitted().calibration.p_values(np.asarray(scores, dtype=np.float64), self.confidence)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write a model directory (safetensors and JSON), or replace the model in one.
+
+        Raises:
+            OutputError: if it cannot be written.
+        """
+        model = self._fitted()
+        changes = {"false_alarm_rate": self.false_alarm_rate, "confidence": self.confidence}
+        config = model.config.model_dump() | changes
+        write_model(Path(folder), replace(model, config=validated(DetectorConfig, config)))
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        weights: str | os.PathLike[str] | None = None,
+        device: str = "auto",
+        backend: Backend = "auto",
+        store: str | os.PathLike[str] | None = None,
+        workers: int = 2,
+        false_alarm_rate: float | None = None,
+        confidence: float | None = None,
+    ) -> Self:
+        """Read a model directory.
+
+        Args:
+            folder: written by `save`.
+            weights: where the encoder's weights are now, if they came from a file that has moved; or `hub` to let them
+                be downloaded from the Hugging Face Hub, which loading a model does not do by itself.
+            device: as for the class.
+            backend: as for the class.
+            store: as for the class.
+            workers: as for the class.
+            false_alarm_rate: instead of the model's; None for the model's.
+            confidence: instead of the model's; None for the model's.
+
+        Raises:
+            ArtifactError: if it is missing, damaged, foreign or from another version of the schema.
+            SettingsError, MissingExtraError: for a device or backend that cannot be used.
+        """
+        model = read_model(Path(folder), resolve_device(device), backend, pytorch=cls._by_pytorch)
+        changes = {
+            "weights": None if weights is None else os.fspath(weights),
+            "false_alarm_rate": false_alarm_rate,
+            "confidence": confidence,
+        }
+        config = model.config.model_copy(update={name: value for name, value in changes.items() if value is not None})
+        model = replace(model, config=config)
+        if weights is not None and model.encoder is not None:
+            spec = model.encoder.model_copy(update={"weights": weight_source(os.fspath(weights))})
+            model = replace(model, encoder=spec)
+        detector = cls._of(model, device=device, backend=backend, store=store, workers=workers)
+        detector._weights_given = weights is not None
+        return detector
+
+    @classmethod
+    def _of(cls, model: FittedModel, **runtime: Any) -> Self:
+        return cls(model, **runtime)
+
+    def _groups_of(self, encoded: Encoded, groups: Sequence[Hashable] | None) -> Groups:
+        if groups is not None:
+            if len(groups) != len(encoded.names):
+                raise SettingsError(
+                    f"there are {len(encoded.names)} images, but {len(groups)} groups; give a label for each image"
+                )
+            groups = [group for group, error in zip(groups, encoded.errors, strict=True) if error is None]
+        return self._grouped(encoded.readable_names, encoded.z0, encoded.digests, groups)
+
+    def _grouped(
+        self,
+        names: Sequence[str] | None,
+        z0: NDArray[np.float32],
+        digests: Digests | None,
+        groups: Sequence[Hashable] | None,
+    ) -> Groups:
+        """Groups of feature vectors: as given, or as `group_by` says.
+
+        Raises:
+            SettingsError, InputError: if groups cannot be had this way.
+        """
+        if groups is not None:
+            if len(groups) != len(z0):
+                raise SettingsError(f"there are {len(z0)} features, but {len(groups)} groups; give a label for each")
+            return Groups.of(groups, GIVEN)
+        if self.group_by == NONE:
+            return Groups(np.arange(len(z0)), NONE)
+        if self.group_by == AUTO:
+            known = row_digests(z0) if digests is None else digests
+            return Groups(found_groups(z0, known), AUTO, exact_groups(known))
+        if names is None:
+            raise SettingsError(f"features have no names to group by '{self.group_by}'; give groups instead")
+        return Groups.of(group_labels(names, self.group_by), self.group_by)
+
+    @property
+    def extractor_(self) -> FeatureExtractor:
+        """The feature extractor of a model fitted to images. Raises NotFittedError for other models."""
+        model = self._fitted()
+        if model.encoder is None:
+            raise NotFittedError("this model was fitted to features and has no encoder; use score_features")
+        if self._extractor is None:
+            graphs = None if self._weights_given else model.graphs
+            self._extractor = FeatureExtractor(
+                model.encoder,
+                resolve_device(self.device),
+                self.backend,
+                weights_sha256=model.encoder_sha256,
+                channels=model.channels,
+                onnx=None if graphs is None else graphs.encoder,
+                timm=None if graphs is None else graphs.timm,
+            )
+        return self._current(self._extractor)
+
+    def _current(self, extractor: FeatureExtractor) -> FeatureExtractor:
+        extractor.store, extractor.workers = None if self.store is None else Path(self.store), self.workers
+        return extractor

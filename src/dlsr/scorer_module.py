@@ -1,0 +1,117 @@
+"""A fitted score as a PyTorch module: scores, and its conversion to a graph."""
+
+import hashlib
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.func import functional_call
+
+import dlsr.method
+import dlsr.scorers
+from dlsr.method.noise import Digests
+from dlsr.runtime.backends import as_onnx
+from dlsr.runtime.base import Graph
+from dlsr.scorers.base import LayerScores, Scorer, score_features
+from dlsr.scoring import Array, ScorerGraph, as_input
+
+
+class ModuleScorer:
+    """A score run by PyTorch.
+
+    Args:
+        module: the fitted score.
+    """
+
+    def __init__(self, module: Scorer) -> None:
+        self.module = module
+
+    @property
+    def learned(self) -> Mapping[str, NDArray[Any]]:
+        """See `dlsr.scoring.FittedScorer`."""
+        return {name: tensor.detach().cpu().numpy() for name, tensor in self.module.state_dict().items()}
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is; the CPU for a score that learned nothing, which is anywhere."""
+        tensors = (*self.module.parameters(), *self.module.buffers())
+        return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+    def score(self, z0: NDArray[np.float32], digests: Digests, seed: int) -> tuple[Array, Array]:
+        """See `dlsr.scoring.FittedScorer`."""
+        if not len(z0):
+            return np.empty(0), np.empty((0, len(self.module.channels)))
+        return as_numbers(score_features(self.module, torch.from_numpy(z0).to(self.device), digests, seed))
+
+
+def as_numbers(scores: LayerScores) -> tuple[Array, Array]:
+    """Scores as NumPy arrays."""
+    of_images, of_layers = (values.cpu().double().numpy() for values in scores)
+    return of_images, of_layers
+
+
+class _WithLearned(nn.Module):
+    """A score that takes what it learned as inputs: `z0`, noise if it needs any, and the tensors of its state dict."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        super().__init__()
+        # Not the fitted one: its tensors would be those of the inputs, which the tracing does not allow.
+        with torch.random.fork_rng(devices=[]):
+            self.scorer = type(scorer)(scorer.settings, scorer.channels)
+        self.names = tuple(scorer.state_dict())
+
+    def forward(self, z0: Tensor, *others: Tensor) -> LayerScores:
+        noise, learned = (others[0], others[1:]) if self.scorer.noise_vectors else (z0.unsqueeze(1)[:, :0], others)
+        named = dict(zip(self.names, learned, strict=True))
+        found: LayerScores = functional_call(self.scorer, named, (z0, noise), tie_weights=False)
+        return found
+
+
+def scorer_graph(scorer: Scorer) -> ScorerGraph:
+    """A score as a graph, from the cache if one with the same settings, layers and code is there.
+
+    Raises:
+        OutputError: if it cannot be written to the cache.
+        MissingExtraError: if what converts graphs is not installed.
+    """
+    learned = {name: tensor.detach().cpu() for name, tensor in scorer.state_dict().items()}
+    rows = _free_rows(scorer, learned)
+    c = sum(scorer.channels)
+    inputs = {"z0": torch.zeros(2, c)}
+    if scorer.noise_vectors:
+        inputs["noise"] = torch.zeros(2, scorer.noise_vectors, c)
+    shapes = {name: tuple(tensor.shape)[int(name in rows) :] for name, tensor in learned.items()}
+    about = (scorer.name, scorer.settings.model_dump_json(), scorer.channels, shapes, sorted(rows), _code(scorer))
+    graph = Graph(
+        lambda: _WithLearned(scorer),
+        inputs,
+        ("score", "layers"),
+        hashlib.sha256(repr(about).encode()).hexdigest(),
+        learned={as_input(name): tensor for name, tensor in learned.items()},
+        rows=frozenset(map(as_input, rows)),
+        fewest_rows=scorer.fewest_rows or 1,
+    )
+    return ScorerGraph(as_onnx(graph), scorer.noise_vectors, scorer.batch)
+
+
+def _free_rows(scorer: Scorer, learned: Mapping[str, Tensor]) -> frozenset[str]:
+    """The tensors whose number of rows the graph leaves open."""
+    with torch.device("meta"):
+        empty = type(scorer)(scorer.settings, scorer.channels).state_dict()
+    found = frozenset(name for name, tensor in empty.items() if tensor.ndim and not len(tensor))
+    enough = scorer.fewest_rows is not None and all(len(learned[name]) >= scorer.fewest_rows for name in found)
+    return found if enough else frozenset()
+
+
+def _code(scorer: Scorer) -> str:
+    """Digest of the code of all scores and of the maths below them: in a checkout it changes, its version does not."""
+    files = {Path(inspect.getfile(type(scorer)))}
+    for package in (dlsr.method, dlsr.scorers):
+        files |= set(Path(package.__path__[0]).glob("*.py"))
+    digests = sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in files)
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
