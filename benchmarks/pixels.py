@@ -22,6 +22,7 @@ WAYS: dict[str, dict[str, Any]] = {
     BEFORE: {"resizer": "pillow"},
     "cykooz": {"resizer": "cykooz"},
     "cykooz, bfloat16": {"resizer": "cykooz", "precision": "bfloat16"},
+    "cykooz, int8": {"resizer": "cykooz", "precision": "int8"},
 }
 
 

@@ -35,7 +35,8 @@ def run(*arguments):
         assert not ended.code, arguments
 
 run("fit", images, "-o", model, "--encoder", "test_resnet", "--weights", "random", "--backend", "openvino")
-run("score", model, images, "--backend", "openvino")
+for backend in ("onnxruntime", "openvino"):
+    run("score", model, images, "--backend", backend)
 run("export", model, "-o", exported, "--format", "openvino", "--images", images)
 
 from pathlib import Path

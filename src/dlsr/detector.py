@@ -14,9 +14,9 @@ from dlsr.configured import Configured
 from dlsr.encoding.examples import choose_examples
 from dlsr.encoding.extractor import FeatureExtractor
 from dlsr.encoding.pipeline import Encoded, Progress
-from dlsr.errors import FeatureError, NoImagesError
+from dlsr.errors import ExportError, FeatureError, NoImagesError, SettingsError
 from dlsr.fitting import fit_model, module_of, own_settings, with_score
-from dlsr.images.sources import ImagesLike, open_images, warn_of_unreadable
+from dlsr.images.sources import ImagesLike, open_images, warn_caller, warn_of_unreadable
 from dlsr.images.transforms import Transform
 from dlsr.method.noise import Digests
 from dlsr.model import FittedModel, Graphs, checked_features
@@ -25,6 +25,10 @@ from dlsr.runtime.devices import resolve_device
 from dlsr.scorer_module import scorer_graph
 from dlsr.scorers import Scorer, Settings
 from dlsr.training.loop import Trainer, TrainingOptions
+
+
+class GraphWarning(UserWarning):
+    """A model is saved without graphs, so that it cannot be used without PyTorch."""
 
 
 class Detector(Configured):
@@ -39,7 +43,8 @@ class Detector(Configured):
             None for the preset's source.
         decoding: `draft` decodes large JPEGs at a fraction of their size, which is faster; `full` does not.
         resizer: `pillow`, `cykooz` (faster, nearly the same pixels), or `auto`: the latter if it is installed.
-        precision: of the encoder's products: `float32`, or `bfloat16`, which is faster on processors that have it.
+        precision: of the encoder's products: `float32`; `bfloat16`, which is faster on processors that have it; or
+            `int8`, 8-bit integers whose ranges come from the images of the fit.
         pooling: what is kept of each stage's map: `mean` as in the paper, `mean+std` or `mean+std+max`; None for the
             preset's.
         false_alarm_rate: share of ID images that may be called OOD; can be changed after fitting.
@@ -139,6 +144,8 @@ class Detector(Configured):
         """
         extractor, trainer = self.prepare_extractor(), Trainer.of(self._resolved().seed, training)
         found, ranks = open_images(images), trainer.ranks
+        if extractor.spec.precision == "int8":
+            extractor = extractor.quantised(found, trainer.seed)
         if ranks.size > 1 and extractor.store is not None:
             # Each process encodes its share into the store, where all of them then find everything.
             share = found.subset(range(ranks.rank, len(found), ranks.size))
@@ -241,20 +248,29 @@ class Detector(Configured):
             folder: to write; created if missing.
             graphs: also keep encoder and score as graphs in ONNX, so that images can be scored where PyTorch is not
                 installed. The first conversion of an encoder, and of a score with these settings, takes seconds.
+                Warns if one of them cannot be converted.
 
         Raises:
             OutputError: if it cannot be written.
             MissingExtraError: if what converts graphs is not installed.
+            SettingsError: for a model in 8 bits without its graphs, which are all that it has.
         """
+        encoder = self._fitted().encoder
+        if not graphs and encoder is not None and encoder.precision == "int8":
+            raise SettingsError("a model in 8 bits cannot be saved without its graphs")
         if not graphs:
             self._model = replace(self._fitted(), graphs=None)
         elif self._fitted().graphs is None:
             self._model = replace(self._model, graphs=self._as_graphs())
         super().save(folder)
 
-    def _as_graphs(self) -> Graphs:
-        encoder = self.extractor_.encoder.onnx() if self._model.encoder is not None else None
-        return Graphs(scorer_graph(self.scorer_), encoder, metadata.version("timm"))
+    def _as_graphs(self) -> Graphs | None:
+        try:
+            encoder = self.extractor_.encoder.onnx() if self._model.encoder is not None else None
+            return Graphs(scorer_graph(self.scorer_), encoder, metadata.version("timm"))
+        except ExportError as error:
+            warn_caller(f"this model will need PyTorch wherever it is used: {error}", GraphWarning)
+            return None
 
     @property
     def scorer_(self) -> Scorer:

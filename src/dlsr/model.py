@@ -1,13 +1,19 @@
 """A fitted model: everything that a fit learned, and the scores, p-values and verdicts that follow from it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict
 
-from dlsr.calibration.conformal import check_calibration_size, layer_scale, p_value_table, p_values, threshold
+from dlsr.calibration.conformal import (
+    check_calibration_size,
+    layer_scale,
+    looked_up,
+    p_value_table,
+    threshold_in,
+)
 from dlsr.calibration.exchangeability import ExchangeabilityCheck
 from dlsr.calibration.groups import Groups
 from dlsr.config import DetectorConfig, SavedSettings
@@ -68,17 +74,25 @@ class Calibration:
     left_out: bool = False
     """Whether each image was left out of the fit in turn, instead of all together."""
 
+    _tables: dict[float | None, tuple[Array, Array]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """By confidence: a service looks up a few images at a time."""
+
     def p_values(self, scores: Array, confidence: float | None) -> Array:
         """See `dlsr.calibration.conformal.p_values`."""
-        return p_values(scores, self.scores, self.groups, confidence, self.left_out)
+        return looked_up(scores, self.table(confidence))
 
     def threshold(self, rate: float, confidence: float | None) -> float:
         """See `dlsr.calibration.conformal.threshold`. Raises TooFewImagesError as that does."""
-        return threshold(self.scores, rate, self.groups, confidence, self.left_out)
+        self.check_size(rate, confidence)
+        return threshold_in(self.table(confidence), rate)
 
     def table(self, confidence: float | None) -> tuple[Array, Array]:
         """See `dlsr.calibration.conformal.p_value_table`."""
-        return p_value_table(self.scores, self.groups, confidence, self.left_out)
+        if confidence not in self._tables:
+            self._tables[confidence] = p_value_table(self.scores, self.groups, confidence, self.left_out)
+        return self._tables[confidence]
 
     def check_size(self, rate: float, confidence: float | None) -> None:
         """Raise TooFewImagesError if there are too few images, or groups of them, for a rate."""

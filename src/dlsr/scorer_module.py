@@ -110,7 +110,7 @@ def _free_rows(scorer: Scorer, learned: Mapping[str, Tensor]) -> frozenset[str]:
 
 def _code(scorer: Scorer) -> str:
     """Digest of the code of all scores and of the maths below them: in a checkout it changes, its version does not."""
-    files = {Path(inspect.getfile(type(scorer)))}
+    files = {Path(__file__), Path(inspect.getfile(type(scorer)))}
     for package in (dlsr.method, dlsr.scorers):
         files |= set(Path(package.__path__[0]).glob("*.py"))
     digests = sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in files)

@@ -39,7 +39,7 @@ def new_score(monkeypatch):
             return []
 
         def forward(self, z0, noise):
-            scores = self.level.expand(len(z0))
+            scores = self.level.expand(z0.shape[0])
             return scores, scores[:, None].expand(-1, len(self.channels))
 
     monkeypatch.setitem(SCORES, "constant", ConstantScorer)

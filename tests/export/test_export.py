@@ -147,7 +147,7 @@ def test_the_example_refuses_what_the_detector_refuses(image_folder, small_encod
 def test_a_graph_that_disagrees_is_refused(image_folder, small_encoder, tmp_path, monkeypatch, score):
     detector = fitted(image_folder, small_encoder, score="mahalanobis")
 
-    def wrong(path, device):
+    def wrong(path):
         return lambda pixels: (np.full(len(pixels), score, np.float32), None)
 
     monkeypatch.setattr("dlsr.export.graph.load_onnx", wrong)
@@ -168,7 +168,7 @@ def test_exporting_what_cannot_be_exported(image_folder, small_encoder, features
     with pytest.raises(NotFittedError):
         export(Detector(**small_encoder), tmp_path / "out")
     monkeypatch.setattr("dlsr.runtime.backends.find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"dlsr\[onnx\]"):
+    with pytest.raises(MissingExtraError, match=r"dlsr\[fit\]"):
         export(detector, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -228,8 +228,8 @@ def test_eight_bits_need_sets_and_enough_images(image_folder, odd_folder, small_
     few = sorted(image_folder.rglob("*.png"))[:19]
     with pytest.raises(TooFewImagesError, match="19 readable images are too few"):
         export_int8(detector, tmp_path / "out", few, image_folder, {"flower": odd_folder})
-    monkeypatch.setattr("dlsr.export.int8.find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"dlsr\[int8\]"):
+    monkeypatch.setattr("dlsr.runtime.quantisation.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"dlsr\[quantise\]"):
         export_int8(detector, tmp_path / "out", image_folder, image_folder, {"flower": odd_folder})
 
 

@@ -30,6 +30,19 @@ def test_resize_gives_the_size_for_images_of_any_size(interpolation, resizer):
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_an_image_of_the_size_stays_as_it_is_in_either_library(photographs, interpolation):
+    image = photographs[0].resize((224, 224))
+    module, options = resizing._cykooz(interpolation)
+    resized = Image.new("RGB", (224, 224))
+    module.Resizer().resize_pil(image, resized, options)
+    by_pillow = image.resize((224, 224), resizing._RESAMPLING[interpolation])
+    for resizer in RESIZERS:
+        pixels = resize(image, 224, interpolation, resizer)
+        np.testing.assert_array_equal(pixels, np.asarray(by_pillow))
+        np.testing.assert_array_equal(pixels, np.asarray(resized))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(640, 427), (97, 640), (20, 30)])
 def test_both_resizers_agree(photographs, interpolation, size):
     image = photographs[0].resize(size)

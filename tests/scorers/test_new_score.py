@@ -8,8 +8,9 @@ import pytest
 import torch
 from pydantic import Field
 
-from dlsr import SCORES, Detector, Scorer, register
+from dlsr import SCORES, ArtifactError, Detector, FittedDetector, Scorer, register
 from dlsr.cli import main
+from dlsr.detector import GraphWarning
 from dlsr.export import export
 from dlsr.method.scores import layer_means
 from dlsr.scorers import ScorerSettings
@@ -62,6 +63,33 @@ def test_it_fits_scores_saves_and_loads(detector, odd_folder, tmp_path):
     loaded = Detector.load(tmp_path / "model", backend="torch")
     assert loaded.settings_.scorer == BoxSettings(slack=0.2)
     np.testing.assert_array_equal(loaded.score_samples(odd_folder), results.scores)
+
+
+def test_its_graph_scores_where_it_is_not_known(detector, odd_folder, tmp_path):
+    results = detector.detect(odd_folder)
+    detector.save(tmp_path / "model")
+    del SCORES["box"]
+    try:
+        with pytest.raises(ArtifactError, match="register a score of your own before loading"):
+            Detector.load(tmp_path / "model")
+        loaded = FittedDetector.load(tmp_path / "model", backend="onnxruntime")
+        assert loaded.settings_.scorer.slack == 0.2
+        np.testing.assert_allclose(loaded.score_samples(odd_folder), results.scores, rtol=1e-4, atol=1e-5)
+    finally:
+        register(BoxScorer)
+
+
+def test_a_score_that_cannot_be_converted_is_saved_without_graphs(detector, odd_folder, tmp_path, monkeypatch):
+    def forward(self, z0, noise):
+        scores = torch.tensor([float(row.max()) for row in z0])
+        return scores, scores[:, None].expand(-1, len(self.channels))
+
+    monkeypatch.setattr(BoxScorer, "forward", forward)
+    monkeypatch.setattr("dlsr.scorer_module._code", lambda scorer: "another")
+    with pytest.warns(GraphWarning, match="will need PyTorch.*cannot be converted to ONNX"):
+        detector.save(tmp_path / "model")
+    loaded = FittedDetector.load(tmp_path / "model")
+    np.testing.assert_allclose(loaded.score_samples(odd_folder), detector.score_samples(odd_folder), rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])

@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 
-from dlsr import ArtifactError, Detector
+from dlsr import ArtifactError, Detector, FittedDetector
 from dlsr.artifact import read_manifest
 from dlsr.serve import connections, server
 from dlsr.serve.connections import Connections
@@ -114,7 +114,7 @@ def test_a_request_whose_body_arrives_in_the_drain_time_is_answered(fitted, runn
 
 
 def nan_weights(detector):
-    for values in detector._model.scorer.state_dict().values():
+    for values in detector._model.scorer.module.state_dict().values():
         if values.is_floating_point():
             values.fill_(float("nan"))
 
@@ -130,7 +130,7 @@ def results_that(outcome):
         def results(images):
             if isinstance(outcome, Exception):
                 raise outcome
-            return [outcome(result) for result in Detector.results(detector, images)]
+            return [outcome(result) for result in FittedDetector.results(detector, images)]
 
         detector.results = results
 
@@ -149,7 +149,7 @@ BROKEN = {
 @pytest.fixture(params=BROKEN.values(), ids=BROKEN)
 def broken(request, monkeypatch):
     """Once set, models are broken as they are loaded, in a way that loading does not notice."""
-    enabled, load = threading.Event(), Detector.load
+    enabled, load = threading.Event(), FittedDetector.load
 
     def load_broken(*args, **options):
         detector = load(*args, **options)
@@ -157,7 +157,7 @@ def broken(request, monkeypatch):
             request.param(detector)
         return detector
 
-    monkeypatch.setattr(Detector, "load", load_broken)
+    monkeypatch.setattr(FittedDetector, "load", load_broken)
     return enabled
 
 
@@ -190,14 +190,14 @@ def test_a_model_that_cannot_score_does_not_take_over(own_model, running, broken
 
 
 def test_a_model_that_is_replaced_while_it_is_loaded_has_its_own_id(own_model, monkeypatch):
-    load, other = Detector.load, Detector.load(own_model, backend="torch", false_alarm_rate=0.5)
+    load, other = FittedDetector.load, Detector.load(own_model, backend="torch", false_alarm_rate=0.5)
 
     def replaced_first(folder, **options):
-        monkeypatch.setattr(Detector, "load", load)
+        monkeypatch.setattr(FittedDetector, "load", load)
         other.save(folder)
         return load(folder, **options)
 
-    monkeypatch.setattr(Detector, "load", replaced_first)
+    monkeypatch.setattr(FittedDetector, "load", replaced_first)
     model = load_model(own_model, "cpu", "torch", 1)
     assert model.detector.false_alarm_rate == 0.5
     assert model.id == read_manifest(own_model).numbers_sha256[:16]

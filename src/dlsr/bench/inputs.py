@@ -116,6 +116,8 @@ class TaskInputs:
     task: SuiteTask
     encoders: Encoders
     _encoded: dict[EncoderSpec, dict[str, Encoded]] = field(default_factory=dict)
+    _quantised: dict[EncoderSpec, FeatureExtractor] = field(default_factory=dict)
+    """Encoders in 8 bits, whose ranges are those of this task's training images."""
 
     @property
     def transform(self) -> Transform | None:
@@ -138,7 +140,7 @@ class TaskInputs:
             fitted_to = [item for name, indices in mixed for item in images[name].subset(indices).items]
             chosen["train"] = ImageDataset(fitted_to)
             return {name: Pixels(those, self.transform) for name, those in chosen.items()}
-        loaded = self.encoders.load(replace(extractor, spec=_widest(extractor.spec)))
+        loaded = self._loaded(replace(extractor, spec=_widest(extractor.spec)))
         if loaded.spec not in self._encoded:
             self._encoded[loaded.spec] = {name: self._all(name, loaded) for name in self.task.sets()}
         encoded = self._encoded[loaded.spec]
@@ -151,6 +153,14 @@ class TaskInputs:
             return Features(np.concatenate(z0)[:, columns], np.concatenate(digests), channels)
 
         return {name: features(mixed if name == "train" else [(name, indices)]) for name, indices in sets.items()}
+
+    def _loaded(self, extractor: FeatureExtractor) -> FeatureExtractor:
+        if extractor.spec.precision != "int8":
+            return self.encoders.load(extractor)
+        if extractor.spec not in self._quantised:
+            kept = replace(extractor, store=self.encoders.store)
+            self._quantised[extractor.spec] = kept.quantised(self.task.train, 0)
+        return self._quantised[extractor.spec]
 
     def unreadable(self) -> dict[str, dict[str, str]]:
         """By set, the reasons why images could not be encoded, by name."""

@@ -60,8 +60,7 @@ def p_values(
     Returns:
         p-values of shape `(N,)`, in `(0, 1]`; small = OOD.
     """
-    ordered, table = p_value_table(calibration, groups, confidence, left_out)
-    return table[np.searchsorted(ordered, scores, side="left")]
+    return looked_up(scores, p_value_table(calibration, groups, confidence, left_out))
 
 
 def threshold(
@@ -86,8 +85,19 @@ def threshold(
         TooFewImagesError: if no p-value can be as small as `rate`.
     """
     check_calibration_size(len(calibration), rate, groups, confidence, left_out)
-    ordered, table = p_value_table(calibration, groups, confidence, left_out)
-    return float(ordered[np.count_nonzero(table > rate + ROUNDING) - 1])
+    return threshold_in(p_value_table(calibration, groups, confidence, left_out), rate)
+
+
+def looked_up(scores: NDArray[np.floating], table: tuple[Array, Array]) -> Array:
+    """p-values of scores, shape `(N,)`, in the table that `p_value_table` returned."""
+    ordered, values = table
+    return values[np.searchsorted(ordered, scores, side="left")]
+
+
+def threshold_in(table: tuple[Array, Array], rate: float) -> float:
+    """The threshold for a rate that the table allows, see `threshold` and `check_calibration_size`."""
+    ordered, values = table
+    return float(ordered[np.count_nonzero(values > rate + ROUNDING) - 1])
 
 
 def p_value_table(
@@ -96,7 +106,7 @@ def p_value_table(
     confidence: float | None = None,
     left_out: bool = False,
 ) -> tuple[Array, Array]:
-    """All p-values that there can be: `p_values[np.searchsorted(ordered, score, side="left")]` is that of a score.
+    """All p-values that there can be, see `looked_up`.
 
     Args:
         calibration: as for `p_values`, as are the others.

@@ -64,7 +64,10 @@ def fit(
         ResizerName, typer.Option(help="What resizes images; auto: cykooz, which is faster, where it is installed.")
     ] = ResizerName.AUTO,
     precision: Annotated[
-        PrecisionName, typer.Option(help="Of the encoder; bfloat16 is faster on processors that multiply in it.")
+        PrecisionName,
+        typer.Option(
+            help="Of the encoder; bfloat16 is faster on processors that multiply in it, int8 (8 bits) on others."
+        ),
     ] = PrecisionName.FLOAT32,
     pooling: Pooling = None,
     false_alarm_rate: Annotated[float, typer.Option(help="Share of ID images that may be called OOD.")] = 0.05,

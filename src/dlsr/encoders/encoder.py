@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlsr.encoders.presets import EncoderSpec
-from dlsr.errors import ArtifactError, WeightsError, one_line
+from dlsr.errors import ArtifactError, ExportError, SettingsError, WeightsError, one_line
 from dlsr.images.transforms import pixels_version
 from dlsr.method.layers import DELTA
 from dlsr.runtime.backends import GRAPH_BACKENDS, Backend, as_onnx, choose_backend, graph_engine, make_engine
 from dlsr.runtime.base import Engine, Graph
+from dlsr.runtime.quantisation import quantised
 
 if TYPE_CHECKING:
     from dlsr.encoders.network import Network, PixelsToZ0
@@ -38,7 +39,8 @@ class Encoder:
         weights_sha256: SHA-256 that the weights must have; known for a saved model.
         channels: dimensions of each chosen stage in `z0`; known for a saved model. If both are given and the engine is
             in the cache, neither timm nor the weights are loaded.
-        onnx: the converted network of a saved model, which needs no PyTorch.
+        onnx: the converted network of a saved model, which needs no PyTorch. In 8 bits it must be given: a fit makes
+            it from its images, see `quantised`.
         timm: version of the package that the converted network is from.
 
     Attributes:
@@ -47,6 +49,7 @@ class Encoder:
         backend: the backend in use, `auto` resolved.
         channels: dimensions of each chosen stage in `z0`, M numbers that sum to `c`.
         weights_sha256: SHA-256 of the weights.
+        timm: version of the package that the network is from.
 
     Raises:
         SettingsError: if a stage does not exist, or for a backend that does not run on the device or in the precision.
@@ -69,7 +72,11 @@ class Encoder:
         self.device = device
         self.backend = choose_backend(backend, device, spec.precision)
         self._onnx = onnx if self.backend in GRAPH_BACKENDS else None
-        self._timm = timm if timm is not None and self._onnx is not None else metadata.version("timm")
+        if spec.precision == "int8" and onnx is None:
+            raise SettingsError(
+                "an encoder in 8 bits is made by a fit on this machine, from its images; use --precision float32"
+            )
+        self.timm = timm if timm is not None and self._onnx is not None else metadata.version("timm")
         network = None
         if weights_sha256 is None or channels is None:
             network = self._network()
@@ -80,7 +87,10 @@ class Encoder:
             with self._damage_told():
                 self._engine = graph_engine(self._onnx, self.backend, spec.precision)
         else:
-            self._engine = make_engine(self._graph(network), self.backend, device)
+            try:
+                self._engine = make_engine(self._graph(network), self.backend, device)
+            except ExportError as error:
+                raise SettingsError(f"the encoder '{spec.name}' needs --backend torch: {error}") from error
 
     @property
     def c(self) -> int:
@@ -110,7 +120,11 @@ class Encoder:
     def _engine_key(self) -> str:
         """Hex digest of everything that `z0` depends on besides the resized pixels."""
         spec = self.spec.model_dump_json(exclude={"name", "weights", "interpolation", "decoding", "resizer"})
-        return _digest(spec, self.weights_sha256, repr(DELTA), str(Z0_VERSION), self._timm)
+        parts = [spec, self.weights_sha256, repr(DELTA), str(Z0_VERSION), self.timm]
+        if self.spec.precision == "int8" and self._onnx is not None:
+            # The ranges of the integers are those of the images of its fit.
+            parts.append(hashlib.sha256(self._onnx).hexdigest())
+        return _digest(*parts)
 
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Encode resized images: uint8 of shape `(N, size, size, 3)` to `z0`, float32 of shape `(N, c)`.
@@ -137,6 +151,28 @@ class Encoder:
             if self._onnx is None:
                 raise
             raise ArtifactError(f"the model's encoder cannot be run ({one_line(error)}); fit it again") from error
+
+    def quantised(self, pixels: NDArray[np.uint8]) -> "Encoder":
+        """This encoder in 8 bits.
+
+        Args:
+            pixels: resized ID images that the ranges of the integers are taken from, uint8 of shape
+                `(N, size, size, 3)`.
+
+        Raises:
+            SettingsError: if OpenVINO cannot run it on this device.
+            MissingExtraError: without OpenVINO or NNCF.
+        """
+        spec = self.spec.model_copy(update={"precision": "int8"})
+        choose_backend("auto", self.device, spec.precision)
+        return Encoder(
+            spec,
+            self.device,
+            weights_sha256=self.weights_sha256,
+            channels=self.channels,
+            onnx=quantised(self.onnx(), [image[None] for image in pixels]),
+            timm=self.timm,
+        )
 
     def with_engine(self, engine: Engine) -> "Encoder":
         """A copy of this encoder that another engine runs."""

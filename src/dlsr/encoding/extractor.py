@@ -1,7 +1,7 @@
 """The feature extractor: an encoder, the feature store and the workers that read images. Images in, features out."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,9 @@ from dlsr.errors import OutputError, SettingsError
 from dlsr.images.sources import ImagesLike, open_images, warn_caller
 from dlsr.images.transforms import Transform
 from dlsr.runtime.backends import Backend, choose_backend
+
+RANGE_IMAGES = 300
+"""This many images give the ranges of 8-bit integers, as NNCF advises."""
 
 
 class FeatureStoreWarning(UserWarning):
@@ -64,6 +67,25 @@ class FeatureExtractor:
                 timm=self.timm,
             )
         return self._encoder
+
+    def quantised(self, images: ImagesLike, seed: int) -> "FeatureExtractor":
+        """For an encoder in 8 bits: with one whose ranges are taken from some of these images.
+
+        Raises:
+            NoImagesError: if none can be read.
+            SettingsError, MissingExtraError: as `Encoder.quantised`.
+        """
+        exact = replace(self, spec=self.spec.model_copy(update={"precision": "float32"}))
+        encoder = exact.encoder.quantised(exact.pixels(images, RANGE_IMAGES, seed))
+        other = replace(
+            self,
+            weights_sha256=encoder.weights_sha256,
+            channels=encoder.channels,
+            onnx=encoder.onnx(),
+            timm=encoder.timm,
+        )
+        other._encoder = encoder
+        return other
 
     def is_for(self, spec: EncoderSpec, device: str, backend: Backend) -> bool:
         """Whether this extractor's encoder is the one described."""

@@ -29,7 +29,7 @@ from dlsr.images.decode import DRAFT_MARGIN, FORMATS, MAX_SIDE, most_pixels
 from dlsr.images.sources import ImagesLike
 from dlsr.method.noise import noise_for, pixel_digest
 from dlsr.model import Calibration
-from dlsr.runtime.backends import choose_backend
+from dlsr.runtime.backends import check_conversion, choose_backend
 from dlsr.runtime.base import Engine, Graph
 from dlsr.runtime.conversion import write_onnx, write_openvino
 from dlsr.runtime.devices import resolve_device
@@ -171,6 +171,7 @@ def check_export(folder: Path, kind: ExportFormat) -> None:
     """Raise the errors of `export` that can be known before long work: format, missing extra, folder in use."""
     if kind not in EXPORT_FORMATS:
         raise SettingsError(f"unknown format '{kind}'; choose one of {', '.join(EXPORT_FORMATS)}")
+    check_conversion()
     choose_backend("onnxruntime" if kind == "onnx" else "openvino", "cpu")
     if folder.exists() and not (folder / ABOUT).exists() and (folder.is_file() or any(folder.iterdir())):
         raise OutputError(f"'{folder}' holds other files; give a new folder, or one with an export to replace")

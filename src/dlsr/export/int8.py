@@ -8,7 +8,6 @@ import copy
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -21,14 +20,17 @@ from torch import nn
 from dlsr.calibration.metrics import evaluate_scores
 from dlsr.config import GIVEN
 from dlsr.detector import Detector
+from dlsr.encoding.extractor import RANGE_IMAGES
 from dlsr.encoding.pipeline import Progress, encode_all
-from dlsr.errors import ExportError, MissingExtraError, SettingsError
+from dlsr.errors import ExportError, SettingsError
 from dlsr.export.graph import GRAPHS, Exportable, ImageToScore, check_export, write_description
 from dlsr.files import replacing_folder
 from dlsr.images.sources import ImagesLike, open_images
+from dlsr.runtime.backends import as_onnx
 from dlsr.runtime.base import Engine, Graph
 from dlsr.runtime.conversion import converted_to_openvino, save_openvino, write_openvino
 from dlsr.runtime.openvino_engine import load_openvino, openvino, openvino_engine
+from dlsr.runtime.quantisation import quantised
 from dlsr.scorers.base import Scorer
 from dlsr.streaming import map_ahead
 
@@ -38,8 +40,6 @@ GREATEST_LOSS = 0.002
 """Mean AUROC may fall by less than this."""
 MEASURED_IMAGES = 1024
 """At most this many images of a dataset measure the 8-bit graph."""
-RANGE_IMAGES = 300
-"""This many images give the ranges of its integers, as NNCF advises."""
 ROUNDS = 3
 
 
@@ -127,13 +127,7 @@ def quantised_encoder(encoder: Graph, ranges: Pixels) -> Any:
     Raises:
         MissingExtraError: without NNCF.
     """
-    if find_spec("nncf") is None:
-        raise MissingExtraError("nncf", "quantise")
-    openvino()  # before NNCF, which imports it, too
-    import nncf  # noqa: PLC0415 - an optional extra that is slow to import
-
-    dataset = nncf.Dataset([image[None] for image in ranges])
-    return nncf.quantize(converted_to_openvino(encoder), dataset, subset_size=len(ranges))
+    return openvino().Core().read_model(quantised(as_onnx(encoder), [image[None] for image in ranges]))
 
 
 def joined(encoder: Any, scorer: Scorer, c: int) -> Any:

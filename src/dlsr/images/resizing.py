@@ -33,11 +33,12 @@ def resize(
         ImageError: if there is not enough memory.
         SettingsError: if the resizer is not installed.
     """
-    if resizer == "pillow":
-        with undecodable():
-            return np.asarray(image.resize((size, size), _RESAMPLING[interpolation]), dtype=np.uint8)
-    cykooz, options = _cykooz(interpolation)
+    cykooz, options = (None, None) if resizer == "pillow" else _cykooz(interpolation)
+    if image.size == (size, size):
+        return np.asarray(image, dtype=np.uint8)
     with undecodable():
+        if cykooz is None:
+            return np.asarray(image.resize((size, size), _RESAMPLING[interpolation]), dtype=np.uint8)
         resized = Image.new("RGB", (size, size))
         # A new one each time, since it keeps its buffers and serves one thread only.
         cykooz.Resizer().resize_pil(image, resized, options)

@@ -25,6 +25,8 @@ _PACKAGES: Mapping[str, str] = {"compile": "torch"}
 """What has to be installed for a backend, if its name does not say it."""
 _EXTRAS: Mapping[str, str] = {"torch": "fit", "openvino": "fast"}
 _SUMS = "sha256.json"
+CONVERSION_VERSION = 1
+"""Raise it with every change to `dlsr.runtime.conversion` that changes what it writes."""
 
 _FASTEST_ON_CPU: tuple[Backend, ...] = (*GRAPH_BACKENDS, "torch")
 """Fastest first, as measured in docs/results.md. `compile` needs a C++ compiler and minutes, so `auto` omits it."""
@@ -39,14 +41,14 @@ def choose_backend(backend: Backend, device: str, precision: Precision = "float3
     """
     if backend not in BACKENDS:
         raise SettingsError(f"unknown backend '{backend}'; choose one of {', '.join(BACKENDS)}")
-    if precision == "bfloat16":
+    if precision != "float32":
         if device != "cpu":
             raise SettingsError(
-                f"bfloat16 is for CPUs; on {device} use float32, which multiplies in half precision where that is "
+                f"{precision} is for CPUs; on {device} use float32, which multiplies in half precision where that is "
                 "exact enough"
             )
         if backend not in ("auto", "openvino"):
-            raise SettingsError(f"the {backend} backend does not run in bfloat16; use --backend openvino")
+            raise SettingsError(f"the {backend} backend does not run in {precision}; use --backend openvino")
         backend = "openvino"
     if backend == "auto":
         backend = next(filter(_installed, _FASTEST_ON_CPU), "onnxruntime") if device == "cpu" else "torch"
@@ -93,6 +95,7 @@ def make_engine(graph: Graph, backend: Backend, device: str) -> Engine:
         OutputError: if the conversion cannot be written to the cache.
         SettingsError: if the processor does not multiply in the graph's precision.
         MissingExtraError: if what converts graphs is not installed.
+        ExportError: if its module cannot be converted.
     """
     if backend == "torch":
         from dlsr.runtime.torch_engine import torch_engine  # noqa: PLC0415 - takes seconds to import
@@ -126,14 +129,20 @@ def as_onnx(graph: Graph) -> bytes:
     Raises:
         OutputError: if it cannot be written to the cache.
         MissingExtraError: if what converts graphs is not installed.
+        ExportError: if its module cannot be converted.
     """
+    check_conversion()
+    from dlsr.runtime.conversion import write_onnx  # noqa: PLC0415 - takes seconds to import
+
+    versions = [str(CONVERSION_VERSION), *(metadata.version(name) for name in ("torch", "onnx", "onnxscript"))]
+    return _cached(graph, "model.onnx", versions, lambda path: write_onnx(graph, path)).read_bytes()
+
+
+def check_conversion() -> None:
+    """Raise MissingExtraError if what converts graphs is not installed."""
     for package in ("torch", "onnx", "onnxscript"):
         if find_spec(package) is None:
             raise MissingExtraError(package, "fit")
-    from dlsr.runtime.conversion import write_onnx  # noqa: PLC0415 - takes seconds to import
-
-    versions = [metadata.version(name) for name in ("torch", "onnx", "onnxscript")]
-    return _cached(graph, "model.onnx", versions, lambda path: write_onnx(graph, path)).read_bytes()
 
 
 def _this_machine(device: str) -> list[str]:
@@ -145,7 +154,7 @@ def _this_machine(device: str) -> list[str]:
 
 def _cached(graph: Graph, name: str, made_by: Sequence[str], write: Callable[[Path], None]) -> Path:
     """The file of a converted graph in the cache, written if it is not there."""
-    parts = [name, *made_by, *graph.inputs, *graph.outputs, graph.key]
+    parts = [name, *made_by, *graph.inputs, *graph.learned, *sorted(graph.rows), *graph.outputs, graph.key]
     folder = cache_root() / "engines" / hashlib.sha256(repr(parts).encode()).hexdigest()
     if not _is_intact(folder):
         # One that another process is loading must not be replaced.

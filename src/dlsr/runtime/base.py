@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Array = NDArray[Any]
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
@@ -43,7 +43,7 @@ class Graph:
     key: str
     """Digest of everything that decides what the module computes: settings, weights, versions of its code."""
     precision: Precision = "float32"
-    """Of the products in an engine; inputs, outputs and the converted file are in float32."""
+    """Of the products in an engine. Inputs and outputs are in float32, as is the converted file but for `int8`."""
     learned: "Mapping[str, Tensor]" = field(default_factory=dict)
     """Inputs that follow, the same for all images: no part of the converted graph, so that it serves many models."""
     rows: frozenset[str] = frozenset()

@@ -1,15 +1,17 @@
 """From a PyTorch module to a graph that other engines run."""
 
 import errno
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dlsr.errors import one_line
+from dlsr.errors import ExportError, one_line
 from dlsr.runtime.base import Graph
 from dlsr.runtime.openvino_engine import openvino
+from dlsr.runtime.telemetry import refuse_telemetry
 
 
 class _Positional(nn.Module):
@@ -35,14 +37,31 @@ def exported(graph: Graph, device: str = "cpu") -> torch.export.ExportedProgram:
 
 
 def write_onnx(graph: Graph, path: Path) -> None:
-    """Convert a graph to ONNX and write it to `path`."""
-    program: Any = torch.onnx.export(
-        exported(graph),
-        input_names=[*graph.inputs, *graph.learned],
-        output_names=list(graph.outputs),
-        dynamo=True,
-        verbose=False,
-    )
+    """Convert a graph to ONNX and write it to `path`.
+
+    Raises:
+        ExportError: if its module cannot be converted.
+    """
+    refuse_telemetry()
+    module = graph.build()
+    try:
+        program: Any = torch.onnx.export(
+            exported(replace(graph, build=lambda: module)),
+            input_names=[*graph.inputs, *graph.learned],
+            output_names=list(graph.outputs),
+            dynamo=True,
+            verbose=False,
+        )
+    except Exception as error:  # of any kind, depending on what the module does
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ExportError(f"it cannot be converted to ONNX ({reason})") from error
+    # Each operation is annotated with the lines of code that it comes from, which take more room than a score.
+    traced = program.model.graph
+    for annotated in (program.model, traced, *traced, *traced.inputs, *traced.outputs, *traced.initializers.values()):
+        annotated.metadata_props.clear()
+    for node in traced:
+        for value in node.outputs:
+            value.metadata_props.clear()
     program.save(str(path), external_data=False)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from dlsr.errors import one_line
 from dlsr.runtime.base import Array, Engine, thread_limit
+from dlsr.runtime.telemetry import refuse_telemetry
 
 
 def load_onnx(graph: Path | bytes, learned: Mapping[str, Array] | None = None, threads: int | None = None) -> Engine:
@@ -18,6 +19,7 @@ def load_onnx(graph: Path | bytes, learned: Mapping[str, Array] | None = None, t
     Raises:
         RuntimeError: if it cannot be run; so does the engine for inputs of other shapes.
     """
+    refuse_telemetry()
     import onnxruntime  # noqa: PLC0415 - an optional extra that is slow to import
 
     options = onnxruntime.SessionOptions()

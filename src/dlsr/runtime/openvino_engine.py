@@ -1,6 +1,5 @@
 """OpenVINO."""
 
-import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +9,12 @@ import numpy as np
 
 from dlsr.errors import SettingsError
 from dlsr.runtime.base import Array, Engine, Precision, thread_limit
+from dlsr.runtime.telemetry import refuse_telemetry
 
 
 def openvino() -> Any:
     """The package `openvino`, an optional extra that is slow to import."""
-    # Without this package OpenVINO and NNCF cannot report to their makers that they are used, which they do otherwise.
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    refuse_telemetry()
     import openvino  # noqa: PLC0415
 
     return openvino
@@ -49,7 +48,7 @@ def openvino_engine(model: Any, precision: Precision = "float32") -> Engine:
         raise SettingsError(
             "this processor does not multiply in bfloat16; fit with --precision float32, or score on another processor"
         )
-    hint = {"float32": "f32", "bfloat16": "bf16"}[precision]
+    hint = "bf16" if precision == "bfloat16" else "f32"
     options: dict[str, Any] = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": hint}
     threads = thread_limit()
     if threads is not None:

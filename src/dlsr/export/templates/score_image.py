@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ def load_graph():
     """A function from the graph's inputs to scores, shape (N,)."""
     path = HERE / ABOUT["graph"]
     if path.suffix == ".onnx":
+        os.environ["ORT_DISABLE_TELEMETRY"] = os.environ["ORT_TELEMETRY_DISABLED"] = "1"  # by version
         import onnxruntime
 
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
