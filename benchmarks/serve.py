@@ -22,7 +22,7 @@ import httpx
 import numpy as np
 import typer
 
-from dlsr import Detector
+from dlsr import FittedDetector
 from dlsr.artifact import installed_versions
 from dlsr.files import write_json
 from dlsr.images.sources import ImageDataset, open_images
@@ -67,7 +67,7 @@ def measure_throughput(
     model: Path, chosen: ImageDataset, contents: list[tuple[str, bytes]], rounds: int
 ) -> dict[str, Any]:
     """Images per second of the detector and of the service, with 1, 8 and 64 images in a request."""
-    detector = Detector.load(model)
+    detector = FittedDetector.load(model)
     list(detector.results(chosen.subset(range(64))))
     scored: list[float] = []
     served: dict[int, list[float]] = {1: [], 8: [], 64: []}
@@ -95,7 +95,7 @@ def measure_throughput(
 
 def measure_load(model: Path, chosen: ImageDataset, contents: list[tuple[str, bytes]], requests: int) -> dict[str, Any]:
     """Compare every answer with the result of the detector whose model answered."""
-    detector = Detector.load(model)
+    detector = FittedDetector.load(model)
     expected: dict[float, dict[str, Any]] = {}
     rate = detector.false_alarm_rate
     for changed in (rate / 2, rate):

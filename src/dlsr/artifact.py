@@ -49,7 +49,7 @@ class GraphsManifest(BaseModel):
 
     noise_vectors: int = Field(ge=0, le=MOST_STEPS)
     batch: int = Field(ge=1, le=2**16)
-    timm: str
+    timm: str | None
 
     @classmethod
     def of(cls, graphs: Graphs) -> Self:

@@ -4,7 +4,6 @@ import copy
 import os
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
-from importlib import metadata
 from typing import Any, ClassVar, Self, Unpack
 
 from numpy.typing import ArrayLike
@@ -266,8 +265,11 @@ class Detector(Configured):
 
     def _as_graphs(self) -> Graphs | None:
         try:
-            encoder = self.extractor_.encoder.onnx() if self._model.encoder is not None else None
-            return Graphs(scorer_graph(self.scorer_), encoder, metadata.version("timm"))
+            scorer = scorer_graph(self.scorer_)
+            if self._model.encoder is None:
+                return Graphs(scorer, None, None)
+            encoder = self.extractor_.encoder
+            return Graphs(scorer, encoder.onnx(), encoder.timm)
         except ExportError as error:
             warn_caller(f"this model will need PyTorch wherever it is used: {error}", GraphWarning)
             return None

@@ -48,7 +48,7 @@ class FittedDetector(FittedAttributes):
         group_by: how the images of `calibrate` are grouped, see `dlsr.Detector`.
 
     Example:
-        >>> detector = dlsr.load("model/")  # doctest: +SKIP
+        >>> detector = FittedDetector.load("model/")  # doctest: +SKIP
         >>> detector.detect("new/")  # doctest: +SKIP
     """
 

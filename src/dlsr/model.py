@@ -78,6 +78,8 @@ class Calibration:
         default_factory=dict, init=False, repr=False, compare=False
     )
     """By confidence: a service looks up a few images at a time."""
+    _enough_for: set[tuple[float, float | None]] = field(default_factory=set, init=False, repr=False, compare=False)
+    """Rates and confidences for which there are enough images."""
 
     def p_values(self, scores: Array, confidence: float | None) -> Array:
         """See `dlsr.calibration.conformal.p_values`."""
@@ -96,7 +98,9 @@ class Calibration:
 
     def check_size(self, rate: float, confidence: float | None) -> None:
         """Raise TooFewImagesError if there are too few images, or groups of them, for a rate."""
-        check_calibration_size(len(self.scores), rate, self.groups, confidence, self.left_out)
+        if (rate, confidence) not in self._enough_for:
+            check_calibration_size(len(self.scores), rate, self.groups, confidence, self.left_out)
+            self._enough_for.add((rate, confidence))
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ class Graphs:
     scorer: ScorerGraph
     encoder: bytes | None
     """In ONNX; None for a model fitted to features."""
-    timm: str
+    timm: str | None
     """Version of the package that the encoder's network is from."""
 
 

@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -46,6 +47,44 @@ def test_the_first_call_is_alone_and_later_calls_are_concurrent(monkeypatch):
     with ThreadPoolExecutor(callers) as pool:
         found = list(pool.map(engine, [np.zeros(1)] * callers))
     assert len(found) == callers
+
+
+def test_requests_are_kept_for_calls_of_other_threads_and_never_shared(monkeypatch):
+    made, busy = [], set()
+
+    class Request:
+        def infer(self, arrays):
+            assert self not in busy
+            busy.add(self)
+            time.sleep(0.01)
+            busy.discard(self)
+            if arrays[0].sum() < 0:
+                raise RuntimeError("wrong input")
+            return {0: arrays[0]}
+
+    class Compiled:
+        outputs = (None,)
+
+        def create_infer_request(self):
+            made.append(Request())
+            return made[-1]
+
+        def get_property(self, name):
+            return 2
+
+    class Core:
+        def compile_model(self, model, device, options):
+            return Compiled()
+
+    monkeypatch.setattr(openvino, "Core", Core)
+    engine = openvino_engine(object())
+    for _ in range(5):
+        with ThreadPoolExecutor(3) as pool:  # new threads each time
+            list(pool.map(engine, [np.zeros(1)] * 12))
+    assert len(made) <= 3
+    with pytest.raises(RuntimeError, match="wrong input"):
+        engine(-np.ones(1))
+    assert engine(np.ones(1))[0] == 1
 
 
 AFFINITIES = """
