@@ -463,8 +463,11 @@ def test_a_fit_whose_scores_are_not_finite_is_an_error(features):
         Detector(**small("mfsim", lr=1e30)).fit_features(features[0])
 
 
-def onnx_file(outside=None, dimension=24):
-    """A graph that scores features by their sum; `outside` names a file with one of its numbers."""
+def onnx_file(outside=None, dimension=24, operation=None, branch=False):
+    """A graph that scores features by their sum.
+
+    `outside` names a file with one of its numbers; there may be another operation, or a branch.
+    """
     from onnx import TensorProto, helper
 
     weight = helper.make_tensor("weight", TensorProto.FLOAT, [dimension, 1], [1.0] * dimension)
@@ -476,6 +479,11 @@ def onnx_file(outside=None, dimension=24):
         helper.make_node("MatMul", ["z0", "weight"], ["layers"]),
         helper.make_node("ReduceMax", ["layers"], ["score"], axes=[1], keepdims=0),
     ]
+    if operation:
+        nodes.append(helper.make_node(operation, ["layers"], ["unused"]))
+    if branch:
+        inner = helper.make_graph([], "inner", [], [])
+        nodes.append(helper.make_node("If", ["layers"], ["unused"], then_branch=inner, else_branch=inner))
     z0, layers = (
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", columns])
         for name, columns in (("z0", dimension), ("layers", 1))
@@ -494,11 +502,15 @@ def as_tensor(content):
     ("content", "message"),
     [
         (b"garbage", "does not hold what"),
-        (onnx_file(dimension=23), "does not hold what"),
-        (onnx_file(), "does not hold what"),
+        (onnx_file(dimension=23), "score cannot be run"),
+        (onnx_file(), "score cannot be run"),
         (onnx_file(outside="/etc/hostname"), "refers to another file"),
         (onnx_file(outside=r"\\\\server\\share"), "refers to another file"),
-        (onnx_file(outside="x").replace(b"\n\x08location", b"\n\x88\x00location"), "refers to another file"),
+        (onnx_file(outside="x").replace(b"\n\x08location", b"\n\x88\x00location"), "refers to another file|damaged"),
+        (onnx_file(outside="x").replace(b"\n\x08location", b"\x8a\x80\x80\x80\x10\x08location"), "refers to|damaged"),
+        (onnx_file(operation="RandomNormalLike"), "holds the operation RandomNormalLike"),
+        (onnx_file(branch=True), "holds the operation If|holds another graph"),
+        (onnx_file()[:-20], "does not hold what"),
     ],
 )
 def test_graphs_of_strangers_are_checked(restoring, tmp_path, content, message):
@@ -512,9 +524,10 @@ def test_graphs_of_strangers_are_checked(restoring, tmp_path, content, message):
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        ("graphs.noise_vectors", 0, "does not hold what"),
-        ("graphs.noise_vectors", 3, "does not hold what"),
+        ("graphs.noise_vectors", 0, "score cannot be run"),
+        ("graphs.noise_vectors", 3, "score cannot be run"),
         ("graphs.noise_vectors", 10**9, "noise_vectors"),
+        ("channels", [2**20, 2**20], "does not hold what"),
         ("graphs.batch", 0, "batch"),
         ("graphs.batch", 10**9, "batch"),
         ("channels", [23], "does not hold what"),
@@ -542,17 +555,17 @@ def test_numbers_that_a_graph_takes_are_checked(restoring, tmp_path, name, chang
     description, tensors = read(restoring)
     others = {key: value for key, value in tensors.items() if key != name}
     write(tmp_path / "m", description, others | ({name: change(tensors[name])} if change else {}))
-    with quick_and_small(), pytest.raises(ArtifactError, match="does not hold what"):
+    with quick_and_small(), pytest.raises(ArtifactError, match=r"does not hold what|score cannot be run"):
         FittedDetector.load(tmp_path / "m")
 
 
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
-@pytest.mark.parametrize("content", [b"garbage", onnx_file()])
+@pytest.mark.parametrize("content", [b"\x08\x08", onnx_file()])
 def test_a_damaged_encoder_is_refused_at_its_first_use(shown, odd_folder, tmp_path, content, backend):
     description, tensors = read(shown)
     write(tmp_path / "m", description, tensors | {"graph.encoder": as_tensor(content)})
     with pytest.raises(
-        (ArtifactError, WeightsError), match=r"encoder cannot be run|encoder gives 1 features"
+        (ArtifactError, WeightsError), match=r"encoder cannot be run|encoder gives 1 features|does not hold what"
     ) as caught:
         FittedDetector.load(tmp_path / "m", backend=backend).detect(odd_folder)
     assert "\n" not in str(caught.value)

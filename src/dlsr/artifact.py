@@ -17,10 +17,12 @@ from dlsr.config import MOST_STEPS, DetectorConfig, SavedSettings
 from dlsr.encoders import EncoderSpec
 from dlsr.encoding.examples import Examples
 from dlsr.errors import ArtifactError, SettingsError, one_line
+from dlsr.method.noise import MOST_NOISE
 from dlsr.model import Calibration, FitSummary, FittedModel, Graphs
-from dlsr.model_checks import check_finite, check_graph, check_model, local_encoder
+from dlsr.model_checks import check_finite, check_model, local_encoder
 from dlsr.model_folder import MANIFEST, digest, numbers_path, read_pair, write_pair
 from dlsr.runtime.backends import GRAPH_BACKENDS, Backend, choose_backend
+from dlsr.runtime.onnx_file import check_onnx
 from dlsr.scoring import FittedScorer, GraphScorer, ScorerGraph
 from dlsr.training.log import EpochLog
 
@@ -176,7 +178,7 @@ def read_model(folder: Path, device: str, backend: Backend = "auto", *, pytorch:
         raise ArtifactError(
             f"'{folder / MANIFEST}' cannot be used: {error}; fit again, or register a score of your own before loading"
         ) from error
-    except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (IndexError, KeyError, MemoryError, RuntimeError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"'{folder}' does not hold what its {MANIFEST} says ({one_line(error)}); fit it again"
         ) from error
@@ -188,11 +190,15 @@ def _model_of(manifest: Manifest, arrays: Arrays, device: str, pytorch: bool) ->
     graphs = None
     if manifest.graphs is not None:
         about = manifest.graphs
+        if about.noise_vectors * sum(manifest.channels) > MOST_NOISE:
+            raise ValueError(
+                f"its score takes {about.noise_vectors} vectors of noise of {sum(manifest.channels)} numbers"
+            )
         scoring = ScorerGraph(graph["scorer"].tobytes(), about.noise_vectors, about.batch)
         encoder = graph["encoder"].tobytes() if manifest.encoder is not None else None
         graphs = Graphs(scoring, encoder, about.timm)
         for content in graph.values():
-            check_graph(content.tobytes())
+            check_onnx(content.tobytes())
     return FittedModel(
         config=manifest.config,
         settings=manifest.settings,

@@ -143,8 +143,7 @@ class Detector(Configured):
         """
         extractor, trainer = self.prepare_extractor(), Trainer.of(self._resolved().seed, training)
         found, ranks = open_images(images), trainer.ranks
-        if extractor.spec.precision == "int8":
-            extractor = extractor.quantised(found, trainer.seed)
+        extractor = extractor.with_ranges(found, trainer.seed)
         if ranks.size > 1 and extractor.store is not None:
             # Each process encodes its share into the store, where all of them then find everything.
             share = found.subset(range(ranks.rank, len(found), ranks.size))

@@ -280,7 +280,8 @@ class FittedDetector(FittedAttributes):
         if model.encoder is None:
             raise NotFittedError("this model was fitted to features and has no encoder; use score_features")
         if self._extractor is None:
-            graphs = None if self._weights_given else model.graphs
+            # In 8 bits there are no other weights than those of the graph.
+            graphs = None if self._weights_given and model.encoder.precision != "int8" else model.graphs
             self._extractor = FeatureExtractor(
                 model.encoder,
                 resolve_device(self.device),

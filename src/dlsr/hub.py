@@ -120,8 +120,8 @@ detector = from_pretrained("USER/MODEL")
 detector.predict("images/")  # 1 = out of distribution
 ```
 
-The repository contains no code and no pickle. It does not include the encoder's weights; their source is in the encoder
-preset.
+The repository contains no code and no pickle. It includes the encoder as a graph, with its weights, unless the model
+was saved without graphs (`detector.save(folder, graphs=False)`).
 """
 
 

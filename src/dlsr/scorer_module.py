@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,15 @@ from torch.func import functional_call
 
 import dlsr.method
 import dlsr.scorers
-from dlsr.method.noise import Digests
+from dlsr.errors import ExportError
+from dlsr.method.noise import Digests, row_digests
 from dlsr.runtime.backends import as_onnx
 from dlsr.runtime.base import Graph
 from dlsr.scorers.base import LayerScores, Scorer, score_features
-from dlsr.scoring import Array, ScorerGraph, as_input
+from dlsr.scoring import Array, GraphScorer, ScorerGraph, as_input
+
+TOLERANCE = 1e-3
+"""Scores of random features by graph and by PyTorch differ by at most this, absolute or relative."""
 
 
 class ModuleScorer:
@@ -96,7 +101,20 @@ def scorer_graph(scorer: Scorer) -> ScorerGraph:
         rows=frozenset(map(as_input, rows)),
         fewest_rows=scorer.fewest_rows or 1,
     )
-    return ScorerGraph(as_onnx(graph), scorer.noise_vectors, scorer.batch)
+    found = ScorerGraph(as_onnx(graph), scorer.noise_vectors, scorer.batch)
+    _check_agreement(scorer, found)
+    return found
+
+
+def _check_agreement(scorer: Scorer, graph: ScorerGraph) -> None:
+    """Raise ExportError if a graph gives other scores than PyTorch, which may be due to code that the cache misses."""
+    module = ModuleScorer(scorer)
+    z0 = np.random.default_rng(0).standard_normal((8, sum(scorer.channels)), np.float32)
+    digests = row_digests(z0)
+    by_graph = GraphScorer.of(graph, module.learned, len(scorer.channels)).score(z0, digests, 0)[0]
+    exact = module.score(z0, digests, 0)[0]
+    if not np.allclose(by_graph, exact, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
+        raise ExportError(f"its graph disagrees with PyTorch by up to {np.abs(by_graph - exact).max():.1e}")
 
 
 def _free_rows(scorer: Scorer, learned: Mapping[str, Tensor]) -> frozenset[str]:
@@ -109,8 +127,15 @@ def _free_rows(scorer: Scorer, learned: Mapping[str, Tensor]) -> frozenset[str]:
 
 
 def _code(scorer: Scorer) -> str:
-    """Digest of the code of all scores and of the maths below them: in a checkout it changes, its version does not."""
-    files = {Path(__file__), Path(inspect.getfile(type(scorer)))}
+    """Digest of the code of all scores and of the maths below them: in a checkout it changes, its version does not.
+
+    Of a score that was typed into an interpreter nothing is known, so its graph is never taken from the cache.
+    """
+    try:
+        files = {Path(inspect.getfile(kind)) for kind in type(scorer).__mro__ if issubclass(kind, nn.Module)}
+    except (OSError, TypeError):
+        return secrets.token_hex()
+    files.add(Path(__file__))
     for package in (dlsr.method, dlsr.scorers):
         files |= set(Path(package.__path__[0]).glob("*.py"))
     digests = sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in files)

@@ -7,6 +7,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from dlsr.errors import ArtifactError, one_line
 from dlsr.method.noise import Digests, batches_with_noise
 from dlsr.runtime.backends import choose_backend
 from dlsr.runtime.base import Engine
@@ -74,5 +75,8 @@ class GraphScorer:
         vectors = self.graph.noise_vectors
         scores, layers = np.empty(len(z0)), np.empty((len(z0), self.layers))
         for batch, noise in batches_with_noise(digests, seed, vectors, z0.shape[1], self.graph.batch):
-            scores[batch], layers[batch] = self.engine(z0[batch], noise) if vectors else self.engine(z0[batch])
+            try:
+                scores[batch], layers[batch] = self.engine(z0[batch], noise) if vectors else self.engine(z0[batch])
+            except (RuntimeError, ValueError) as error:
+                raise ArtifactError(f"the model's score cannot be run ({one_line(error)}); fit it again") from error
         return scores, layers

@@ -130,6 +130,16 @@ def test_an_upgrade_of_timm_does_not_change_a_converted_network(upgrade):
     np.testing.assert_array_equal(again.encode(first.spec.example()), first.encode(first.spec.example()))
 
 
+def test_features_of_a_graph_that_was_converted_elsewhere_are_kept_apart():
+    own = Encoder(encoder_spec(SMALL, weights="random"), backend="openvino")
+    known = {"weights_sha256": own.weights_sha256, "channels": own.channels, "timm": own.timm}
+    same = Encoder(own.spec, backend="openvino", onnx=own.onnx(), **known)
+    other = Encoder(encoder_spec(SMALL, weights="random:1"), backend="openvino")
+    false = Encoder(own.spec, backend="openvino", onnx=other.onnx(), **known)
+    assert same.key == own.key
+    assert false.key != own.key
+
+
 def test_an_upgrade_of_pillow_changes_the_key_of_features_but_not_of_the_engine(encoder, upgrade):
     features, engine = encoder.key, encoder.graph().key
     upgrade("pillow")

@@ -72,7 +72,7 @@ def test_8_bits_give_features_near_those_of_float32(in_8_bits, image_folder):
 def test_features_in_8_bits_are_kept_apart_by_the_images_of_their_ranges(in_8_bits, image_folder, odd_folder):
     encoder = in_8_bits.extractor_.encoder
     extractor = Detector(**SMALL, precision="int8").prepare_extractor()
-    again, other = (extractor.quantised(folder, 0).encoder for folder in (image_folder, odd_folder))
+    again, other = (extractor.with_ranges(folder, 0).encoder for folder in (image_folder, odd_folder))
     assert again.key == encoder.key
     assert other.key != encoder.key
 
@@ -89,6 +89,16 @@ def test_a_model_in_8_bits_holds_its_encoder(in_8_bits, image_folder, odd_folder
         in_8_bits.save(tmp_path / "bare", graphs=False)
     with pytest.raises(SettingsError, match="fit it with precision float32 to export it"):
         export(Detector.load(tmp_path / "model"), tmp_path / "out", "openvino")
+
+
+@pytest.mark.slow
+def test_fitting_again_quantises_the_exact_encoder(in_8_bits, image_folder, tmp_path):
+    graph = in_8_bits.extractor_.encoder.onnx()
+    in_8_bits.save(tmp_path / "model")
+    loaded = Detector.load(tmp_path / "model")
+    loaded.detect(image_folder)
+    loaded.fit(image_folder)
+    assert loaded.extractor_.encoder.onnx() == graph
 
 
 def test_8_bits_need_the_images_of_a_fit():

@@ -29,6 +29,10 @@ def test_another_device_needs_pytorch(monkeypatch):
         resolve_device("cuda")
 
 
+def test_the_cpu_has_one_name():
+    assert resolve_device("cpu:0") == "cpu"
+
+
 @pytest.mark.parametrize("name", ["cuda:99", "no-such-device"])
 def test_devices_that_cannot_be_used_are_refused(name):
     with pytest.raises(SettingsError, match="use --device auto") as caught:

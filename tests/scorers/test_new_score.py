@@ -1,6 +1,7 @@
 """A score defined here alone works everywhere: fitting, saving, loading, the command line, exports."""
 
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -112,3 +113,49 @@ def test_the_command_line_knows_it(image_folder, odd_folder, small_encoder, tmp_
     told = json.loads(dlsr("info", tmp_path / "model", "--json"))
     assert told["settings"]["scorer"] == {"slack": 0.3}
     assert dlsr("score", tmp_path / "model", odd_folder, "--quiet").count("\n") == 41
+
+
+def test_a_graph_that_disagrees_with_pytorch_is_not_kept(detector, odd_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("dlsr.scorer_module._code", lambda scorer: "the same code, as far as is known")
+    detector.save(tmp_path / "model")
+    forward = BoxScorer.forward
+    monkeypatch.setattr(BoxScorer, "forward", lambda self, z0, noise: tuple(2 * x for x in forward(self, z0, noise)))
+    again = Detector(**detector.get_params()).fit_features(np.random.default_rng(0).standard_normal((60, 1200)))
+    again.fit_features(np.random.default_rng(0).standard_normal((60, 1200)), detector.channels_)
+    with pytest.warns(GraphWarning, match="disagrees with PyTorch"):
+        again.save(tmp_path / "other")
+
+
+def test_a_score_without_a_file_is_saved_with_its_graph(tmp_path):
+    code = """
+import numpy as np
+import torch
+from dlsr import Detector, FittedDetector, Scorer, register
+from dlsr.scorers import ScorerSettings
+
+@register
+class Typed(Scorer):
+    name = "typed"
+    summary = "largest feature"
+    presets = {"default": ScorerSettings()}
+
+    def __init__(self, settings, channels):
+        super().__init__(settings, channels)
+        self.register_buffer("most", torch.zeros(()))
+
+    def fit(self, data, trainer):
+        self.most = torch.cat(list(data.training)).max()
+        return []
+
+    def forward(self, z0, noise):
+        scores = z0.amax(dim=1) - self.most
+        return scores, scores[:, None]
+
+z0 = np.random.default_rng(0).standard_normal((200, 6))
+detector = Detector(score="typed").fit_features(z0)
+detector.save("model")
+np.testing.assert_allclose(FittedDetector.load("model").score_features(z0), detector.score_features(z0), atol=1e-5)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr

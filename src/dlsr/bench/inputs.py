@@ -159,7 +159,7 @@ class TaskInputs:
             return self.encoders.load(extractor)
         if extractor.spec not in self._quantised:
             kept = replace(extractor, store=self.encoders.store)
-            self._quantised[extractor.spec] = kept.quantised(self.task.train, 0)
+            self._quantised[extractor.spec] = kept.with_ranges(self.task.train, 0)
         return self._quantised[extractor.spec]
 
     def unreadable(self) -> dict[str, dict[str, str]]:

@@ -222,7 +222,8 @@ class _Runner:
             if cost is None:
                 self.on_message(f"{label}: measuring the time to encode {TIMED_IMAGES} images")
                 few = task.train.sample(TIMED_IMAGES)
-                transform, timed = protocol_transform(task.protocol), replace(extractor, store=None)
+                transform = protocol_transform(task.protocol)
+                timed = replace(extractor, store=None).with_ranges(task.train, 0)
                 timed.encode(few.subset(range(min(8, len(few)))), transform=transform)
                 start = time.perf_counter()
                 encoded = timed.encode(few, transform=transform)

@@ -116,7 +116,11 @@ def p_value_table(
 
     Returns:
         Scores in ascending order, shape `(n,)`, and p-values, shape `(n + 1,)`.
+
+    Raises:
+        SettingsError: for a confidence outside (0, 1).
     """
+    _check_confidence(confidence)
     ordered, weights = _ordered(calibration, groups, confidence)
     at_least, n = np.append(np.cumsum(weights[::-1])[::-1], 0.0), round(float(weights.sum()))
     if confidence is None:
@@ -168,8 +172,7 @@ def check_calibration_size(
     """
     if not 0 < rate < 1:
         raise SettingsError(f"the false-alarm rate must lie between 0 and 1, got {rate}")
-    if confidence is not None and not 0 < confidence < 1:
-        raise SettingsError(f"the confidence must lie between 0 and 1, got {confidence}")
+    _check_confidence(confidence)
     count = n if groups is None else len(np.unique(groups))
     fewest = fewest_calibration_images(rate, confidence, left_out)
     if count < fewest:
@@ -179,6 +182,11 @@ def check_calibration_size(
             f"a false-alarm rate of {rate:g}{at} needs at least {fewest} {kind}, got {count}; give more images or a "
             "higher rate"
         )
+
+
+def _check_confidence(confidence: float | None) -> None:
+    if confidence is not None and not 0 < confidence < 1:
+        raise SettingsError(f"the confidence must lie between 0 and 1, got {confidence}")
 
 
 def layer_scale(layers: NDArray[np.floating]) -> tuple[Array, Array]:

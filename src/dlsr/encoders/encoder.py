@@ -12,10 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlsr.encoders.presets import EncoderSpec
-from dlsr.errors import ArtifactError, ExportError, SettingsError, WeightsError, one_line
+from dlsr.errors import ArtifactError, ExportError, MissingExtraError, SettingsError, WeightsError, one_line
 from dlsr.images.transforms import pixels_version
 from dlsr.method.layers import DELTA
-from dlsr.runtime.backends import GRAPH_BACKENDS, Backend, as_onnx, choose_backend, graph_engine, make_engine
+from dlsr.runtime.backends import (
+    GRAPH_BACKENDS,
+    Backend,
+    as_onnx,
+    choose_backend,
+    graph_engine,
+    is_own_conversion,
+    make_engine,
+)
 from dlsr.runtime.base import Engine, Graph
 from dlsr.runtime.quantisation import quantised
 
@@ -76,12 +84,15 @@ class Encoder:
             raise SettingsError(
                 "an encoder in 8 bits is made by a fit on this machine, from its images; use --precision float32"
             )
-        self.timm = timm if timm is not None and self._onnx is not None else metadata.version("timm")
+        self.timm = timm if timm is not None and self._onnx is not None else _version_of_timm()
         network = None
         if weights_sha256 is None or channels is None:
             network = self._network()
             weights_sha256, channels = network.weights_sha256, network.channels
         self.weights_sha256, self.channels = weights_sha256, channels
+        # What a model says of its graph need not be true: its features are kept apart from those of others.
+        known = self._onnx is None or is_own_conversion(self._onnx, ("pixels",), ("z0",), self._engine_key)
+        self._foreign = [] if known or self._onnx is None else [hashlib.sha256(self._onnx).hexdigest()]
         self._engine: Engine
         if self._onnx is not None:
             with self._damage_told():
@@ -114,17 +125,14 @@ class Encoder:
         The versions of PyTorch and the backend are left out, since `z0` agrees to 1e-4 among them.
         """
         spec = self.spec
-        return _digest(self._engine_key, spec.interpolation, spec.decoding, spec.resizer, pixels_version(spec.resizer))
+        parts = [spec.interpolation, spec.decoding, spec.resizer, pixels_version(spec.resizer)]
+        return _digest(self._engine_key, *parts, *self._foreign)
 
     @property
     def _engine_key(self) -> str:
         """Hex digest of everything that `z0` depends on besides the resized pixels."""
         spec = self.spec.model_dump_json(exclude={"name", "weights", "interpolation", "decoding", "resizer"})
-        parts = [spec, self.weights_sha256, repr(DELTA), str(Z0_VERSION), self.timm]
-        if self.spec.precision == "int8" and self._onnx is not None:
-            # The ranges of the integers are those of the images of its fit.
-            parts.append(hashlib.sha256(self._onnx).hexdigest())
-        return _digest(*parts)
+        return _digest(spec, self.weights_sha256, repr(DELTA), str(Z0_VERSION), self.timm)
 
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Encode resized images: uint8 of shape `(N, size, size, 3)` to `z0`, float32 of shape `(N, c)`.
@@ -209,3 +217,10 @@ class Encoder:
 
 def _digest(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _version_of_timm() -> str:
+    try:
+        return metadata.version("timm")
+    except metadata.PackageNotFoundError:
+        raise MissingExtraError("timm", "fit") from None

@@ -171,7 +171,7 @@ def encoder_spec(
         decoding: `full` or `draft`.
         pooling: what is kept of each stage's map: a name of `dlsr.method.layers.POOLINGS`.
         resizer: `pillow`, `cykooz`, or `auto`: the latter if it is installed.
-        precision: `float32` or `bfloat16`.
+        precision: `float32`, `bfloat16` or `int8`.
 
     Raises:
         SettingsError: for an unknown name, decoding, pooling, resizer or precision. Stages are checked by `Encoder`.

@@ -68,14 +68,18 @@ class FeatureExtractor:
             )
         return self._encoder
 
-    def quantised(self, images: ImagesLike, seed: int) -> "FeatureExtractor":
-        """For an encoder in 8 bits: with one whose ranges are taken from some of these images.
+    def with_ranges(self, images: ImagesLike, seed: int) -> "FeatureExtractor":
+        """For an encoder in 8 bits, with one whose ranges are taken from some of these images. Others stay as they are.
 
         Raises:
             NoImagesError: if none can be read.
             SettingsError, MissingExtraError: as `Encoder.quantised`.
         """
-        exact = replace(self, spec=self.spec.model_copy(update={"precision": "float32"}))
+        if self.spec.precision != "int8":
+            return self
+        # Without the graph that it may have from an earlier fit or a model, which is in 8 bits already.
+        exact = FeatureExtractor(self.spec.model_copy(update={"precision": "float32"}), self.device, self.backend)
+        exact.workers = self.workers
         encoder = exact.encoder.quantised(exact.pixels(images, RANGE_IMAGES, seed))
         other = replace(
             self,
@@ -88,9 +92,13 @@ class FeatureExtractor:
         return other
 
     def is_for(self, spec: EncoderSpec, device: str, backend: Backend) -> bool:
-        """Whether this extractor's encoder is the one described."""
+        """Whether this extractor's encoder is the one described, and not a graph from elsewhere."""
         own = choose_backend(self.backend, self.device, self.spec.precision)
-        return (self.spec, self.device, own) == (spec, device, choose_backend(backend, device, spec.precision))
+        return self.onnx is None and (self.spec, self.device, own) == (
+            spec,
+            device,
+            choose_backend(backend, device, spec.precision),
+        )
 
     def encode(
         self, images: ImagesLike, *, transform: Transform | None = None, progress: Progress | None = None

@@ -25,6 +25,7 @@ _PACKAGES: Mapping[str, str] = {"compile": "torch"}
 """What has to be installed for a backend, if its name does not say it."""
 _EXTRAS: Mapping[str, str] = {"torch": "fit", "openvino": "fast"}
 _SUMS = "sha256.json"
+_CONVERTERS = ("torch", "onnx", "onnxscript")
 CONVERSION_VERSION = 1
 """Raise it with every change to `dlsr.runtime.conversion` that changes what it writes."""
 
@@ -45,7 +46,7 @@ def choose_backend(backend: Backend, device: str, precision: Precision = "float3
         if device != "cpu":
             raise SettingsError(
                 f"{precision} is for CPUs; on {device} use float32, which multiplies in half precision where that is "
-                "exact enough"
+                "exact enough. A model that was fitted in it runs with --device cpu"
             )
         if backend not in ("auto", "openvino"):
             raise SettingsError(f"the {backend} backend does not run in {precision}; use --backend openvino")
@@ -134,13 +135,12 @@ def as_onnx(graph: Graph) -> bytes:
     check_conversion()
     from dlsr.runtime.conversion import write_onnx  # noqa: PLC0415 - takes seconds to import
 
-    versions = [str(CONVERSION_VERSION), *(metadata.version(name) for name in ("torch", "onnx", "onnxscript"))]
-    return _cached(graph, "model.onnx", versions, lambda path: write_onnx(graph, path)).read_bytes()
+    return _cached(graph, "model.onnx", _converters(), lambda path: write_onnx(graph, path)).read_bytes()
 
 
 def check_conversion() -> None:
     """Raise MissingExtraError if what converts graphs is not installed."""
-    for package in ("torch", "onnx", "onnxscript"):
+    for package in _CONVERTERS:
         if find_spec(package) is None:
             raise MissingExtraError(package, "fit")
 
@@ -152,10 +152,25 @@ def _this_machine(device: str) -> list[str]:
     return [metadata.version("torch"), platform.machine(), torch.backends.cpu.get_cpu_capability(), device]
 
 
+def is_own_conversion(onnx: bytes, inputs: Sequence[str], outputs: Sequence[str], key: str) -> bool:
+    """Whether this machine converted a graph without learned inputs to the same content, as far as its cache knows."""
+    if any(find_spec(package) is None for package in _CONVERTERS):
+        return False
+    folder = _folder(["model.onnx", *_converters(), *inputs, *outputs, key])
+    return _is_intact(folder) and (folder / "model.onnx").read_bytes() == onnx
+
+
+def _converters() -> list[str]:
+    return [str(CONVERSION_VERSION), *(metadata.version(name) for name in _CONVERTERS)]
+
+
+def _folder(parts: Sequence[str]) -> Path:
+    return cache_root() / "engines" / hashlib.sha256(repr(list(parts)).encode()).hexdigest()
+
+
 def _cached(graph: Graph, name: str, made_by: Sequence[str], write: Callable[[Path], None]) -> Path:
     """The file of a converted graph in the cache, written if it is not there."""
-    parts = [name, *made_by, *graph.inputs, *graph.learned, *sorted(graph.rows), *graph.outputs, graph.key]
-    folder = cache_root() / "engines" / hashlib.sha256(repr(parts).encode()).hexdigest()
+    folder = _folder([name, *made_by, *graph.inputs, *graph.learned, *sorted(graph.rows), *graph.outputs, graph.key])
     if not _is_intact(folder):
         # One that another process is loading must not be replaced.
         with replacing_folder(folder, unless=lambda: _is_intact(folder)) as temporary:

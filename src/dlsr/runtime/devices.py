@@ -32,7 +32,7 @@ def resolve_device(name: str) -> str:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise SettingsError(f"cannot use device '{name}' ({str(error).splitlines()[0]}); use --device auto") from error
-    return str(device)
+    return "cpu" if device.type == "cpu" else str(device)
 
 
 def _may_have_gpu() -> bool:

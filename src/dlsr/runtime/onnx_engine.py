@@ -20,9 +20,10 @@ def load_onnx(graph: Path | bytes, learned: Mapping[str, Array] | None = None, t
         RuntimeError: if it cannot be run; so does the engine for inputs of other shapes.
     """
     refuse_telemetry()
-    import onnxruntime  # noqa: PLC0415 - an optional extra that is slow to import
+    import onnxruntime  # noqa: PLC0415 - slow to import
 
     options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what is wrong is told by the error
     threads = threads or thread_limit()
     if threads is not None:
         options.intra_op_num_threads = threads

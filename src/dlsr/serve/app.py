@@ -124,7 +124,8 @@ def create_app(service: Service) -> FastAPI:
     )
     async def metrics() -> Response:
         """Metrics for Prometheus."""
-        return Response(service.telemetry.exposition(service.waiting), media_type="text/plain; version=0.0.4")
+        content = await asyncio.to_thread(service.telemetry.exposition, service.waiting)
+        return Response(content, media_type="text/plain; version=0.0.4")
 
     add_page(app)
     if service.settings.token:

@@ -123,17 +123,20 @@ class Telemetry:
         self._streamed += 1
 
     def exposition(self, waiting: int) -> bytes:
-        """All metrics in Prometheus' text format.
+        """All metrics in Prometheus' text format. Takes long for a large window.
 
         Args:
             waiting: number of images waiting to be scored.
         """
         with self._lock:
-            self.waiting.set(waiting)
-            scores = np.array([score for score, _ in self._window])
+            scores, calibration = np.array([score for score, _ in self._window]), self._calibration
             verdicts = [is_ood for _, is_ood in self._window]
+        # Takes up to seconds, in which results are to be counted.
+        enough = len(scores) >= SMALLEST_WINDOW
+        drift = window_test(scores, calibration).p_value if enough else float("nan")
+        with self._lock:
+            self.waiting.set(waiting)
             self._share.set(float(np.mean(verdicts)) if verdicts else 0.0)
-            enough = len(scores) >= SMALLEST_WINDOW
-            self._drift.set(window_test(scores, self._calibration).p_value if enough else float("nan"))
+            self._drift.set(drift)
             self._capital.set(self._martingale.log10)
             return generate_latest(self.registry)
