@@ -86,7 +86,11 @@ def save_speed(path: Path, measured: Mapping[str, Any]) -> None:
         sizes = list(row["end_to_end"])
         line = rates.plot(sizes, row["end_to_end"].values(), marker="o", label=f"{row['backend']}, end to end")[0]
         rates.plot(
-            sizes, row["encoder_alone"].values(), "--", color=line.get_color(), label=f"{row['backend']}, encoder alone"
+            sizes,
+            row["encoder_alone"].values(),
+            "x--",
+            color=line.get_color(),
+            label=f"{row['backend']}, encoder alone",
         )
     eager = measured["eager_default_layout_images_per_second"]
     rates.axhline(eager, color="0.5", linewidth=1, label="eager PyTorch, default layout")

@@ -51,6 +51,8 @@ class Decoder:
         When the caller is cancelled, so is all work that no thread has begun.
         """
         groups = list(_groups(images))
+        if len(groups) == 1:
+            return await self._decode_group(groups[0], spec)
         outcomes: dict[int, list[Outcome]] = {}
         remaining = iter(enumerate(groups))
 
