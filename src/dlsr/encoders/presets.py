@@ -8,7 +8,7 @@ from PIL import Image
 from pydantic import Field
 
 from dlsr.config import Frozen, validated
-from dlsr.errors import SettingsError
+from dlsr.errors import SettingsError, explained
 from dlsr.images.decode import DECODINGS, Decoding, decode
 from dlsr.images.resizing import Interpolation, Resizer, choose_resizer, resize
 from dlsr.method.layers import POOLINGS, Pooling
@@ -209,7 +209,10 @@ def weight_source(weights: str) -> HubWeights | FileWeights | RandomWeights:
 
 
 def _timm_spec(name: str) -> EncoderSpec:
-    import timm  # noqa: PLC0415 - takes seconds to import, and a preset whose engine is in the cache does not need it
+    try:
+        import timm  # noqa: PLC0415 - takes seconds to import, and a preset whose engine is in the cache needs none
+    except ModuleNotFoundError as error:
+        raise explained(error) from error
 
     if not timm.is_model(name):
         raise SettingsError(
