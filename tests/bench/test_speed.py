@@ -123,7 +123,7 @@ def test_other_ways_to_score_are_measured_or_say_what_is_missing(image_folder, m
 
     monkeypatch.setattr(speed, "OTHERS", {"anomalib": missing})
     assert speed._other(SETTINGS, "anomalib", str(image_folder)) == (
-        "No module named 'anomalib'; run: pip install 'dlsr[rivals]'"
+        "No module named 'anomalib'; run: pip install 'dlsr[compare]'"
     )
 
 
