@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from dlsr.errors import explained
+from dlsr.errors import missing_told
 
 if TYPE_CHECKING:
     from dlsr.calibration.conformal import p_values, threshold
@@ -118,10 +118,8 @@ def __getattr__(name: str) -> object:
     """Import a public name at its first use: PyTorch takes seconds, and `dlsr --help` must not."""
     if name not in _HOME:
         raise AttributeError(f"module 'dlsr' has no attribute '{name}'")
-    try:
+    with missing_told():
         return getattr(import_module(_HOME[name]), name)
-    except ModuleNotFoundError as error:
-        raise explained(error) from error
 
 
 def __dir__() -> list[str]:

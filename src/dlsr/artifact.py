@@ -17,11 +17,13 @@ from dlsr.config import MOST_STEPS, DetectorConfig, SavedSettings
 from dlsr.encoders import EncoderSpec
 from dlsr.encoding.examples import Examples
 from dlsr.errors import ArtifactError, SettingsError, one_line
+from dlsr.files import in_order
 from dlsr.method.noise import MOST_NOISE
 from dlsr.model import Calibration, FitSummary, FittedModel, Graphs
 from dlsr.model_checks import check_finite, check_model, local_encoder
 from dlsr.model_folder import MANIFEST, digest, numbers_path, read_pair, write_pair
 from dlsr.runtime.backends import GRAPH_BACKENDS, Backend, choose_backend
+from dlsr.runtime.base import Precision
 from dlsr.runtime.onnx_file import check_onnx
 from dlsr.scoring import FittedScorer, GraphScorer, ScorerGraph
 from dlsr.training.log import EpochLog
@@ -75,6 +77,11 @@ class Manifest(Header):
     graphs: GraphsManifest | None = None
     """None for a model that only PyTorch can run."""
 
+    @property
+    def precision(self) -> Precision:
+        """Of the encoder's products."""
+        return self.encoder.precision if self.encoder is not None else "float32"
+
 
 class BaselineManifest(Header):
     """The contents of the `model.json` of a baseline, see `dlsr.baselines`."""
@@ -112,9 +119,7 @@ def write_artifact(folder: Path, manifest: Header, arrays: Arrays) -> None:
         OutputError: if it cannot be written, or the folder holds other files.
     """
     content = safetensors.numpy.save(
-        # An array that is not contiguous would be written in the wrong order.
-        {name: np.asarray(values, order="C") for name, values in arrays.items()},
-        metadata={"manifest_sha256": digest(manifest.model_dump(mode="json"))},
+        in_order(arrays), metadata={"manifest_sha256": digest(manifest.model_dump(mode="json"))}
     )
 
     def describe(numbers: str, sha256: str) -> str:
@@ -166,7 +171,7 @@ def read_model(folder: Path, device: str, backend: Backend = "auto", *, pytorch:
         SettingsError, MissingExtraError: for a backend that does not run on the device, or is not installed.
     """
     manifest, arrays = read_artifact(folder, Manifest)
-    chosen = choose_backend(backend, device, manifest.encoder.precision if manifest.encoder else "float32")
+    chosen = choose_backend(backend, device, manifest.precision)
     if manifest.graphs is None and find_spec("torch") is None:
         raise ArtifactError(
             f"'{folder}' holds no graphs, so it needs PyTorch, which is not installed; run: pip install 'dlsr[fit]'"
@@ -194,11 +199,11 @@ def _model_of(manifest: Manifest, arrays: Arrays, device: str, pytorch: bool) ->
             raise ValueError(
                 f"its score takes {about.noise_vectors} vectors of noise of {sum(manifest.channels)} numbers"
             )
-        scoring = ScorerGraph(graph["scorer"].tobytes(), about.noise_vectors, about.batch)
-        encoder = graph["encoder"].tobytes() if manifest.encoder is not None else None
-        graphs = Graphs(scoring, encoder, about.timm)
-        for content in graph.values():
-            check_onnx(content.tobytes())
+        contents = {name: content.tobytes() for name, content in graph.items()}
+        for content in contents.values():
+            check_onnx(content)
+        scoring = ScorerGraph(contents["scorer"], about.noise_vectors, about.batch)
+        graphs = Graphs(scoring, contents["encoder"] if manifest.encoder is not None else None, about.timm)
     return FittedModel(
         config=manifest.config,
         settings=manifest.settings,

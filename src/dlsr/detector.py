@@ -4,7 +4,7 @@ import copy
 import os
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Self, Unpack
+from typing import Any, ClassVar, Self, Unpack, cast
 
 from numpy.typing import ArrayLike
 
@@ -14,14 +14,13 @@ from dlsr.encoding.examples import choose_examples
 from dlsr.encoding.extractor import FeatureExtractor
 from dlsr.encoding.pipeline import Encoded, Progress
 from dlsr.errors import ExportError, FeatureError, NoImagesError, SettingsError
-from dlsr.fitting import fit_model, module_of, own_settings, with_score
+from dlsr.fitting import fit_model, own_settings, with_score
 from dlsr.images.sources import ImagesLike, open_images, warn_caller, warn_of_unreadable
 from dlsr.images.transforms import Transform
 from dlsr.method.noise import Digests
 from dlsr.model import FittedModel, Graphs, checked_features
 from dlsr.runtime.backends import Backend
-from dlsr.runtime.devices import resolve_device
-from dlsr.scorer_module import scorer_graph
+from dlsr.scorer_module import ModuleScorer, scorer_graph
 from dlsr.scorers import Scorer, Settings
 from dlsr.training.loop import Trainer, TrainingOptions
 
@@ -234,7 +233,7 @@ class Detector(Configured):
         changes = {name: value for name, value in {"seed": seed, "score": score}.items() if value is not None}
         other, model = copy.copy(self).set_params(**changes), self._fitted()
         if score not in (None, model.settings.score):
-            model = with_score(model, str(score))
+            model = with_score(model, self._by_module(), str(score))
         config, settings = model.config.model_copy(update=changes), model.settings.model_copy(update=changes)
         other._model = replace(model, config=config, settings=settings)
         return other
@@ -276,7 +275,11 @@ class Detector(Configured):
     @property
     def scorer_(self) -> Scorer:
         """The fitted score, a PyTorch module."""
-        return module_of(self._fitted(), resolve_device(self.device))
+        return self._by_module().module
+
+    def _by_module(self) -> ModuleScorer:
+        # Fits, and loads with `_by_pytorch`, make no other.
+        return cast(ModuleScorer, self._fitted().scorer)
 
     @property
     def settings_(self) -> Settings:

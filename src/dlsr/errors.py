@@ -18,6 +18,9 @@
 Messages are one line and end with the remedy.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class DlsrError(Exception):
     """Base of all errors raised on purpose by dlsr."""
@@ -83,10 +86,16 @@ class MissingExtraError(DlsrError):
 _FOR_FITS = {"torch", "torchvision", "timm", "sklearn", "scipy", "matplotlib", "onnx", "onnxscript"}
 
 
-def explained(error: ModuleNotFoundError) -> Exception:
-    """The error to raise instead: a MissingExtraError, if a package is missing that only fits need."""
-    package = (error.name or "").partition(".")[0]
-    return MissingExtraError(package, "fit") if package in _FOR_FITS else error
+@contextmanager
+def missing_told() -> Iterator[None]:
+    """A package that is missing inside it is a MissingExtraError, if it is one that only fits need."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _FOR_FITS:
+            raise
+        raise MissingExtraError(package, "fit") from error
 
 
 def one_line(error: Exception) -> str:

@@ -282,17 +282,20 @@ def write_arrays(path: Path, arrays: "Mapping[str, NDArray[Any]]", metadata: Map
     Raises:
         OutputError: if it cannot be written.
     """
-    # The command line needs this module before it needs NumPy.
-    import numpy as np  # noqa: PLC0415
-    import safetensors.numpy  # noqa: PLC0415
+    import safetensors.numpy  # noqa: PLC0415 - the command line needs this module before it needs NumPy
 
-    # It writes memory as it lies, whatever the strides.
-    in_order = {name: np.asarray(values, order="C") for name, values in arrays.items()}
     with replacing(path) as temporary:
         try:
-            safetensors.numpy.save_file(in_order, temporary, dict(metadata))
+            safetensors.numpy.save_file(in_order(arrays), temporary, dict(metadata))
         except safetensors.SafetensorError as error:
             raise _cannot_write(path, error) from error
+
+
+def in_order(arrays: "Mapping[str, NDArray[Any]]") -> "dict[str, NDArray[Any]]":
+    """Arrays as safetensors writes them right: it writes memory as it lies, whatever the strides."""
+    import numpy as np  # noqa: PLC0415 - as above
+
+    return {name: np.asarray(values, order="C") for name, values in arrays.items()}
 
 
 def file_sums(folder: Path) -> dict[str, str]:

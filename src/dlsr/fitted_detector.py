@@ -38,7 +38,7 @@ class FittedDetector(FittedAttributes):
     Args:
         model: what a fit learned.
         device: `auto`, `cpu`, `cuda`, ..
-        backend: engine of encoder and score: one of `dlsr.runtime.backends.BACKENDS`.
+        backend: engine of the encoder: one of `dlsr.runtime.backends.BACKENDS`. The score is run by ONNX Runtime.
         store: folder of the feature store; None keeps no features on disk.
         workers: threads that read and decode images.
 

@@ -19,7 +19,7 @@ from dlsr.model import Array, FitSummary, FittedModel, calibrated_on
 from dlsr.model_checks import check_finite
 from dlsr.runtime.devices import resolve_device
 from dlsr.scorer_module import ModuleScorer, as_numbers
-from dlsr.scorers import SCORES, Scorer, Settings
+from dlsr.scorers import SCORES, Settings
 from dlsr.scorers.base import FitData, leaves_out, new_scorer
 from dlsr.training.data import samples_of, taken
 from dlsr.training.loop import Trainer
@@ -200,24 +200,21 @@ def own_settings(settings: SavedSettings) -> Settings:
     return settings if isinstance(settings, Settings) else Settings.model_validate(settings.model_dump())
 
 
-def module_of(model: FittedModel, device: str) -> Scorer:
-    """A model's score as a PyTorch module. Raises as `restored` does."""
-    if isinstance(model.scorer, ModuleScorer):
-        return model.scorer.module
-    return restored(model.config, model.settings, model.channels, model.scorer.learned, device).module
-
-
-def with_score(model: FittedModel, score: str) -> FittedModel:
+def with_score(model: FittedModel, fitted: ModuleScorer, score: str) -> FittedModel:
     """The same network with another score.
+
+    Args:
+        model: with the score as fitted.
+        fitted: that score.
+        score: name of the other one.
 
     Raises:
         SettingsError: if the other score does not use this network.
     """
-    scorer = module_of(model, "cpu")
+    scorer = fitted.module
     if scorer.shared_network is None or score not in SCORES or SCORES[score].shared_network != scorer.shared_network:
         raise SettingsError(f"'{score}' does not use the network of '{model.settings.score}'; fit it")
     settings = own_settings(model.settings).model_copy(update={"score": score})
-    device = ModuleScorer(scorer).device
-    other = new_scorer(settings, model.channels).to(device)
+    other = new_scorer(settings, model.channels).to(fitted.device)
     other.load_state_dict(scorer.state_dict(), assign=True)
     return replace(model, settings=settings, scorer=ModuleScorer(other), graphs=None)

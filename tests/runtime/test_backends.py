@@ -57,7 +57,7 @@ def fail():
 
 def test_an_engine_in_the_cache_is_not_built_again(own_cache):
     first = make_engine(graph(), "openvino", CPU)
-    assert len(list((own_cache / "engines").iterdir())) == 1
+    assert len(list(own_cache.glob("engines/*/model.onnx"))) == 1
     arrays = example_arrays()
     again = make_engine(graph(build=fail), "openvino", CPU)
     np.testing.assert_array_equal(again(*arrays)[0], first(*arrays)[0])
@@ -83,13 +83,13 @@ def test_an_engine_is_built_again_after_an_upgrade(own_cache, monkeypatch, packa
 def test_a_damaged_engine_is_built_again(own_cache):
     arrays = example_arrays()
     first = make_engine(graph(), "openvino", CPU)(*arrays)
-    (folder,) = (own_cache / "engines").iterdir()
-    intact = (folder / "model.onnx").read_bytes()
-    (folder / "model.onnx").write_bytes(bytes(value ^ 0x7F for value in intact))
+    (file,) = own_cache.glob("engines/*/model.onnx")
+    intact = file.read_bytes()
+    file.write_bytes(bytes(value ^ 0x7F for value in intact))
     again = make_engine(graph(), "openvino", CPU)(*arrays)
     np.testing.assert_array_equal(again[0], first[0])
-    assert (folder / "model.onnx").read_bytes() == intact
-    assert list((own_cache / "engines").iterdir()) == [folder]
+    assert file.read_bytes() == intact
+    assert list(own_cache.glob("engines/*/model.onnx")) == [file]
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])

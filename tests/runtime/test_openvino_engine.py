@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -8,8 +9,53 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import openvino
 import pytest
+import torch
+from torch import nn
 
-from dlsr.runtime.openvino_engine import openvino_engine
+from dlsr.runtime.backends import as_onnx
+from dlsr.runtime.base import Graph
+from dlsr.runtime.openvino_engine import load_openvino, openvino_engine
+
+PIXELS = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
+HALVED = np.maximum(PIXELS.astype(np.float32) - 128, 0) / 2
+
+
+class Halved(nn.Module):
+    def forward(self, pixels):
+        return torch.relu(pixels.float() - 128) / 2
+
+
+@pytest.fixture
+def onnx(own_cache):
+    return as_onnx(Graph(Halved, {"pixels": torch.zeros(2, 4, dtype=torch.uint8)}, ("z0",), "halved"))
+
+
+def not_again(*args):
+    raise AssertionError("compiled again")
+
+
+def test_a_graph_is_compiled_once_for_each_number_of_threads(onnx, monkeypatch):
+    np.testing.assert_array_equal(load_openvino(onnx)(PIXELS)[0], HALVED)
+    monkeypatch.setattr(openvino.Core, "compile_model", not_again)
+    np.testing.assert_array_equal(load_openvino(onnx)(PIXELS)[0], HALVED)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with pytest.raises(AssertionError, match="compiled again"):
+        load_openvino(onnx)
+
+
+def test_a_damaged_compilation_is_made_again(onnx, own_cache):
+    load_openvino(onnx)
+    (file,) = own_cache.glob("engines/*/model.blob")
+    intact = file.read_bytes()
+    file.write_bytes(intact[:-1])
+    np.testing.assert_array_equal(load_openvino(onnx)(PIXELS)[0], HALVED)
+    assert len(file.read_bytes()) == len(intact)
+
+
+def test_a_graph_runs_without_a_cache_that_can_be_written(onnx, own_cache):
+    shutil.rmtree(own_cache / "engines")
+    (own_cache / "engines").write_bytes(b"a file where the folder should be")
+    np.testing.assert_array_equal(load_openvino(onnx)(PIXELS)[0], HALVED)
 
 
 def test_the_first_call_is_alone_and_later_calls_are_concurrent(monkeypatch):

@@ -3,9 +3,8 @@
 import io
 import sys
 import warnings
-from collections.abc import Callable
 
-from dlsr.errors import DlsrError, explained
+from dlsr.errors import DlsrError, missing_told
 
 INTERRUPTED = 130
 
@@ -27,7 +26,8 @@ def main() -> None:
     # ClickException: typer bundles click in recent versions, so it has no import path that holds for all of them.
     click_error: type = typer.BadParameter.__mro__[2]
     try:
-        status = _run(app)
+        with missing_told():
+            status = app(prog_name="dlsr", standalone_mode=False) or 0
     except DlsrError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         status = 2
@@ -42,10 +42,3 @@ def main() -> None:
     if status == INTERRUPTED:
         print("interrupted; to resume an interrupted fit, run the same command again", file=sys.stderr)
     sys.exit(status)
-
-
-def _run(app: Callable[..., int | None]) -> int:
-    try:
-        return app(prog_name="dlsr", standalone_mode=False) or 0
-    except ModuleNotFoundError as error:
-        raise explained(error) from error

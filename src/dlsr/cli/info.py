@@ -30,7 +30,7 @@ def info(
 
     threshold = FittedDetector.load(model).threshold_
     manifest, device = read_manifest(model), resolve_device("auto")
-    backend = choose_backend("auto", device, manifest.encoder.precision if manifest.encoder else "float32")
+    backend = choose_backend("auto", device, manifest.precision)
     if as_json:
         extra = {"threshold": threshold, "backend_here": backend, "device_here": device}
         print_json(manifest.model_dump(mode="json") | extra)

@@ -5,6 +5,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from importlib import metadata
 from typing import TYPE_CHECKING
 
@@ -90,9 +91,6 @@ class Encoder:
             network = self._network()
             weights_sha256, channels = network.weights_sha256, network.channels
         self.weights_sha256, self.channels = weights_sha256, channels
-        # What a model says of its graph need not be true: its features are kept apart from those of others.
-        known = self._onnx is None or is_own_conversion(self._onnx, ("pixels",), ("z0",), self._engine_key)
-        self._foreign = [] if known or self._onnx is None else [hashlib.sha256(self._onnx).hexdigest()]
         self._engine: Engine
         if self._onnx is not None:
             with self._damage_told():
@@ -127,6 +125,13 @@ class Encoder:
         spec = self.spec
         parts = [spec.interpolation, spec.decoding, spec.resizer, pixels_version(spec.resizer)]
         return _digest(self._engine_key, *parts, *self._foreign)
+
+    @cached_property
+    def _foreign(self) -> list[str]:
+        """Digest of a graph that this machine did not make: what a model says of it need not be true."""
+        if self._onnx is None or is_own_conversion(self._onnx, ("pixels",), ("z0",), self._engine_key):
+            return []
+        return [hashlib.sha256(self._onnx).hexdigest()]
 
     @property
     def _engine_key(self) -> str:

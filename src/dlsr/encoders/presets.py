@@ -8,7 +8,7 @@ from PIL import Image
 from pydantic import Field
 
 from dlsr.config import Frozen, validated
-from dlsr.errors import SettingsError, explained
+from dlsr.errors import SettingsError, missing_told
 from dlsr.images.decode import DECODINGS, Decoding, decode
 from dlsr.images.resizing import Interpolation, Resizer, choose_resizer, resize
 from dlsr.method.layers import POOLINGS, Pooling
@@ -209,10 +209,8 @@ def weight_source(weights: str) -> HubWeights | FileWeights | RandomWeights:
 
 
 def _timm_spec(name: str) -> EncoderSpec:
-    try:
+    with missing_told():
         import timm  # noqa: PLC0415 - takes seconds to import, and a preset whose engine is in the cache needs none
-    except ModuleNotFoundError as error:
-        raise explained(error) from error
 
     if not timm.is_model(name):
         raise SettingsError(

@@ -78,8 +78,8 @@ class FeatureExtractor:
         if self.spec.precision != "int8":
             return self
         # Without the graph that it may have from an earlier fit or a model, which is in 8 bits already.
-        exact = FeatureExtractor(self.spec.model_copy(update={"precision": "float32"}), self.device, self.backend)
-        exact.workers = self.workers
+        spec = self.spec.model_copy(update={"precision": "float32"})
+        exact = FeatureExtractor(spec, self.device, self.backend, workers=self.workers)
         encoder = exact.encoder.quantised(exact.pixels(images, RANGE_IMAGES, seed))
         other = replace(
             self,

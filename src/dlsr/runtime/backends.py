@@ -1,18 +1,15 @@
 """Choose a backend by name and make its engine. Conversions and compilations are kept in the cache."""
 
-import hashlib
-import json
 import platform
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Literal, get_args
 
 from dlsr.errors import MissingExtraError, SettingsError
-from dlsr.files import cache_root, file_sums, replacing_folder
 from dlsr.runtime.base import Engine, Graph, Precision
+from dlsr.runtime.cache import cached, is_cached
 from dlsr.runtime.onnx_engine import load_onnx
 from dlsr.runtime.openvino_engine import load_openvino
 
@@ -24,7 +21,6 @@ GRAPH_BACKENDS: tuple[Backend, ...] = ("openvino", "onnxruntime")
 _PACKAGES: Mapping[str, str] = {"compile": "torch"}
 """What has to be installed for a backend, if its name does not say it."""
 _EXTRAS: Mapping[str, str] = {"torch": "fit", "openvino": "fast"}
-_SUMS = "sha256.json"
 _CONVERTERS = ("torch", "onnx", "onnxscript")
 CONVERSION_VERSION = 1
 """Raise it with every change to `dlsr.runtime.conversion` that changes what it writes."""
@@ -105,7 +101,8 @@ def make_engine(graph: Graph, backend: Backend, device: str) -> Engine:
     if backend == "compile":
         from dlsr.runtime.compiled_engine import load_compiled, write_compiled  # noqa: PLC0415 - as above
 
-        path = _cached(graph, "model.pt2", _this_machine(device), lambda path: write_compiled(graph, path, device))
+        parts = _parts(graph, _this_machine(device))
+        path = cached("model.pt2", parts, lambda path: write_compiled(graph, path, device))
         return load_compiled(path, device)
     return graph_engine(as_onnx(graph), backend, graph.precision)
 
@@ -135,14 +132,18 @@ def as_onnx(graph: Graph) -> bytes:
     check_conversion()
     from dlsr.runtime.conversion import write_onnx  # noqa: PLC0415 - takes seconds to import
 
-    return _cached(graph, "model.onnx", _converters(), lambda path: write_onnx(graph, path)).read_bytes()
+    return cached("model.onnx", _parts(graph, _converters()), lambda path: write_onnx(graph, path)).read_bytes()
 
 
 def check_conversion() -> None:
     """Raise MissingExtraError if what converts graphs is not installed."""
-    for package in _CONVERTERS:
-        if find_spec(package) is None:
-            raise MissingExtraError(package, "fit")
+    missing = _missing_converter()
+    if missing is not None:
+        raise MissingExtraError(missing, "fit")
+
+
+def _missing_converter() -> str | None:
+    return next((package for package in _CONVERTERS if find_spec(package) is None), None)
 
 
 def _this_machine(device: str) -> list[str]:
@@ -154,37 +155,14 @@ def _this_machine(device: str) -> list[str]:
 
 def is_own_conversion(onnx: bytes, inputs: Sequence[str], outputs: Sequence[str], key: str) -> bool:
     """Whether this machine converted a graph without learned inputs to the same content, as far as its cache knows."""
-    if any(find_spec(package) is None for package in _CONVERTERS):
+    if _missing_converter() is not None:
         return False
-    folder = _folder(["model.onnx", *_converters(), *inputs, *outputs, key])
-    return _is_intact(folder) and (folder / "model.onnx").read_bytes() == onnx
+    return is_cached("model.onnx", [*_converters(), *inputs, *outputs, key], onnx)
+
+
+def _parts(graph: Graph, made_by: Sequence[str]) -> list[str]:
+    return [*made_by, *graph.inputs, *graph.learned, *sorted(graph.rows), *graph.outputs, graph.key]
 
 
 def _converters() -> list[str]:
     return [str(CONVERSION_VERSION), *(metadata.version(name) for name in _CONVERTERS)]
-
-
-def _folder(parts: Sequence[str]) -> Path:
-    return cache_root() / "engines" / hashlib.sha256(repr(list(parts)).encode()).hexdigest()
-
-
-def _cached(graph: Graph, name: str, made_by: Sequence[str], write: Callable[[Path], None]) -> Path:
-    """The file of a converted graph in the cache, written if it is not there."""
-    folder = _folder([name, *made_by, *graph.inputs, *graph.learned, *sorted(graph.rows), *graph.outputs, graph.key])
-    if not _is_intact(folder):
-        # One that another process is loading must not be replaced.
-        with replacing_folder(folder, unless=lambda: _is_intact(folder)) as temporary:
-            write(temporary / name)
-            sums = file_sums(temporary)
-            (temporary / _SUMS).write_text(json.dumps(sums))
-    return folder / name
-
-
-def _is_intact(folder: Path) -> bool:
-    try:
-        written = json.loads((folder / _SUMS).read_text())
-        return bool(written) and written == {
-            name: sha256 for name, sha256 in file_sums(folder).items() if name != _SUMS
-        }
-    except (OSError, ValueError):
-        return False

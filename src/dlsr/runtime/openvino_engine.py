@@ -1,15 +1,18 @@
 """OpenVINO."""
 
+import hashlib
 import threading
 from collections import deque
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dlsr.errors import SettingsError
+from dlsr.errors import OutputError, SettingsError
 from dlsr.runtime.base import Array, Engine, Precision, thread_limit
+from dlsr.runtime.cache import cached
 from dlsr.runtime.telemetry import refuse_telemetry
 
 
@@ -25,13 +28,32 @@ def load_openvino(graph: Path | bytes, precision: Precision = "float32") -> Engi
     """An engine that runs a graph in OpenVINO's own format, or in ONNX.
 
     Args:
-        graph: the file, or the content of an ONNX file.
+        graph: the file; or the content of an ONNX file, which is compiled once and then taken from the cache.
         precision: of its products.
 
     Raises:
         SettingsError: as `openvino_engine`.
     """
-    return openvino_engine(openvino().Core().read_model(graph), precision)
+    core = openvino().Core()
+    if isinstance(graph, Path):
+        return openvino_engine(core.read_model(graph), precision)
+    options = _options(precision)
+
+    def compiled() -> Any:
+        return core.compile_model(core.read_model(graph), "CPU", options)
+
+    def write(path: Path) -> None:
+        path.write_bytes(compiled().export_model().getvalue())
+
+    decisive = ("OPTIMIZATION_CAPABILITIES", "RANGE_FOR_STREAMS")
+    made_by = [metadata.version("openvino"), *(str(core.get_property("CPU", name)) for name in decisive)]
+    parts = [*made_by, repr(options), hashlib.sha256(graph).hexdigest()]
+    try:
+        path = cached("model.blob", parts, write)
+    except OutputError:
+        # Scoring needs no cache: where it cannot be written, each process compiles anew.
+        return _engine(compiled())
+    return _engine(core.import_model(path.read_bytes(), "CPU", options))
 
 
 def multiplies_in_bfloat16() -> bool:
@@ -45,6 +67,11 @@ def openvino_engine(model: Any, precision: Precision = "float32") -> Engine:
     Raises:
         SettingsError: if the processor does not multiply in this precision.
     """
+    return _engine(openvino().Core().compile_model(model, "CPU", _options(precision)))
+
+
+def _options(precision: Precision) -> dict[str, Any]:
+    """Raises as `openvino_engine` does."""
     if precision == "bfloat16" and not multiplies_in_bfloat16():
         raise SettingsError(
             "this processor does not multiply in bfloat16; fit with --precision float32, or score on another processor"
@@ -56,7 +83,10 @@ def openvino_engine(model: Any, precision: Precision = "float32") -> Engine:
         options["INFERENCE_NUM_THREADS"] = threads
         # With pinning, every worker process would pin its threads to the same first cores.
         options["ENABLE_CPU_PINNING"] = False
-    compiled: Any = openvino().Core().compile_model(model, "CPU", options)
+    return options
+
+
+def _engine(compiled: Any) -> Engine:
     # Kept for later calls of any thread, since to create one takes a tenth of the time of a call, and a service has
     # new threads for each batch.
     free: deque[Any] = deque()
