@@ -98,6 +98,20 @@ def model(tmp_path_factory, image_folder, small_encoder) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def detector_with_maps(image_folder, small_encoder):
+    """Shows where images deviate, by a score whose gradient is converted in seconds."""
+    return Detector(**small_encoder, score="mahalanobis", group_by="none", maps=True).fit(image_folder)
+
+
+@pytest.fixture(scope="session")
+def model_with_maps(detector_with_maps, tmp_path_factory) -> Path:
+    """The model directory of `detector_with_maps`."""
+    folder = tmp_path_factory.mktemp("models") / "with-maps"
+    detector_with_maps.save(folder)
+    return folder
+
+
 @dataclass(frozen=True)
 class Finished:
     """A command that has finished."""

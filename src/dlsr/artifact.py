@@ -30,7 +30,7 @@ from dlsr.training.log import EpochLog
 
 Arrays = Mapping[str, NDArray[Any]]
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 FORMATS = ("dlsr-model", "dlsr-baseline")
 
 
@@ -39,7 +39,7 @@ class Header(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[7] = 7
+    schema_version: Literal[8] = 8
     versions: dict[str, str]
     numbers: str = ""
     """Name of the file with the numbers."""
@@ -151,7 +151,8 @@ def write_model(folder: Path, model: FittedModel) -> None:
         "scorer": model.scorer.learned,
         "calibration": calibration,
         "examples": model.examples.arrays() if model.examples else {},
-        "graph": {} if graphs is None else _as_arrays({"scorer": graphs.scorer.onnx, "encoder": graphs.encoder}),
+        "graph": {} if graphs is None else _as_arrays(graphs),
+        "maps": {} if model.map_peaks is None else {"peaks": model.map_peaks},
     }
     arrays = {f"{part}.{name}": values for part, named in parts.items() for name, values in named.items()}
     write_artifact(folder, manifest, arrays)
@@ -202,7 +203,7 @@ def _model_of(manifest: Manifest, arrays: Arrays, device: str, pytorch: bool) ->
         contents = {name: content.tobytes() for name, content in graph.items()}
         for content in contents.values():
             check_onnx(content)
-        scoring = ScorerGraph(contents["scorer"], about.noise_vectors, about.batch)
+        scoring = ScorerGraph(contents["scorer"], about.noise_vectors, about.batch, contents.get("gradient"))
         graphs = Graphs(scoring, contents["encoder"] if manifest.encoder is not None else None, about.timm)
     return FittedModel(
         config=manifest.config,
@@ -215,6 +216,7 @@ def _model_of(manifest: Manifest, arrays: Arrays, device: str, pytorch: bool) ->
         summary=manifest.fit,
         examples=Examples.of(examples) if examples else None,
         graphs=graphs,
+        map_peaks=_part("maps", arrays).get("peaks"),
     )
 
 
@@ -232,7 +234,8 @@ def _part(part: str, arrays: Arrays) -> dict[str, NDArray[Any]]:
     return {name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)}
 
 
-def _as_arrays(contents: Mapping[str, bytes | None]) -> Arrays:
+def _as_arrays(graphs: Graphs) -> Arrays:
+    contents = {"scorer": graphs.scorer.onnx, "gradient": graphs.scorer.gradient, "encoder": graphs.encoder}
     return {name: np.frombuffer(content, np.uint8) for name, content in contents.items() if content is not None}
 
 

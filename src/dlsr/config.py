@@ -115,6 +115,7 @@ class DetectorConfig(Frozen):
     group_by: str = AUTO
     seed: int = Field(default=0, ge=0, lt=2**31)
     thumbnails: int = Field(default=0, ge=0)
+    maps: bool = False
     settings: dict[str, Any] = {}
     """Settings of the score, by name."""
 

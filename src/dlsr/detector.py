@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self, Unpack, cast
 
 from numpy.typing import ArrayLike
 
+from dlsr.anomaly_maps import peaks_of
 from dlsr.config import AUTO, CalibrationMethod
 from dlsr.configured import Configured
 from dlsr.encoding.examples import choose_examples
@@ -58,6 +59,8 @@ class Detector(Configured):
         store: folder of the feature store; None keeps no features on disk.
         workers: threads that read and decode images.
         thumbnails: this many training images are kept as thumbnails, to show beside new ones.
+        maps: also learn what `anomaly_maps` needs to show where images deviate. The first such fit on a machine
+            converts the score's gradient, which takes about a minute.
         **settings: settings of the score, such as `t`, `draws`, `epochs` or `neighbours`; None for the preset's.
             `dlsr fit --help` lists them.
 
@@ -90,6 +93,7 @@ class Detector(Configured):
         store: str | os.PathLike[str] | None = None,
         workers: int = 2,
         thumbnails: int = 0,
+        maps: bool = False,
         **settings: Any,
     ) -> None:
         self.encoder = encoder
@@ -111,6 +115,7 @@ class Detector(Configured):
         self.store = store
         self.workers = workers
         self.thumbnails = thumbnails
+        self.maps = maps
         self._set_score_settings(settings)
 
     def fit(
@@ -153,7 +158,8 @@ class Detector(Configured):
         encoded = extractor.encode(found, transform=transform, progress=progress)
         model = self._fit_encoded(encoded, extractor, trainer, groups)
         examples = choose_examples(found, encoded, self.thumbnails, self.seed) if self.thumbnails else None
-        self._model, self._extractor = replace(model, examples=examples), extractor
+        peaks = peaks_of(model, extractor, found) if self.maps else None
+        self._model, self._extractor = replace(model, examples=examples, map_peaks=peaks), extractor
         return self
 
     def fit_encoded(
@@ -263,7 +269,7 @@ class Detector(Configured):
 
     def _as_graphs(self) -> Graphs | None:
         try:
-            scorer = scorer_graph(self.scorer_)
+            scorer = scorer_graph(self.scorer_, gradient=self._model.map_peaks is not None)
             if self._model.encoder is None:
                 return Graphs(scorer, None, None)
             encoder = self.extractor_.encoder

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dlsr.anomaly_maps import AnomalyMap, anomaly_maps
 from dlsr.artifact import read_model, write_model
 from dlsr.calibration.copies import exact_groups, found_groups
 from dlsr.calibration.groups import Groups
@@ -19,7 +20,7 @@ from dlsr.encoding.pipeline import Encoded, Progress
 from dlsr.errors import NotFittedError, SettingsError
 from dlsr.fitted import FittedAttributes
 from dlsr.images.groups import group_labels
-from dlsr.images.sources import ImagesLike, warn_of_unreadable
+from dlsr.images.sources import ImagesLike, open_images, warn_of_unreadable
 from dlsr.images.transforms import Transform
 from dlsr.method.noise import Digests, row_digests
 from dlsr.model import FittedModel, checked_features
@@ -148,6 +149,18 @@ class FittedDetector(FittedAttributes):
         model.calibration.check_size(rate, self.confidence)
         for chunk in self.extractor_.encode_chunks(images, **options):
             yield model.detect(chunk, rate, self.confidence)
+
+    def anomaly_maps(self, images: ImagesLike) -> Iterator[AnomalyMap]:
+        """Where images deviate, in their order. Memory does not grow with their number.
+
+        Args:
+            images: see `dlsr.open_images`.
+
+        Raises:
+            SettingsError: for a model that was fitted without `maps`.
+            NotFittedError, InputError: as `detect`.
+        """
+        return anomaly_maps(self._fitted(), self.extractor_, open_images(images))
 
     def score_samples(self, images: ImagesLike, *, transform: Transform | None = None) -> Array:
         """Scores of images, shape `(N,)`, larger = more OOD; NaN, and a warning, for unreadable ones."""

@@ -129,6 +129,8 @@ class FittedModel:
     summary: FitSummary
     examples: Examples | None = None
     graphs: "Graphs | None" = None
+    map_peaks: Array | None = None
+    """The highest values of `dlsr.method.maps.odd_places` of some ID images, shape `(n,)`; None without maps."""
 
     @property
     def layer_names(self) -> tuple[str, ...]:

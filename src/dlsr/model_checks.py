@@ -42,6 +42,8 @@ def check_model(model: FittedModel) -> None:
     _check_calibration(model.calibration, len(model.channels), model.summary.calibration_images)
     if model.examples is not None:
         _check_examples(model.examples, sum(model.channels))
+    if model.map_peaks is not None:
+        _check_peaks(model.map_peaks)
     _check_score(model)
 
 
@@ -64,6 +66,11 @@ def _check_examples(examples: Examples, c: int) -> None:
     shape = (len(examples.names), c)
     if examples.z0.shape != shape or examples.z0.dtype != np.float32 or not np.isfinite(examples.z0).all():
         raise ValueError(f"the features of thumbnails are not finite numbers of shape {shape}")
+
+
+def _check_peaks(peaks: NDArray[Any]) -> None:
+    if peaks.ndim != 1 or not len(peaks) or peaks.dtype != np.float64 or not (np.isfinite(peaks) & (peaks > 0)).all():
+        raise ValueError("the peaks of maps are not numbers above 0")
 
 
 def _check_score(model: FittedModel) -> None:

@@ -81,6 +81,9 @@ def fit(
     thumbnails: Annotated[
         int, typer.Option(min=0, help="Keep this many training images as thumbnails, to show beside new images.")
     ] = 0,
+    maps: Annotated[
+        bool, typer.Option("--maps", help="Also learn to show where images deviate, for `dlsr score --maps`.")
+    ] = False,
     *,
     runtime: Runtime,
     engine: Engine = EngineName.LOCAL,
@@ -114,6 +117,7 @@ def fit(
         group_by=group_by or AUTO,
         seed=seed,
         thumbnails=thumbnails,
+        maps=maps,
         **runtime.arguments(),
         **context.obj,
     )
@@ -156,8 +160,9 @@ def _fit_with_ray(
 ) -> None:
     from dlsr.scale.ray_engine import encode_with_ray  # noqa: PLC0415
 
-    if detector.thumbnails:
-        raise SettingsError("--thumbnails does not work with --engine ray; leave it out")
+    for option in ("thumbnails", "maps"):
+        if getattr(detector, option):
+            raise SettingsError(f"--{option} does not work with --engine ray; leave it out")
     with no_unreadable_warnings(), progress_bars(quiet) as bars:
         on_plan, on_part = bars.parts("parts encoded")
         encoded = encode_with_ray(

@@ -60,6 +60,10 @@ def score(
     ] = None,
     false_alarm_rate: FalseAlarmRate = None,
     fdr: Fdr = None,
+    maps: Annotated[
+        Path | None,
+        typer.Option(help="Folder for pictures of where each image deviates; for models fitted with --maps."),
+    ] = None,
     *,
     runtime: Runtime,
     engine: Engine = EngineName.LOCAL,
@@ -71,7 +75,9 @@ def score(
     """Score images: how anomalous each is, its p-value, and whether it is out of distribution."""
     check_fdr_option(fdr, false_alarm_rate)
     if engine is EngineName.LOCAL:
-        _score_here(model, images, output, false_alarm_rate, fdr, runtime, quiet, as_json)
+        _score_here(model, images, output, false_alarm_rate, fdr, maps, runtime, quiet, as_json)
+    elif maps is not None:
+        raise SettingsError("--maps does not work with --engine ray; leave out one of them")
     elif fdr is not None:
         raise SettingsError("--fdr needs the p-values of all images at once; score without --engine ray")
     elif output is None:
@@ -86,6 +92,7 @@ def _score_here(
     output: str | None,
     false_alarm_rate: float | None,
     fdr: float | None,
+    maps: Path | None,
     runtime: Runtime,
     quiet: bool,
     as_json: bool,
@@ -94,6 +101,7 @@ def _score_here(
 
     from dlsr.calibration.fdr import why_none  # noqa: PLC0415
     from dlsr.images.sources import open_images  # noqa: PLC0415
+    from dlsr.reports.maps import write_maps  # noqa: PLC0415
     from dlsr.reports.tables import check_output, write_jsonl, write_results  # noqa: PLC0415
     from dlsr.results import write_csv  # noqa: PLC0415
 
@@ -101,8 +109,9 @@ def _score_here(
         check_output(Path(output))
     detector = runtime.load(model, false_alarm_rate)
     dataset = open_images(Path(source))
+    of_images = None if maps is None else detector.anomaly_maps(dataset)
     print_skipped(dataset, quiet)
-    counter, why = _Counter(), None
+    counter, why, drawn = _Counter(), None, 0
     with progress_bars(quiet) as bars, _partial_rows_named(output, counter, quiet):
         progress = bars.images("scoring", len(dataset))
         if fdr is None:
@@ -117,6 +126,9 @@ def _score_here(
             write_results(Path(output), counter.count(results))
         else:
             (write_jsonl if as_json else write_csv)(results_file(), counter.count(results))
+        if maps is not None and of_images is not None:
+            names = [item.name for item in dataset.items]
+            drawn = write_maps(maps, of_images, names, bars.images("drawing maps", len(dataset)))
     if output is not None and as_json:
         skipped = len(dataset.ignored) + len(dataset.linked_folders)
         summary = {
@@ -130,6 +142,8 @@ def _score_here(
     print_unreadable(counter.unreadable, len(dataset))
     if counter.scored == 0:
         raise NoImagesError(f"none of the {len(dataset)} images can be read; see the reasons above")
+    if maps is not None:
+        print_message(f"{drawn} maps in {maps}", quiet)
     print_message(
         f"{counter.ood} of {counter.scored} images are out of distribution at {rule}"
         + (f"; results in {output}" if output else ""),

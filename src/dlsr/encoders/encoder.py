@@ -155,6 +155,28 @@ class Encoder:
             )
         return z0
 
+    def encode_with_maps(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
+        """Encode resized images, and return the stages' maps, too.
+
+        Args:
+            pixels: uint8, shape `(N, size, size, 3)`.
+
+        Returns:
+            `z0`, shape `(N, c)`, and M maps of shapes `(N, k_m, h_m, w_m)`.
+
+        Raises:
+            ArtifactError: if the graph of a saved model cannot be run, or does not tell its maps.
+        """
+        with self._damage_told():
+            z0, *maps = self._with_maps(pixels)
+        return z0, maps
+
+    @cached_property
+    def _with_maps(self) -> Engine:
+        if self._onnx is not None:
+            return graph_engine(self._onnx, self.backend, self.spec.precision, self.spec.map_names)
+        return make_engine(self._graph(None), self.backend, self.device, inner=True)
+
     @contextmanager
     def _damage_told(self) -> Iterator[None]:
         """An error of the graph that came with a model is the model's."""

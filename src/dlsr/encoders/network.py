@@ -41,6 +41,18 @@ class PixelsToZ0(nn.Module):
         return ((pixels.float() - self.mean) / self.std).permute(0, 3, 1, 2)
 
 
+class _WithMaps(nn.Module):
+    """`z0`, and the map of each stage, of shape `(N, k_m, h_m, w_m)`."""
+
+    def __init__(self, module: PixelsToZ0) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        maps = self.module.network(self.module.normalised(pixels))
+        return to_z0(maps, self.module.pooling), *maps
+
+
 class PixelsToPenultimate(PixelsToZ0):
     """The input of the last layer of a timm classifier, shape `(N, c)`, without pooling of stages or z-score."""
 
@@ -81,7 +93,7 @@ class Network:
 
 
 def pixels_to_z0(spec: EncoderSpec, weights_sha256: str, key: str, network: Network | None = None) -> Graph:
-    """The graph of an encoder: `pixels` to `z0`.
+    """The graph of an encoder: `pixels` to `z0`. Inside are the maps of its stages.
 
     Args:
         spec: network, stages, preprocessing and weights.
@@ -91,10 +103,12 @@ def pixels_to_z0(spec: EncoderSpec, weights_sha256: str, key: str, network: Netw
     """
     known = [] if network is None else [network.module]
 
-    def build() -> PixelsToZ0:
-        return known[0] if known else Network(spec, weights_sha256).module
+    def build() -> nn.Module:
+        module = known[0] if known else Network(spec, weights_sha256).module
+        return _WithMaps(module) if spec.map_names else module
 
-    return Graph(build, {"pixels": torch.from_numpy(spec.example())}, ("z0",), key, spec.precision)
+    inputs = {"pixels": torch.from_numpy(spec.example())}
+    return Graph(build, inputs, ("z0",), key, spec.precision, inner=spec.map_names)
 
 
 def _channels(spec: EncoderSpec, network: Any) -> tuple[int, ...]:

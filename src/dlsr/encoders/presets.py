@@ -80,6 +80,11 @@ class EncoderSpec(Frozen):
     """`penultimate` gives the input of the network's last layer instead of `z0`, for baselines that classify."""
     weights: WeightSource = Field(discriminator="kind")
 
+    @property
+    def map_names(self) -> tuple[str, ...]:
+        """Names that the stages' maps have in its graph; none if `z0` is not pooled from them."""
+        return tuple(f"map.{stage}" for stage in self.stages) if self.output == "stages" else ()
+
     def decode(self, raw: object) -> Image.Image:
         """Decode an image to be resized. See `dlsr.images.decode.decode`; raises as that does."""
         return decode(raw, self.size if self.decoding == "draft" else None)

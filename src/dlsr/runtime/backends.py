@@ -22,7 +22,7 @@ _PACKAGES: Mapping[str, str] = {"compile": "torch"}
 """What has to be installed for a backend, if its name does not say it."""
 _EXTRAS: Mapping[str, str] = {"torch": "fit", "openvino": "fast"}
 _CONVERTERS = ("torch", "onnx", "onnxscript")
-CONVERSION_VERSION = 1
+CONVERSION_VERSION = 2
 """Raise it with every change to `dlsr.runtime.conversion` that changes what it writes."""
 
 _FASTEST_ON_CPU: tuple[Backend, ...] = (*GRAPH_BACKENDS, "torch")
@@ -80,13 +80,14 @@ def _package(backend: str) -> str:
     return _PACKAGES.get(backend, backend)
 
 
-def make_engine(graph: Graph, backend: Backend, device: str) -> Engine:
+def make_engine(graph: Graph, backend: Backend, device: str, *, inner: bool = False) -> Engine:
     """An engine that runs a graph without learned inputs.
 
     Args:
         graph: module to run; built only if its conversion is not in the cache.
         backend: as returned by `choose_backend`.
         device: where to run.
+        inner: also return what `Graph.inner` names.
 
     Raises:
         OutputError: if the conversion cannot be written to the cache.
@@ -94,31 +95,34 @@ def make_engine(graph: Graph, backend: Backend, device: str) -> Engine:
         MissingExtraError: if what converts graphs is not installed.
         ExportError: if its module cannot be converted.
     """
+    names = graph.inner if inner else ()
     if backend == "torch":
         from dlsr.runtime.torch_engine import torch_engine  # noqa: PLC0415 - takes seconds to import
 
-        return torch_engine(graph.build().eval(), graph.inputs, device)
+        return torch_engine(graph.build().eval(), graph.inputs, device, len(graph.outputs) + len(names))
     if backend == "compile":
         from dlsr.runtime.compiled_engine import load_compiled, write_compiled  # noqa: PLC0415 - as above
 
         parts = _parts(graph, _this_machine(device))
         path = cached("model.pt2", parts, lambda path: write_compiled(graph, path, device))
-        return load_compiled(path, device)
-    return graph_engine(as_onnx(graph), backend, graph.precision)
+        return load_compiled(path, device, len(graph.outputs) + len(names))
+    return graph_engine(as_onnx(graph), backend, graph.precision, names)
 
 
-def graph_engine(onnx: bytes, backend: Backend, precision: Precision = "float32") -> Engine:
+def graph_engine(onnx: bytes, backend: Backend, precision: Precision = "float32", inner: Sequence[str] = ()) -> Engine:
     """An engine that runs a graph in ONNX. It needs no PyTorch.
 
     Args:
         onnx: content of the file.
         backend: one of `GRAPH_BACKENDS`.
         precision: of its products.
+        inner: names of tensors inside the graph to return, too.
 
     Raises:
         SettingsError: if the processor does not multiply in this precision.
+        RuntimeError: if it cannot be run, or has no such tensors.
     """
-    return load_onnx(onnx) if backend == "onnxruntime" else load_openvino(onnx, precision)
+    return load_onnx(onnx, inner=inner) if backend == "onnxruntime" else load_openvino(onnx, precision, inner)
 
 
 def as_onnx(graph: Graph) -> bytes:

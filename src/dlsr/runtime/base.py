@@ -50,6 +50,9 @@ class Graph:
     """Those of them that may have any number of rows, the same for all, ..."""
     fewest_rows: int = 1
     """... but at least this."""
+    inner: tuple[str, ...] = ()
+    """Names of what the module returns besides its outputs. It keeps these names in the converted graph, but engines
+    return it on demand only."""
 
 
 def thread_limit() -> int | None:

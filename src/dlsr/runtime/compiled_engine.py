@@ -17,14 +17,14 @@ def write_compiled(graph: Graph, path: Path, device: str) -> None:
     inductor.aoti_compile_and_package(exported(graph, device), package_path=str(path))
 
 
-def load_compiled(path: Path, device: str) -> Engine:
-    """The engine for a file written by `write_compiled`."""
+def load_compiled(path: Path, device: str, outputs: int) -> Engine:
+    """The engine for a file written by `write_compiled`. It returns that many outputs, the first ones."""
     inductor: Any = torch._inductor
     package = inductor.aoti_load_package(str(path))
 
     @torch.inference_mode()
     def run(*arrays: Array) -> tuple[Array, ...]:
-        outputs = as_tuple(package(*(torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays)))
-        return tuple(output.cpu().numpy() for output in outputs)
+        found = as_tuple(package(*(torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays)))
+        return tuple(output.cpu().numpy() for output in found[:outputs])
 
     return Engine(run)

@@ -48,7 +48,7 @@ def write_onnx(graph: Graph, path: Path) -> None:
         program: Any = torch.onnx.export(
             exported(replace(graph, build=lambda: module)),
             input_names=[*graph.inputs, *graph.learned],
-            output_names=list(graph.outputs),
+            output_names=[*graph.outputs, *graph.inner],
             dynamo=True,
             verbose=False,
         )
@@ -57,6 +57,7 @@ def write_onnx(graph: Graph, path: Path) -> None:
         raise ExportError(f"it cannot be converted to ONNX ({reason})") from error
     # Each operation is annotated with the lines of code that it comes from, which take more room than a score.
     traced = program.model.graph
+    del traced.outputs[len(graph.outputs) :]
     for annotated in (program.model, traced, *traced, *traced.inputs, *traced.outputs, *traced.initializers.values()):
         annotated.metadata_props.clear()
     for node in traced:

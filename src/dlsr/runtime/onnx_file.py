@@ -1,12 +1,13 @@
-"""What an ONNX file may hold that comes from a stranger. It is read field by field, without the package `onnx`.
+"""ONNX files without the package `onnx`: what they may hold that come from a stranger, and further outputs of a graph.
 
 The numbers of fields are those of onnx.proto, and the encoding that of Protocol Buffers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 _MODEL_GRAPH, _MODEL_FUNCTIONS = 7, 25
-_GRAPH_NODE, _GRAPH_TENSORS, _GRAPH_SPARSE = 1, 5, 15
+_GRAPH_NODE, _GRAPH_TENSORS, _GRAPH_OUTPUT, _GRAPH_SPARSE = 1, 5, 12, 15
+_VALUE_NAME = 1
 _NODE_OPERATION, _NODE_ATTRIBUTE = 4, 5
 _ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS, _ATTRIBUTE_SPARSE = (5, 10), (6, 11), (22, 23)
 _TENSOR_FILE, _TENSOR_PLACE = 13, 14
@@ -28,6 +29,24 @@ def check_onnx(content: bytes) -> None:
             raise ValueError("a graph defines functions")
         if number == _MODEL_GRAPH:
             _check_graph(_message(value))
+
+
+def with_outputs(content: bytes, names: Sequence[str]) -> bytes:
+    """A file whose graph also returns tensors inside it, by their names.
+
+    A message that comes twice is merged by parsers of Protocol Buffers, so these outputs are added at the end.
+    """
+    added = b"".join(_written(_GRAPH_OUTPUT, _written(_VALUE_NAME, name.encode())) for name in names)
+    return content + _written(_MODEL_GRAPH, added) if added else content
+
+
+def _written(number: int, value: bytes) -> bytes:
+    return bytes([*_as_varint(number << 3 | 2), *_as_varint(len(value)), *value])
+
+
+def _as_varint(value: int) -> list[int]:
+    low, rest = value & 0x7F, value >> 7
+    return [low | 0x80, *_as_varint(rest)] if rest else [low]
 
 
 def _check_graph(graph: memoryview) -> None:

@@ -24,15 +24,17 @@ def openvino() -> Any:
     return openvino
 
 
-def load_openvino(graph: Path | bytes, precision: Precision = "float32") -> Engine:
+def load_openvino(graph: Path | bytes, precision: Precision = "float32", inner: Sequence[str] = ()) -> Engine:
     """An engine that runs a graph in OpenVINO's own format, or in ONNX.
 
     Args:
         graph: the file; or the content of an ONNX file, which is compiled once and then taken from the cache.
         precision: of its products.
+        inner: names of tensors inside the graph to return, too.
 
     Raises:
         SettingsError: as `openvino_engine`.
+        RuntimeError: if there are no such tensors.
     """
     core = openvino().Core()
     if isinstance(graph, Path):
@@ -40,14 +42,17 @@ def load_openvino(graph: Path | bytes, precision: Precision = "float32") -> Engi
     options = _options(precision)
 
     def compiled() -> Any:
-        return core.compile_model(core.read_model(graph), "CPU", options)
+        model = core.read_model(graph)
+        if inner:
+            model.add_outputs(list(inner))
+        return core.compile_model(model, "CPU", options)
 
     def write(path: Path) -> None:
         path.write_bytes(compiled().export_model().getvalue())
 
     decisive = ("OPTIMIZATION_CAPABILITIES", "RANGE_FOR_STREAMS")
     made_by = [metadata.version("openvino"), *(str(core.get_property("CPU", name)) for name in decisive)]
-    parts = [*made_by, repr(options), hashlib.sha256(graph).hexdigest()]
+    parts = [*made_by, *inner, repr(options), hashlib.sha256(graph).hexdigest()]
     try:
         path = cached("model.blob", parts, write)
     except OutputError:

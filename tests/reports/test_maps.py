@@ -1,0 +1,45 @@
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dlsr import OutputError
+from dlsr.anomaly_maps import AnomalyMap
+from dlsr.reports.maps import file_names, write_maps
+
+
+def named(*names):
+    return [str(path) for path in file_names(names)]
+
+
+def test_files_are_named_after_their_images_below_the_common_folder():
+    assert named("photos/a/1.png", "photos/b/1.png") == ["a/1.png.jpg", "b/1.png.jpg"]
+    assert named("/data/photos/1.png") == ["1.png.jpg"]
+
+
+def test_names_of_a_stranger_stay_in_the_folder_and_differ():
+    found = file_names(
+        ["../../etc/x.png", "/etc/x.png", "etc/x.png", "..", "", "a" * 300 + "1.png", "a" * 300 + "2.png"]
+    )
+    assert len(set(found)) == 7
+    for path in found:
+        assert not path.is_absolute()
+        assert ".." not in path.parts
+        assert len(os.fsencode(path.name)) <= 255
+
+
+def test_unreadable_images_have_no_file(tmp_path):
+    image = Image.new("RGB", (8, 8))
+    maps = [AnomalyMap("a.png", np.zeros((28, 28), np.float32), image), AnomalyMap("b.png", error="not an image")]
+    done = []
+    assert write_maps(tmp_path / "maps", maps, ["a.png", "b.png"], done.append) == 1
+    assert [path.name for path in (tmp_path / "maps").iterdir()] == ["a.png.jpg"]
+    assert done == [1, 1]
+
+
+def test_a_folder_that_cannot_be_written_is_one_error(tmp_path):
+    (tmp_path / "maps").write_bytes(b"a file")
+    maps = [AnomalyMap("a.png", np.zeros((28, 28), np.float32), Image.new("RGB", (8, 8)))]
+    with pytest.raises(OutputError, match="check space and permissions"):
+        write_maps(tmp_path / "maps", maps, ["a.png"])
