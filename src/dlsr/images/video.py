@@ -9,6 +9,7 @@ playlists, are refused, whatever the suffix.
 """
 
 import math
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -215,6 +216,9 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
     """
     av = _pyav()
     with open_file(path) as file:
+        if not file.seek(0, os.SEEK_END):
+            raise ImageError("empty file")
+        file.seek(0)
         try:
             container = av.open(
                 file, options={"format_whitelist": _FORMATS}, metadata_errors="replace", buffer_size=_BUFFER_BYTES

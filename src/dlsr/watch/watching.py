@@ -155,11 +155,12 @@ class Watcher:
 
     def _score(self, arrivals: Sequence[Arrival], stop: threading.Event) -> int:
         """Score files and write their rows. Returns the number of rows."""
+        if not arrivals:
+            return 0
         rows: list[Result] = []
         dataset = ImageDataset([arrival.item for arrival in arrivals])
-        results = self._detector.results(dataset) if arrivals else iter(())
-        with closing(results):  # type: ignore[type-var] # a generator
-            for arrival, result in zip(arrivals, results, strict=False):
+        with closing(self._detector.results(dataset)) as results:
+            for arrival, result in zip(arrivals, results, strict=True):
                 if stop.is_set():
                     break
                 if result.error is None or self._is_final(arrival):
