@@ -244,5 +244,3 @@ def test_every_command_takes_clips(run, model, clip, tmp_path):
     assert run("fit", clip, "-o", tmp_path / "model", *words).status == 0
     assert run("calibrate", tmp_path / "model", "--images", clip, "--every", "2", *torch).status == 0
     assert "--every is for clips" in run("score", model, "x", "--engine", "ray", "--every", "2", "-o", "y").error
-
-

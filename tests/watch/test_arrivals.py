@@ -146,9 +146,7 @@ def test_many_files_come_in_parts_and_in_order(watched, clock, monkeypatch):
 
 def test_names_that_are_not_utf8_are_read(watched, clock):
     folder, source, _ = watched
-    path = os.path.join(os.fsencode(folder), b"caf\xe9.png")
-    with open(path, "wb") as file:
-        file.write(b"1")
+    (folder / os.fsdecode(b"caf\xe9.png")).write_bytes(b"1")
     source.ready()
     clock.now += 2
     (found,) = source.ready()

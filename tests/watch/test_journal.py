@@ -82,7 +82,10 @@ def test_a_file_of_other_rows_is_not_touched(tmp_path, name, content):
     path = tmp_path / name
     path.write_text(content, newline="", errors="surrogateescape")
     before = path.read_bytes()
-    with pytest.raises(OutputError, match="is not from this command; give the name of another file"), open_journal(path, 1):
+    with (
+        pytest.raises(OutputError, match="is not from this command; give the name of another file"),
+        open_journal(path, 1),
+    ):
         pass
     assert path.read_bytes() == before
 
@@ -112,7 +115,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
 
 
 def test_other_suffixes_are_refused(tmp_path):
-    with pytest.raises(OutputError, match="end the name in one of .csv, .jsonl"):
+    with pytest.raises(OutputError, match=r"end the name in one of \.csv, \.jsonl"):
         check_journal(tmp_path / "a.parquet")
 
 
