@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
@@ -104,6 +105,12 @@ def workplace(tmp_path, photographs):
     write("held-out", temple[220:])
     write("new", [*temple[220:240], *flower[:20]])
     write("blurred", [image.filter(ImageFilter.GaussianBlur(3)) for image in temple[220:260]])
+    with av.open(str(tmp_path / "clip.mp4"), "w") as clip:
+        stream = clip.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 48, 48, "yuv420p"
+        for image in [*temple[220:240], *flower[:20]]:
+            clip.mux(stream.encode(av.VideoFrame.from_image(image)))
+        clip.mux(stream.encode())
     (tmp_path / "benchmarks").mkdir()
     np.save(tmp_path / "vectors.npy", np.random.default_rng(0).standard_normal((300, 16)).astype(np.float32))
     return tmp_path

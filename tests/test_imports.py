@@ -17,6 +17,7 @@ HEAVY = (
     "onnxscript",
     "pandas",
     "pyarrow",
+    "av",
 )
 RUNTIMES = ("openvino", "onnxruntime")
 LIGHT = (
@@ -33,6 +34,7 @@ LIGHT = (
     "dlsr.reports.html",
     "dlsr.results",
     "dlsr.runtime.backends",
+    "dlsr.watch.watching",
 )
 BLOCKED = f"""
 import importlib.util, sys
@@ -94,6 +96,7 @@ def test_every_command_on_a_fitted_model_runs_without_what_a_fit_needs(
         ("calibrate", own, "--images", image_folder),
         ("calibrate", own, "--confidence", "0.9", "--false-alarm-rate", "0.2"),
         ("score", own, odd_folder, "-o", "rows.jsonl"),
+        ("watch", own, odd_folder, "-o", "watched.jsonl", "--once", "--settle", "0.1"),
     ):
         done = without_heavy(*arguments)
         assert (done.returncode, "Traceback" in done.stderr) == (0, False), (arguments, done.stderr)

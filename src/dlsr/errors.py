@@ -6,7 +6,8 @@
     │   ├── NoImagesError      nothing there, or nothing readable there
     │   └── TooFewImagesError  not enough to fit, validate or calibrate
     ├── ImageError             one image cannot be read (never stops a batch)
-    │   └── ImageTooLargeError it has too many pixels
+    │   ├── ImageTooLargeError it has too many pixels
+    │   └── NoSuchImageError   a clip was shorter than it seemed
     ├── FeatureError           features of the wrong shape or kind, or not finite
     ├── WeightsError           encoder weights missing, damaged or not those of the encoder
     ├── ArtifactError          a model directory, checkpoint or feature store that cannot be trusted
@@ -48,6 +49,10 @@ class ImageError(DlsrError):
 
 class ImageTooLargeError(ImageError):
     """An image has more pixels than are decoded: a decompression bomb, or as good as one."""
+
+
+class NoSuchImageError(ImageError):
+    """There is no such image, as only reading could tell: a clip was shorter than it seemed. It is left out."""
 
 
 class FeatureError(DlsrError):

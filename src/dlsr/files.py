@@ -94,6 +94,22 @@ def growing(path: Path) -> Iterator[IO[str]]:
             partial.replace(path)
 
 
+@contextmanager
+def appending(path: Path) -> Iterator[IO[bytes]]:
+    """A file to append to, which is created if it is missing. Each write is in it at once; no other process writes it.
+
+    Raises:
+        OutputError: if the file cannot be opened, or another process is writing it.
+    """
+    with _reported(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab", buffering=0)
+    with file:
+        if not _locked(file, path):
+            raise OutputError(f"another process is writing '{path}'; wait for it, or give another name")
+        yield file
+
+
 def partial_path(path: Path) -> Path:
     """Where `growing` writes a file that is not finished."""
     return path.with_name(f"{path.name}.partial")
@@ -313,7 +329,7 @@ def _temporary(path: Path) -> Path:
     return path.parent / f".writing-{uuid.uuid4().hex}-{path.name[-_LONGEST:]}"
 
 
-def _locked(file: IO[str], path: Path) -> bool:
+def _locked(file: IO[Any], path: Path) -> bool:
     """Lock a file until it is closed; False if another process has locked it, or has put it elsewhere meanwhile."""
     if fcntl is None:
         return True

@@ -1,7 +1,7 @@
 """A fitted detector: images or features in; scores, p-values and verdicts out. It needs no PyTorch."""
 
 import os
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Generator, Hashable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -132,7 +132,7 @@ class FittedDetector(FittedAttributes):
         transform: Transform | None = None,
         batch_size: int | None = None,
         progress: Progress | None = None,
-    ) -> Iterator[Result]:
+    ) -> Generator[Result]:
         """As `detect`, one image at a time and without a warning: memory does not grow with their number.
 
         Args:

@@ -222,8 +222,9 @@ def write_csv(file: TextWriter, results: Iterable[Result]) -> None:
     rows = csv.DictWriter(file, COLUMNS)
     rows.writeheader()
     for result in results:
-        rows.writerow({name: _no_formula(value) for name, value in result.row().items()})
+        rows.writerow({name: no_formula(value) for name, value in result.row().items()})
 
 
-def _no_formula(cell: Any) -> Any:
+def no_formula(cell: Any) -> Any:
+    """A cell of a CSV file; with an apostrophe in front of it, if a spreadsheet would take it for a formula."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA_SIGNS) else cell

@@ -10,7 +10,20 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-COMMANDS = ("fit", "score", "evaluate", "calibrate", "export", "report", "drift", "serve", "info", "demo", "bench")
+COMMANDS = (
+    "fit",
+    "score",
+    "evaluate",
+    "calibrate",
+    "export",
+    "report",
+    "drift",
+    "watch",
+    "serve",
+    "info",
+    "demo",
+    "bench",
+)
 """Modules of `dlsr.cli` in the order of the help."""
 
 

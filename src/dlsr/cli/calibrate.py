@@ -7,7 +7,7 @@ import typer
 
 from dlsr.calibration.promise import promise
 from dlsr.cli.console import no_unreadable_warnings, print_message, print_skipped, progress_bars
-from dlsr.cli.options import Confidence, FalseAlarmRate, GroupBy, Model, Quiet, Runtime, with_groups
+from dlsr.cli.options import Confidence, Every, FalseAlarmRate, GroupBy, Model, Quiet, Runtime, with_groups
 from dlsr.errors import SettingsError
 
 app = typer.Typer()
@@ -23,6 +23,7 @@ def calibrate(
     false_alarm_rate: FalseAlarmRate = None,
     confidence: Confidence = None,
     group_by: GroupBy = None,
+    every: Every = None,
     *,
     runtime: Runtime,
     quiet: Quiet = False,
@@ -34,13 +35,15 @@ def calibrate(
         raise SettingsError("nothing to change: give --images, --false-alarm-rate or --confidence")
     if images is None and group_by is not None:
         raise SettingsError("--group-by is for the images of --images; give both")
+    if images is None and every is not None:
+        raise SettingsError("--every is for the images of --images; give both")
     detector = runtime.load(model, false_alarm_rate)
     if confidence is not None:
         detector.confidence = confidence
     if group_by is not None:
         detector.group_by = group_by
     if images is not None:
-        dataset = open_images(images)
+        dataset = open_images(images, every=every)
         print_skipped(dataset, quiet)
         with no_unreadable_warnings(), progress_bars(quiet) as bars:
             detector.calibrate(dataset, progress=bars.images("encoding", len(dataset)))

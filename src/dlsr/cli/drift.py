@@ -15,7 +15,7 @@ from dlsr.cli.console import (
     print_unreadable,
     progress_bars,
 )
-from dlsr.cli.options import Images, Json, Model, Quiet, Runtime, with_groups
+from dlsr.cli.options import Every, Images, Json, Model, Quiet, Runtime, with_groups
 from dlsr.files import check_writable
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def drift(
     plot: Annotated[
         Path | None, typer.Option(help="Write a picture of the scores, and of what moved: a .png, .svg or .pdf file.")
     ] = None,
+    every: Every = None,
     *,
     runtime: Runtime,
     quiet: Quiet = False,
@@ -66,7 +67,7 @@ def drift(
 
         check_writable(plot)
     detector = runtime.load(model)
-    dataset, seed = open_images(images), detector.settings_.seed
+    dataset, seed = open_images(images, every=every), detector.settings_.seed
     past = None if reference is None else open_images(reference)
     print_skipped(dataset, quiet)
     if past is not None:

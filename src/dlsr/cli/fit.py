@@ -24,6 +24,7 @@ from dlsr.cli.options import (
     DecodingName,
     Engine,
     EngineName,
+    Every,
     GroupBy,
     ImagesPerPart,
     Json,
@@ -50,7 +51,7 @@ app = typer.Typer()
 @with_groups
 def fit(
     context: typer.Context,
-    images: Annotated[str, typer.Argument(help="Folder, tar or image file with in-distribution images.")],
+    images: Annotated[str, typer.Argument(help="Folder, tar, clip or image file with in-distribution images.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Model directory to write.")],
     encoder: Annotated[str, typer.Option(help="Encoder preset, or a timm network.")] = "efficientnet_lite0",
     score: Annotated[str | None, typer.Option(help="How images are scored.")] = None,
@@ -84,6 +85,7 @@ def fit(
     maps: Annotated[
         bool, typer.Option("--maps", help="Also learn to show where images deviate, for `dlsr score --maps`.")
     ] = False,
+    every: Every = None,
     *,
     runtime: Runtime,
     engine: Engine = EngineName.LOCAL,
@@ -124,7 +126,9 @@ def fit(
     with joined() as ranks:
         quiet = quiet or not ranks.is_first
         if engine is EngineName.LOCAL:
-            _fit_here(detector, Path(images), output, ranks, quiet)
+            _fit_here(detector, Path(images), every, output, ranks, quiet)
+        elif every is not None:
+            raise SettingsError("--every is for clips, which --engine ray does not read; leave it out")
         elif ranks.size > 1:
             raise SettingsError(
                 "--engine ray runs in a single process; encode with it first, then train with torchrun, without it"
@@ -140,10 +144,10 @@ def fit(
             _print_fitted(detector, output, quiet, as_json)
 
 
-def _fit_here(detector: "Detector", images: Path, output: Path, ranks: "Ranks", quiet: bool) -> None:
+def _fit_here(detector: "Detector", images: Path, every: str | None, output: Path, ranks: "Ranks", quiet: bool) -> None:
     from dlsr.images.sources import open_images  # noqa: PLC0415
 
-    dataset = open_images(images)
+    dataset = open_images(images, every=every)
     print_skipped(dataset, quiet)
     with no_unreadable_warnings(), progress_bars(quiet) as bars:
         detector.fit(

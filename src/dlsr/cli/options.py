@@ -77,7 +77,15 @@ Pooling = Annotated[
     typer.Option(help="What is kept of each of the encoder's maps; mean is the paper's.", show_default="the preset's"),
 ]
 Model = Annotated[Path, typer.Argument(help="Model directory written by `dlsr fit`.")]
-Images = Annotated[Path, typer.Argument(help="Folder, tar or image file.")]
+Images = Annotated[Path, typer.Argument(help="Folder, tar, clip or image file.")]
+Every = Annotated[
+    str | None,
+    typer.Option(
+        "--every",
+        help="Of a clip: keep every so many frames, such as 30, or one frame in so many seconds, such as 1s. "
+        "Default: all frames.",
+    ),
+]
 OodDatasets = Annotated[list[str], typer.Option("--ood", help="An OOD dataset as NAME=FOLDER or NAME=TAR. Repeatable.")]
 FalseAlarmRate = Annotated[
     float | None, typer.Option("--false-alarm-rate", help="Share of ID images that may be called OOD.")

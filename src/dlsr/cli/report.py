@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from dlsr.cli.console import no_unreadable_warnings, print_message, print_skipped, print_unreadable, progress_bars
-from dlsr.cli.options import FalseAlarmRate, Fdr, Images, Model, Quiet, Runtime, check_fdr_option, with_groups
+from dlsr.cli.options import Every, FalseAlarmRate, Fdr, Images, Model, Quiet, Runtime, check_fdr_option, with_groups
 from dlsr.files import check_writable
 
 app = typer.Typer()
@@ -21,6 +21,7 @@ def report(
     title: Annotated[str | None, typer.Option(help="Title of the page. Default: the path of the images.")] = None,
     false_alarm_rate: FalseAlarmRate = None,
     fdr: Fdr = None,
+    every: Every = None,
     *,
     runtime: Runtime,
     quiet: Quiet = False,
@@ -32,7 +33,7 @@ def report(
     check_fdr_option(fdr, false_alarm_rate)
     check_writable(output)
     detector = runtime.load(model, false_alarm_rate)
-    dataset = open_images(images)
+    dataset = open_images(images, every=every)
     print_skipped(dataset, quiet)
     with no_unreadable_warnings(), progress_bars(quiet) as bars:
         progress = bars.images("scoring", len(dataset))

@@ -23,6 +23,7 @@ from dlsr.cli.options import (
     Address,
     Engine,
     EngineName,
+    Every,
     FalseAlarmRate,
     Fdr,
     ImagesPerPart,
@@ -48,7 +49,9 @@ def score(
     model: Model,
     images: Annotated[
         str,
-        typer.Argument(help="Folder, tar or image file; with --engine ray also shards, Parquet, a URL or hf:DATASET."),
+        typer.Argument(
+            help="Folder, tar, clip or image file; with --engine ray also shards, Parquet, a URL or hf:DATASET."
+        ),
     ],
     output: Annotated[
         str | None,
@@ -64,6 +67,7 @@ def score(
         Path | None,
         typer.Option(help="Folder for pictures of where each image deviates; for models fitted with --maps."),
     ] = None,
+    every: Every = None,
     *,
     runtime: Runtime,
     engine: Engine = EngineName.LOCAL,
@@ -75,9 +79,11 @@ def score(
     """Score images: how anomalous each is, its p-value, and whether it is out of distribution."""
     check_fdr_option(fdr, false_alarm_rate)
     if engine is EngineName.LOCAL:
-        _score_here(model, images, output, false_alarm_rate, fdr, maps, runtime, quiet, as_json)
+        _score_here(model, images, output, false_alarm_rate, fdr, maps, every, runtime, quiet, as_json)
     elif maps is not None:
         raise SettingsError("--maps does not work with --engine ray; leave out one of them")
+    elif every is not None:
+        raise SettingsError("--every is for clips, which --engine ray does not read; leave it out")
     elif fdr is not None:
         raise SettingsError("--fdr needs the p-values of all images at once; score without --engine ray")
     elif output is None:
@@ -93,6 +99,7 @@ def _score_here(
     false_alarm_rate: float | None,
     fdr: float | None,
     maps: Path | None,
+    every: str | None,
     runtime: Runtime,
     quiet: bool,
     as_json: bool,
@@ -108,7 +115,7 @@ def _score_here(
     if output is not None:
         check_output(Path(output))
     detector = runtime.load(model, false_alarm_rate)
-    dataset = open_images(Path(source))
+    dataset = open_images(Path(source), every=every)
     of_images = None if maps is None else detector.anomaly_maps(dataset)
     print_skipped(dataset, quiet)
     counter, why, drawn = _Counter(), None, 0

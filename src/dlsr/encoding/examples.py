@@ -73,7 +73,9 @@ def choose_examples(images: ImageDataset, encoded: Encoded, count: int, seed: in
     readable = np.flatnonzero(encoded.readable)
     chosen: list[int] = []
     thumbnails: list[bytes] = []
-    for position in np.random.default_rng(seed).permutation(len(readable)):
+    order = np.random.default_rng(seed).permutation(len(readable))
+    order[:count].sort()  # frames of a clip are read fastest in their order
+    for position in order:
         if len(chosen) == count:
             break
         with suppress(*UNREADABLE):

@@ -149,7 +149,9 @@ class FeatureExtractor:
         """
         found = open_images(images)
         if seed is not None:
-            found = found.subset(int(i) for i in np.random.default_rng(seed).permutation(len(found)))
+            order = np.random.default_rng(seed).permutation(len(found))
+            order[:limit].sort()  # frames of a clip are read fastest in their order
+            found = found.subset(int(i) for i in order)
         return readable_pixels(self.encoder, found, limit, self.workers)
 
     def feature_store(self) -> FeatureStore:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlsr.encoding.store import KEY_BYTES, FeatureStore, empty_table
-from dlsr.errors import NoImagesError, OutputError
+from dlsr.errors import NoImagesError, NoSuchImageError, OutputError
 from dlsr.images.decode import UNREADABLE, decode, reason_of, undecodable
 from dlsr.images.sources import ImageDataset, ImageItem
 from dlsr.images.transforms import Transform
@@ -114,7 +114,7 @@ def encode_chunks(
     """
     saver = _Saver(store, on_store_error)
 
-    def prepare(item: ImageItem) -> _Prepared:
+    def prepare(item: ImageItem) -> _Prepared | None:
         return _prepare(item, encoder, store, transform)
 
     def encode(batch: list[_Prepared]) -> list[_Prepared]:
@@ -235,7 +235,7 @@ def readable_pixels(encoder: "Encoder", images: ImageDataset, limit: int, worker
     """
     pixels: list[NDArray[np.uint8]] = []
     for image in map_ahead(lambda item: _prepare(item, encoder, None, None), images.items, workers, ahead=AHEAD):
-        if image.pixels is not None:
+        if image is not None and image.pixels is not None:
             pixels.append(image.pixels)
         if len(pixels) == limit:
             break
@@ -244,7 +244,9 @@ def readable_pixels(encoder: "Encoder", images: ImageDataset, limit: int, worker
     return np.stack(pixels)
 
 
-def _prepare(item: ImageItem, encoder: "Encoder", store: FeatureStore | None, transform: Transform | None) -> _Prepared:
+def _prepare(
+    item: ImageItem, encoder: "Encoder", store: FeatureStore | None, transform: Transform | None
+) -> _Prepared | None:
     try:
         raw = item.read()
         image = None
@@ -262,15 +264,19 @@ def _prepare(item: ImageItem, encoder: "Encoder", store: FeatureStore | None, tr
         pixels = encoder.spec.resize(image)
         # Hashed in the threads that decode, so that the engine need not wait.
         return _Prepared(item.name, key, pixels=pixels, digest=pixel_digest(pixels))
+    except NoSuchImageError:
+        return None
     except UNREADABLE as error:
         return _Prepared(item.name, error=reason_of(error))
 
 
-def _batches(prepared: Iterable[_Prepared], size: int) -> Iterator[list[_Prepared]]:
+def _batches(prepared: Iterable[_Prepared | None], size: int) -> Iterator[list[_Prepared]]:
     """Images in order, in groups of which at most `size` images need encoding."""
     batch: list[_Prepared] = []
     missing = 0
     for image in prepared:
+        if image is None:
+            continue
         batch.append(image)
         missing += image.pixels is not None
         if missing == size or len(batch) == CHUNK:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageStat
 
+from dlsr.errors import NoSuchImageError
 from dlsr.images.decode import UNREADABLE, decode, reason_of
 from dlsr.images.sources import ImageDataset, ImageItem
 from dlsr.streaming import map_ahead
@@ -67,9 +68,11 @@ def measure(images: ImageDataset, *, workers: int = 2, progress: Callable[[int],
         progress: callback with the number of images done since the last call.
     """
 
-    def read(item: ImageItem) -> Properties | str:
+    def read(item: ImageItem) -> Properties | str | None:
         try:
             return properties_of(item.read())
+        except NoSuchImageError:
+            return None
         except UNREADABLE as error:
             return reason_of(error)
 
@@ -78,7 +81,7 @@ def measure(images: ImageDataset, *, workers: int = 2, progress: Callable[[int],
     for item, outcome in zip(images.items, map_ahead(read, images.items, workers, ahead=8 * workers), strict=True):
         if isinstance(outcome, str):
             unreadable[item.name] = outcome
-        else:
+        elif outcome is not None:
             found.append(outcome)
         if progress is not None:
             progress(1)

@@ -1,4 +1,4 @@
-"""Sources of images: folders, tars, image files, arrays, datasets. Images are listed without being decoded."""
+"""Sources of images: folders, tars, clips, image files, arrays, datasets. Images are listed without being decoded."""
 
 import os
 import sys
@@ -9,16 +9,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dlsr.errors import ImageError, InputError, NoImagesError, one_line
+from dlsr.errors import ImageError, InputError, NoImagesError, SettingsError, one_line
 from dlsr.images.names import SUFFIXES, in_utf8
 from dlsr.images.reading import open_file, read_file
 from dlsr.images.tars import TAR_SUFFIXES, Member, list_members, plain_tar
+from dlsr.images.video import CLIP_SUFFIXES, Clip, check_every
 
 
 class UnreadableImagesWarning(UserWarning):
@@ -78,25 +79,33 @@ class TorchDataset(Protocol):
 
 
 ImagesLike = str | os.PathLike[str] | Sequence[Any] | NDArray[np.uint8] | TorchDataset | ImageDataset
-"""A folder, a tar, one image file, a list of paths or PIL images or arrays, a uint8 array or a torch dataset."""
+"""A folder, tar, clip or image file, a list of paths or PIL images or arrays, a uint8 array or a torch dataset."""
 
 
-def open_images(images: ImagesLike) -> ImageDataset:
+def open_images(images: ImagesLike, *, every: int | str | None = None) -> ImageDataset:
     """List the images of a source without decoding them.
 
     Args:
         images: a folder (searched with all its subfolders, but not those it links to), a `.tar` (or `.tar.gz`,
-            `.tar.bz2`, `.tar.xz`), an image file, a list of paths, PIL images or arrays, a uint8 array of shape
-            `(N, H, W)` or `(N, H, W, 3)`, or a torch dataset.
+            `.tar.bz2`, `.tar.xz`), a clip (`.mp4`, `.mkv`, `.mov`, `.avi`, `.webm`), an image file, a list of paths,
+            PIL images or arrays, a uint8 array of shape `(N, H, W)` or `(N, H, W, 3)`, or a torch dataset.
+        every: of a clip, keep every so many frames, such as 30, or one frame in so many seconds, such as `"1s"`; None
+            keeps all. A frame is named `clip.mp4#frame=120`, where the number counts all frames from 0.
 
     Raises:
         NoImagesError: if there are none.
         InputError: if the source does not exist, cannot be read or is of an unsupported type.
+        SettingsError: for an `every` that is no such thing, or is given for anything but a clip.
+        MissingExtraError: for a clip without PyAV.
     """
+    if every is not None:
+        check_every(every)
+        if not (isinstance(images, str | os.PathLike) and _is_clip(Path(images))):
+            raise SettingsError(f"every is for clips, which end in {', '.join(CLIP_SUFFIXES)}; leave it out")
     if isinstance(images, ImageDataset):
         found = images
     elif isinstance(images, str | os.PathLike):
-        found = _open_path(Path(images))
+        found = _open_path(Path(images), every)
     elif isinstance(images, Image.Image):
         found = ImageDataset([_item_of(0, images)])
     elif isinstance(images, np.ndarray):
@@ -107,7 +116,7 @@ def open_images(images: ImagesLike) -> ImageDataset:
         found = ImageDataset([_dataset_item(images, i) for i in range(len(images))])
     else:
         raise InputError(
-            f"cannot read images from a {type(images).__name__}; give a folder, a tar, a list of paths or PIL "
+            f"cannot read images from a {type(images).__name__}; give a folder, a tar, a clip, a list of paths or PIL "
             "images, a uint8 array or a torch dataset with a length"
         )
     if not found.items:
@@ -117,18 +126,44 @@ def open_images(images: ImagesLike) -> ImageDataset:
     return found
 
 
-def _open_path(path: Path) -> ImageDataset:
+def _open_path(path: Path, every: int | str | None) -> ImageDataset:
     try:
         if path.is_dir():
             return _open_folder(path)
         if path.name.lower().endswith(TAR_SUFFIXES):
             return _open_tar(path)
+        if _is_clip(path):
+            return ImageDataset(_ClipItems(in_utf8(str(path)), Clip(path, every or 1)))
         open_file(path).close()
         return ImageDataset([_file_item(path)])
     except FileNotFoundError:
         raise InputError(f"'{path}' does not exist; check the path") from None
     except (OSError, ImageError, tarfile.TarError) as error:
         raise InputError(f"cannot read '{path}': {one_line(error)}; check the file and its permissions") from error
+
+
+def _is_clip(path: Path) -> bool:
+    return path.suffix.lower() in CLIP_SUFFIXES and not path.is_dir()
+
+
+class _ClipItems(Sequence[ImageItem]):
+    """The kept frames of a clip, see `Clip`."""
+
+    def __init__(self, name: str, clip: Clip) -> None:
+        self._name, self._clip = name, clip
+
+    def __len__(self) -> int:
+        return len(self._clip)
+
+    @overload
+    def __getitem__(self, index: int) -> ImageItem: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[ImageItem]: ...
+    def __getitem__(self, index: int | slice) -> ImageItem | list[ImageItem]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        number = self._clip.number_of(index)
+        return ImageItem(f"{self._name}#frame={number}", partial(self._clip.read, number))
 
 
 def _open_folder(folder: Path) -> ImageDataset:

@@ -4,7 +4,7 @@ import base64
 import heapq
 import html
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.resources import files
@@ -148,6 +148,7 @@ def _page(detector: "FittedDetector", images: ImageDataset, summary: Summary, ti
     else:
         alarms = detector.false_alarm_rate * judged
         verdict += f" If all were in distribution, expect at most about {alarms:.0f} false alarms."
+    pictures = _pictures(images, sorted({-entry[1] for entry in (*summary.highest, *summary.lowest)}))
     return template.substitute(
         title=html.escape(in_utf8(title)),
         verdict=html.escape(verdict),
@@ -157,8 +158,8 @@ def _page(detector: "FittedDetector", images: ImageDataset, summary: Summary, ti
         ood=summary.ood,
         unreadable=len(summary.unreadable),
         histogram=_histogram(detector, summary),
-        highest=_gallery(sorted(summary.highest, reverse=True), images),
-        lowest=_gallery(sorted(summary.lowest, reverse=True), images),
+        highest=_gallery(sorted(summary.highest, reverse=True), pictures),
+        lowest=_gallery(sorted(summary.lowest, reverse=True), pictures),
         layers=_layers(detector, summary),
         failures=_failures(summary.unreadable),
         settings=_settings(detector, summary),
@@ -170,17 +171,25 @@ def _histogram(detector: "FittedDetector", summary: Summary) -> str:
     return score_histogram(calibration, Series("these images", np.array(summary.scores)), summary.threshold)
 
 
-def _gallery(entries: Sequence[tuple[float, int, Result]], images: ImageDataset) -> str:
-    return "\n".join(_figure(images, -negative, result) for _, negative, result in entries)
+def _pictures(images: ImageDataset, indices: Iterable[int]) -> dict[int, str]:
+    """Thumbnails by index. Frames of a clip are read fastest in their order."""
+    pictures = {}
+    for index in indices:
+        item = images.items[index]
+        try:
+            content = base64.b64encode(thumbnail(item.read(), THUMBNAIL)).decode()
+            pictures[index] = f'<img src="data:image/jpeg;base64,{content}" alt="{html.escape(item.name)}">'
+        except UNREADABLE as error:  # the file may have changed since it was scored
+            pictures[index] = html.escape(reason_of(error))
+    return pictures
 
 
-def _figure(images: ImageDataset, index: int, result: Result) -> str:
+def _gallery(entries: Sequence[tuple[float, int, Result]], pictures: Mapping[int, str]) -> str:
+    return "\n".join(_figure(pictures[-negative], result) for _, negative, result in entries)
+
+
+def _figure(picture: str, result: Result) -> str:
     name = html.escape(result.path)
-    try:
-        content = base64.b64encode(thumbnail(images.items[index].read(), THUMBNAIL)).decode()
-        picture = f'<img src="data:image/jpeg;base64,{content}" alt="{name}">'
-    except UNREADABLE as error:  # the file may have changed since it was scored
-        picture = html.escape(reason_of(error))
     assert result.score is not None
     verdict = "OOD" if result.is_ood else "ID"
     numbers = f"{result.score:.2f}, p = {result.p_value:.2g}, {html.escape(str(result.top_layer))}"

@@ -1,0 +1,1 @@
+"""Watching a folder: images are scored as they arrive, and each result is kept once."""
