@@ -43,7 +43,7 @@ def content(detector, folder):
 
 @pytest.mark.parametrize(
     ("score", "group_by"),
-    [("local", "auto"), ("local", "none"), ("local", r"(\d)\.png$"), ("mahalanobis", "auto"), ("residual", "auto")],
+    [("local", "auto"), ("local", "none"), ("local", r"(\d\d)\.png$"), ("mahalanobis", "auto"), ("residual", "auto")],
 )
 def test_the_model_is_bit_for_bit_that_of_a_fit_to_all(folders, tmp_path, small_encoder, score, group_by, encoded):
     old, new = folders
@@ -218,7 +218,7 @@ def test_the_model_is_replaced_and_the_changes_are_told(run, folders, fitted, tm
     assert (done.status, done.out) == (0, ""), done.err
     assert "1 of 22 images could not be read" in done.err
     assert r"bro\nken.png" in done.err
-    assert "added 20 images to 60; 1 copies of images of before are left out\n" in done.err
+    assert "added 20 images to 60; left out as copies of these: 1\n" in done.err
     now = Detector.load(model).threshold_
     assert f"threshold: {threshold:.6g} before, {now:.6g} now\n" in done.err
     assert "of the added images " in done.err

@@ -101,7 +101,7 @@ def test_other_files_are_never_replaced(tmp_path, kind):
 
 
 def test_images_in_a_tar_need_a_root():
-    with pytest.raises(SettingsError, match=r"is a tar, .* --image-root"):
+    with pytest.raises(SettingsError, match=r"is a tar, .*--image-root"):
         ImageRoot(Path("photos.tar.gz"))
     assert ImageRoot(Path("photos.tar"), "unpacked").relative("a/b.png") == "a/b.png"
 

@@ -224,9 +224,8 @@ def _fit_with_added(
     if add is None or model is None:
         raise SettingsError("--add and --model belong together: dlsr fit --add FOLDER --model MODEL")
     _check_only_runtime(context)
-    output = output or model
+    detector, output = Detector.load(model, **runtime.arguments()), output or model
     check_output(output)
-    detector = Detector.load(model, **runtime.arguments())
     dataset = open_images(add)
     with joined() as ranks:
         quiet = quiet or not ranks.is_first
@@ -338,7 +337,7 @@ def _changes(addition: "Addition") -> list[str]:
     """What an addition changed, in lines."""
     before, now = addition.scores_before, addition.scores
     of = f"the {now.images} images of before" if addition.paired else "the calibration images"
-    left_out = f"; {addition.copies} copies of images of before are left out" if addition.copies else ""
+    left_out = f"; left out as copies of these: {addition.copies}" if addition.copies else ""
     lines = [
         f"added {addition.added} images to {addition.images_before}{left_out}",
         f"threshold: {addition.threshold_before:.6g} before, {addition.threshold:.6g} now",
