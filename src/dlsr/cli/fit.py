@@ -226,16 +226,16 @@ def _fit_with_added(
     _check_only_runtime(context)
     detector, output = Detector.load(model, **runtime.arguments()), output or model
     check_output(output)
-    dataset = open_images(add)
+    new, again = open_images(add), open_images(old) if old is not None else None
     with joined() as ranks:
         quiet = quiet or not ranks.is_first
-        print_skipped(dataset, quiet)
+        print_skipped(new, quiet)
         with no_unreadable_warnings(), progress_bars(quiet) as bars:
             addition = detector.add(
-                dataset,
-                old=old,
+                new,
+                old=again,
                 checkpoint=_beside(output, "checkpoint"),
-                progress=bars.images("encoding", len(dataset)),
+                progress=bars.images("encoding", len(new) + len(again or ())),
                 on_epoch=bars.epochs("training"),
                 ranks=ranks,
             )
