@@ -98,6 +98,8 @@ def test_pandas(results, monkeypatch):
     assert list(frame.columns)[:3] == ["path", "score", "p_value"]
     np.testing.assert_array_equal(frame["stage 2"], results.layers[:, 2])
     assert frame["error"].notna().sum() == 1
+    assert frame[frame["is_ood"]]["path"].tolist() == [result.path for result in results if result.is_ood]
+    assert frame.groupby("top_layer")["score"].mean().notna().all()
     monkeypatch.setitem(__import__("sys").modules, "pandas", None)
     with pytest.raises(MissingExtraError, match=r"dlsr\[pandas\]"):
         results.to_pandas()

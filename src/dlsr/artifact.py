@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from dlsr.config import MOST_STEPS, DetectorConfig, SavedSettings
 from dlsr.encoders import EncoderSpec
 from dlsr.encoding.examples import Examples
+from dlsr.encoding.fitted_images import FittedImages
 from dlsr.errors import ArtifactError, SettingsError, one_line
 from dlsr.files import in_order
 from dlsr.method.noise import MOST_NOISE
@@ -150,6 +151,7 @@ def write_model(folder: Path, model: FittedModel) -> None:
     parts: dict[str, Arrays] = {
         "scorer": model.scorer.learned,
         "calibration": calibration,
+        "images": model.images.arrays() if model.images else {},
         "examples": model.examples.arrays() if model.examples else {},
         "graph": {} if graphs is None else _as_arrays(graphs),
         "maps": {} if model.map_peaks is None else {"peaks": model.map_peaks},
@@ -192,7 +194,7 @@ def read_model(folder: Path, device: str, backend: Backend = "auto", *, pytorch:
 
 
 def _model_of(manifest: Manifest, arrays: Arrays, device: str, pytorch: bool) -> FittedModel:
-    learned, examples, graph = (_part(part, arrays) for part in ("scorer", "examples", "graph"))
+    learned, images, examples, graph = (_part(part, arrays) for part in ("scorer", "images", "examples", "graph"))
     graphs = None
     if manifest.graphs is not None:
         about = manifest.graphs
@@ -214,6 +216,7 @@ def _model_of(manifest: Manifest, arrays: Arrays, device: str, pytorch: bool) ->
         scorer=_scorer_of(manifest, learned, graphs, device, pytorch),
         calibration=Calibration(**_part("calibration", arrays), left_out=manifest.fit.left_out),
         summary=manifest.fit,
+        images=FittedImages.of(images) if images else None,
         examples=Examples.of(examples) if examples else None,
         graphs=graphs,
         map_peaks=_part("maps", arrays).get("peaks"),

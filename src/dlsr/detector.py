@@ -8,26 +8,24 @@ from typing import Any, ClassVar, Self, Unpack, cast
 
 from numpy.typing import ArrayLike
 
+from dlsr.addition import Addition, NewImages, with_added
 from dlsr.anomaly_maps import peaks_of
 from dlsr.config import AUTO, CalibrationMethod
 from dlsr.configured import Configured
 from dlsr.encoding.examples import choose_examples
 from dlsr.encoding.extractor import FeatureExtractor
 from dlsr.encoding.pipeline import Encoded, Progress
-from dlsr.errors import ExportError, FeatureError, NoImagesError, SettingsError
-from dlsr.fitting import fit_model, own_settings, with_score
-from dlsr.images.sources import ImagesLike, open_images, warn_caller, warn_of_unreadable
+from dlsr.errors import FeatureError, NoImagesError, SettingsError
+from dlsr.fitted_detector import FittedDetector
+from dlsr.fitting import as_graphs, fit_images, fit_model, own_settings, with_score
+from dlsr.images.sources import ImagesLike, open_images, warn_of_unreadable
 from dlsr.images.transforms import Transform
 from dlsr.method.noise import Digests
-from dlsr.model import FittedModel, Graphs, checked_features
+from dlsr.model import FittedModel, checked_features
 from dlsr.runtime.backends import Backend
-from dlsr.scorer_module import ModuleScorer, scorer_graph
+from dlsr.scorer_module import ModuleScorer
 from dlsr.scorers import Scorer, Settings
 from dlsr.training.loop import Trainer, TrainingOptions
-
-
-class GraphWarning(UserWarning):
-    """A model is saved without graphs, so that it cannot be used without PyTorch."""
 
 
 class Detector(Configured):
@@ -146,21 +144,47 @@ class Detector(Configured):
             WeightsError: if the encoder's weights cannot be had.
         """
         extractor, trainer = self.prepare_extractor(), Trainer.of(self._resolved().seed, training)
-        found, ranks = open_images(images), trainer.ranks
+        found = open_images(images)
         extractor = extractor.with_ranges(found, trainer.seed)
-        if ranks.size > 1 and extractor.store is not None:
-            # Each process encodes its share into the store, where all of them then find everything.
-            share = found.subset(range(ranks.rank, len(found), ranks.size))
-            advance = progress or (lambda n: None)
-            extractor.encode(share, transform=transform, progress=lambda n: advance(n * ranks.size))
-            ranks.wait()
-            progress = None
-        encoded = extractor.encode(found, transform=transform, progress=progress)
+        encoded = extractor.encode_shared(found, trainer.ranks, transform=transform, progress=progress)
         model = self._fit_encoded(encoded, extractor, trainer, groups)
         examples = choose_examples(found, encoded, self.thumbnails, self.seed) if self.thumbnails else None
         peaks = peaks_of(model, extractor, found) if self.maps else None
-        self._model, self._extractor = replace(model, examples=examples, map_peaks=peaks), extractor
+        known = model.images if transform is None else None
+        self._model, self._extractor = replace(model, examples=examples, images=known, map_peaks=peaks), extractor
         return self
+
+    def add(
+        self,
+        images: ImagesLike,
+        *,
+        old: ImagesLike | None = None,
+        groups: Sequence[Hashable] | None = None,
+        progress: Progress | None = None,
+        **training: Unpack[TrainingOptions],
+    ) -> Addition:
+        """Fit again to the images of the last fit and to new ones, with the settings of that fit.
+
+        The old images are not read: their features come from the feature store. See `dlsr.addition` for what differs
+        from a fit to all images at once.
+
+        Args:
+            images: new ones, see `dlsr.open_images`. Copies of old images are left out.
+            old: the images of the last fit, if the feature store does not hold their features.
+            groups: a label for each new image, if groups were given to the last fit. They are groups of their own.
+            progress: as for `fit`.
+            **training: as for `fit`.
+
+        Raises:
+            NotFittedError: if it is not known what the model was fitted to.
+            InputError: if features of old images are missing, or no image is new; else as `fit`.
+        """
+        before, extractor = self._current_model(), self.extractor_
+        trainer = Trainer.of(before.settings.seed, training)
+        new = NewImages(open_images(images), groups, old, progress)
+        grouped = FittedDetector(before)._groups_of  # as the model says
+        self._model, addition = with_added(before, extractor, new, grouped, self.device, trainer)
+        return addition
 
     def fit_encoded(
         self, encoded: Encoded, *, groups: Sequence[Hashable] | None = None, **training: Unpack[TrainingOptions]
@@ -213,20 +237,8 @@ class Detector(Configured):
             name, reason = next(iter(encoded.unreadable.items()))
             raise NoImagesError(f"none of {len(encoded.names)} images can be read; the first, {name}: {reason}")
         warn_of_unreadable(encoded.unreadable)
-        encoder = extractor.encoder
-        model = fit_model(
-            self._config(),
-            self._resolved(),
-            encoded.z0,
-            encoded.digests,
-            encoder.channels,
-            self._groups_of(encoded, groups),
-            self.device,
-            trainer,
-            encoded.readable_names,
-            encoded.unreadable,
-        )
-        return replace(model, encoder=encoder.spec, encoder_sha256=encoder.weights_sha256)
+        config, settings, grouped = self._config(), self._resolved(), self._groups_of(encoded, groups)
+        return fit_images(config, settings, encoded, extractor.encoder, grouped, self.device, trainer)
 
     def with_settings(self, *, seed: int | None = None, score: str | None = None) -> Self:
         """The same trained model scoring with the noise of another seed, or another score of the same network.
@@ -264,19 +276,11 @@ class Detector(Configured):
         if not graphs:
             self._model = replace(self._fitted(), graphs=None)
         elif self._fitted().graphs is None:
-            self._model = replace(self._model, graphs=self._as_graphs())
+            by = None if encoder is None else self.extractor_.encoder
+            self._model = replace(
+                self._model, graphs=as_graphs(self.scorer_, by, gradient=self._model.map_peaks is not None)
+            )
         super().save(folder)
-
-    def _as_graphs(self) -> Graphs | None:
-        try:
-            scorer = scorer_graph(self.scorer_, gradient=self._model.map_peaks is not None)
-            if self._model.encoder is None:
-                return Graphs(scorer, None, None)
-            encoder = self.extractor_.encoder
-            return Graphs(scorer, encoder.onnx(), encoder.timm)
-        except ExportError as error:
-            warn_caller(f"this model will need PyTorch wherever it is used: {error}", GraphWarning)
-            return None
 
     @property
     def scorer_(self) -> Scorer:

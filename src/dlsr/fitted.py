@@ -1,9 +1,11 @@
 """What a fitted detector tells about itself."""
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
-from dlsr.config import SavedSettings
+from dlsr.config import DetectorConfig, SavedSettings, validated
 from dlsr.encoding.examples import Examples
 from dlsr.errors import NotFittedError
 from dlsr.model import Calibration, FitSummary, FittedModel
@@ -22,6 +24,12 @@ class FittedAttributes:
         if not hasattr(self, "_model"):
             raise NotFittedError("this detector is not fitted; call fit or fit_features, or load a model")
         return self._model
+
+    def _current_model(self) -> FittedModel:
+        """The model with the false-alarm rate and confidence as they are set now."""
+        model = self._fitted()
+        changes = {"false_alarm_rate": self.false_alarm_rate, "confidence": self.confidence}
+        return replace(model, config=validated(DetectorConfig, model.config.model_dump() | changes))
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_model")

@@ -13,7 +13,7 @@ from dlsr.anomaly_maps import AnomalyMap, anomaly_maps
 from dlsr.artifact import read_model, write_model
 from dlsr.calibration.copies import exact_groups, found_groups
 from dlsr.calibration.groups import Groups
-from dlsr.config import AUTO, GIVEN, NONE, DetectorConfig, validated
+from dlsr.config import AUTO, GIVEN, NONE
 from dlsr.encoders.presets import weight_source
 from dlsr.encoding.extractor import FeatureExtractor
 from dlsr.encoding.pipeline import Encoded, Progress
@@ -198,10 +198,7 @@ class FittedDetector(FittedAttributes):
         Raises:
             OutputError: if it cannot be written.
         """
-        model = self._fitted()
-        changes = {"false_alarm_rate": self.false_alarm_rate, "confidence": self.confidence}
-        config = model.config.model_dump() | changes
-        write_model(Path(folder), replace(model, config=validated(DetectorConfig, config)))
+        write_model(Path(folder), self._current_model())
 
     @classmethod
     def load(

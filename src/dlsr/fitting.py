@@ -13,16 +13,25 @@ from dlsr.calibration.exchangeability import check
 from dlsr.calibration.groups import Groups
 from dlsr.calibration.split import split
 from dlsr.config import DetectorConfig, SavedSettings
-from dlsr.errors import FeatureError, SettingsError
+from dlsr.encoders.encoder import Encoder
+from dlsr.encoding.fitted_images import FittedImages
+from dlsr.encoding.pipeline import Encoded
+from dlsr.errors import ExportError, FeatureError, SettingsError
+from dlsr.images.sources import warn_caller
 from dlsr.method.noise import DIGEST_BYTES, Digests, row_digests
-from dlsr.model import Array, FitSummary, FittedModel, calibrated_on
+from dlsr.model import Array, FitSummary, FittedModel, Graphs, calibrated_on
 from dlsr.model_checks import check_finite
 from dlsr.runtime.devices import resolve_device
-from dlsr.scorer_module import ModuleScorer, as_numbers
-from dlsr.scorers import SCORES, Settings
+from dlsr.scorer_module import ModuleScorer, as_numbers, scorer_graph
+from dlsr.scorers import SCORES, Scorer, Settings
 from dlsr.scorers.base import FitData, leaves_out, new_scorer
 from dlsr.training.data import samples_of, taken
 from dlsr.training.loop import Trainer
+
+
+class GraphWarning(UserWarning):
+    """A model is saved without graphs, so that it cannot be used without PyTorch."""
+
 
 UNLIKE = 4.0
 """Images whose score is this many standard deviations above the median of all are unlike the rest."""
@@ -130,6 +139,32 @@ def fit_model(
     )
 
 
+def fit_images(
+    config: DetectorConfig,
+    settings: Settings,
+    images: Encoded,
+    encoder: Encoder,
+    groups: Groups,
+    device: str,
+    trainer: Trainer,
+) -> FittedModel:
+    """As `fit_model`, to images that an encoder has encoded. Groups are those of the readable ones."""
+    model = fit_model(
+        config,
+        settings,
+        images.z0,
+        images.digests,
+        encoder.channels,
+        groups,
+        device,
+        trainer,
+        images.readable_names,
+        images.unreadable,
+    )
+    known = FittedImages.of_fit(images, groups)
+    return replace(model, encoder=encoder.spec, encoder_sha256=encoder.weights_sha256, images=known)
+
+
 def _unlike(scores: Array) -> list[tuple[int, float]]:
     """Positions and deviations of scores far above the others, the farthest first. NaN scores are passed over.
 
@@ -142,6 +177,20 @@ def _unlike(scores: Array) -> list[tuple[int, float]]:
     deviations = (scores - median) / max(median - low, np.finfo(np.float32).tiny)
     found = np.flatnonzero(deviations > UNLIKE)
     return [(int(i), round(float(deviations[i]), 2)) for i in found[np.argsort(-deviations[found])]]
+
+
+def as_graphs(scorer: Scorer, encoder: Encoder | None, *, gradient: bool = False) -> Graphs | None:
+    """Score, its gradient if asked for, and encoder as graphs; None, and a warning, if one cannot be converted.
+
+    Raises:
+        MissingExtraError: if what converts graphs is not installed.
+    """
+    try:
+        scoring = scorer_graph(scorer, gradient=gradient)
+        return Graphs(scoring, None, None) if encoder is None else Graphs(scoring, encoder.onnx(), encoder.timm)
+    except ExportError as error:
+        warn_caller(f"this model will need PyTorch wherever it is used: {error}", GraphWarning)
+        return None
 
 
 def restored(

@@ -56,7 +56,8 @@ def push_to_hub(detector: Detector, repo: str, *, private: bool = True, folder: 
     Args:
         detector: a fitted detector.
         repo: `USER/MODEL`; created if it does not exist.
-        private: whether a new repository is private, which is the default because thumbnails are training images.
+        private: whether a new repository is private, which is the default because a model names the files
+            that it was fitted to, and thumbnails are training images.
         folder: where the model directory is written before the upload.
 
     Returns:

@@ -19,6 +19,7 @@ from dlsr.calibration.groups import Groups
 from dlsr.config import DetectorConfig, SavedSettings
 from dlsr.encoders import EncoderSpec
 from dlsr.encoding.examples import Examples
+from dlsr.encoding.fitted_images import FittedImages
 from dlsr.encoding.pipeline import Encoded
 from dlsr.errors import FeatureError
 from dlsr.method.noise import Digests
@@ -49,6 +50,8 @@ class FitSummary(BaseModel):
     """`DetectorConfig.group_by`, or `given`."""
     left_out: bool = False
     """Whether the calibration scores are those of the training images, each as if it had been left out."""
+    recalibrated: bool = False
+    """Whether the calibration images are others than those of the fit."""
     log: list[EpochLog] = []
     examined_images: int = 0
     """Images that were compared with the rest. Only scores that can score their own training images do this."""
@@ -127,6 +130,8 @@ class FittedModel:
     scorer: FittedScorer
     calibration: Calibration
     summary: FitSummary
+    images: FittedImages | None = None
+    """What it was fitted to; None for features and transformed images."""
     examples: Examples | None = None
     graphs: "Graphs | None" = None
     map_peaks: Array | None = None
@@ -146,7 +151,9 @@ class FittedModel:
     def calibrated(self, z0: NDArray[np.float32], digests: Digests, groups: Groups) -> Self:
         """This model calibrated on other ID features."""
         calibration = calibrated_on(*self.score(z0, digests), groups.numbers)
-        summary = self.summary.model_copy(update={"calibration_images": len(z0), "left_out": False})
+        summary = self.summary.model_copy(
+            update={"calibration_images": len(z0), "left_out": False, "recalibrated": True}
+        )
         return replace(self, calibration=calibration, summary=summary)
 
     def detect(self, images: Encoded, rate: float, confidence: float | None) -> Results:

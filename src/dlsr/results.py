@@ -168,6 +168,8 @@ class Results(Sequence[Result]):
     def to_pandas(self) -> Any:
         """A `pandas.DataFrame` with `COLUMNS` and a column for each layer's deviation.
 
+        `is_ood` is of pandas' type `boolean`, so that `frame[frame["is_ood"]]` works with unreadable images, too.
+
         Raises:
             MissingExtraError: without pandas.
         """
@@ -176,6 +178,7 @@ class Results(Sequence[Result]):
         except ImportError:
             raise MissingExtraError("pandas", "pandas") from None
         frame = pd.DataFrame([result.row() for result in self], columns=list(COLUMNS))
+        frame = frame.astype({"score": "float64", "p_value": "float64", "is_ood": "boolean"})
         return frame.assign(**dict(zip(self.layer_names, self.layers.T, strict=True)))
 
     def to_csv(self, path: str | Path) -> None:

@@ -11,8 +11,8 @@ from pydantic import Field
 
 from dlsr import SCORES, ArtifactError, Detector, FittedDetector, Scorer, register
 from dlsr.cli import main
-from dlsr.detector import GraphWarning
 from dlsr.export import export
+from dlsr.fitting import GraphWarning
 from dlsr.method.scores import layer_means
 from dlsr.scorers import ScorerSettings
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from dlsr.cli.console import print_evaluation, print_json, print_message, print_unreadable, progress_bars
-from dlsr.cli.options import Json, Model, OodDatasets, ProtocolName, Quiet, Runtime, named_paths, with_groups
+from dlsr.cli.options import Json, Mlflow, Model, OodDatasets, ProtocolName, Quiet, Runtime, named_paths, with_groups
 from dlsr.files import check_writable
 
 app = typer.Typer()
@@ -29,6 +29,7 @@ def evaluate(
     ] = None,
     *,
     runtime: Runtime,
+    mlflow: Mlflow = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -41,6 +42,10 @@ def evaluate(
         from dlsr.reports.evaluation import write_evaluation  # noqa: PLC0415
 
         check_writable(output / "evaluation.json")
+    if mlflow is not None:
+        from dlsr.mlflow import check_tracking, log_evaluation  # noqa: PLC0415
+
+        check_tracking(mlflow)
     detector = Detector.load(model, **runtime.arguments())
     with progress_bars(quiet) as bars:
         evaluation = run(
@@ -61,6 +66,9 @@ def evaluate(
         print_json(report.model_dump(mode="json"))
     else:
         print_evaluation(report)
+    written = []
     if output is not None:
         written = write_evaluation(output, evaluation, detector.threshold_)
         print_message(f"wrote {', '.join(str(path) for path in written)}", quiet)
+    if mlflow is not None:
+        print_message(f"logged as run {log_evaluation(model, report, mlflow, files=written)} at {mlflow}", quiet)

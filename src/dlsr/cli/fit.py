@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,6 +29,7 @@ from dlsr.cli.options import (
     GroupBy,
     ImagesPerPart,
     Json,
+    Mlflow,
     Pooling,
     PrecisionName,
     Quiet,
@@ -41,6 +43,7 @@ from dlsr.errors import SettingsError
 from dlsr.files import left_of, remove_old
 
 if TYPE_CHECKING:
+    from dlsr.addition import Addition
     from dlsr.detector import Detector
     from dlsr.training.distributed import Ranks
 
@@ -51,8 +54,29 @@ app = typer.Typer()
 @with_groups
 def fit(
     context: typer.Context,
-    images: Annotated[str, typer.Argument(help="Folder, tar, clip or image file with in-distribution images.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Model directory to write.")],
+    images: Annotated[
+        str | None,
+        typer.Argument(
+            help="Folder, tar, clip or image file with in-distribution images. With --add: those of the last fit, if "
+            "the feature store does not hold their features.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Model directory to write. Default: with --add, that of --model.", show_default=False
+        ),
+    ] = None,
+    add: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder, tar or image file to add to the images that --model was fitted to: a fit to all of them with "
+            "the settings of that model.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[Path | None, typer.Option(help="The model to add images to.", show_default=False)] = None,
     encoder: Annotated[str, typer.Option(help="Encoder preset, or a timm network.")] = "efficientnet_lite0",
     score: Annotated[str | None, typer.Option(help="How images are scored.")] = None,
     preset: Annotated[str | None, typer.Option(help="The score's settings to start from.")] = None,
@@ -91,6 +115,7 @@ def fit(
     engine: Engine = EngineName.LOCAL,
     address: Address = None,
     images_per_part: ImagesPerPart = 4096,
+    mlflow: Mlflow = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -98,6 +123,15 @@ def fit(
 
     Under torchrun or accelerate launch, the processes share encoding and training.
     """
+    if mlflow is not None:
+        from dlsr.mlflow import check_tracking  # noqa: PLC0415
+
+        check_tracking(mlflow)
+    if add is not None or model is not None:
+        _fit_with_added(context, images, output, add, model, runtime, mlflow, quiet, as_json)
+        return
+    if images is None or output is None:
+        raise SettingsError("give images to fit to and an --output; or --add and --model, to add images to a model")
     from dlsr.config import AUTO  # noqa: PLC0415
     from dlsr.detector import Detector  # noqa: PLC0415
     from dlsr.model_folder import check_output  # noqa: PLC0415
@@ -136,12 +170,9 @@ def fit(
         else:
             _fit_with_ray(detector, images, output, address, images_per_part, quiet)
         if ranks.is_first:
-            detector.save(output)
-            checkpoint = _beside(output, "checkpoint")
-            checkpoint.unlink(missing_ok=True)
-            remove_old(left_of(checkpoint), seconds=60)  # not those of another fit, which may be about to be renamed
-            shutil.rmtree(_beside(output, "encoding"), ignore_errors=True)
+            _save(detector, output)
             _print_fitted(detector, output, quiet, as_json)
+            _log(output, mlflow, quiet)
 
 
 def _fit_here(detector: "Detector", images: Path, every: str | None, output: Path, ranks: "Ranks", quiet: bool) -> None:
@@ -183,21 +214,105 @@ def _fit_with_ray(
         detector.fit_encoded(encoded, checkpoint=_beside(output, "checkpoint"), on_epoch=bars.epochs("training"))
 
 
+def _fit_with_added(
+    context: typer.Context,
+    old: str | None,
+    output: Path | None,
+    add: Path | None,
+    model: Path | None,
+    runtime: Runtime,
+    mlflow: str | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    from dlsr.detector import Detector  # noqa: PLC0415
+    from dlsr.images.sources import open_images  # noqa: PLC0415
+    from dlsr.model_folder import check_output  # noqa: PLC0415
+    from dlsr.training.distributed import joined  # noqa: PLC0415
+
+    if add is None or model is None:
+        raise SettingsError("--add and --model belong together: dlsr fit --add FOLDER --model MODEL")
+    _check_only_runtime(context)
+    detector, output = Detector.load(model, **runtime.arguments()), output or model
+    check_output(output)
+    new, again = open_images(add), open_images(old) if old is not None else None
+    with joined() as ranks:
+        quiet = quiet or not ranks.is_first
+        print_skipped(new, quiet)
+        with no_unreadable_warnings(), progress_bars(quiet) as bars:
+            addition = detector.add(
+                new,
+                old=again,
+                checkpoint=_beside(output, "checkpoint"),
+                progress=bars.images("encoding", len(new) + len(again or ())),
+                on_epoch=bars.epochs("training"),
+                ranks=ranks,
+            )
+        if ranks.is_first:
+            _save(detector, output)
+            _print_fitted(detector, output, quiet, as_json, addition)
+            _log(output, mlflow, quiet)
+
+
+def _check_only_runtime(context: typer.Context) -> None:
+    """With --add, a fit takes no other options than those that say where and how it runs."""
+    allowed = {
+        "images",
+        "output",
+        "add",
+        "model",
+        "mlflow",
+        "quiet",
+        "as_json",
+        *(field.name for field in fields(Runtime)),
+    }
+    source = context.get_parameter_source
+    given = [name for name in context.params if (found := source(name)) is not None and found.name == "COMMANDLINE"]
+    for name in (*given, *context.obj):
+        if name not in allowed:
+            option = "--" + name.replace("_", "-")
+            raise SettingsError(
+                f"{option} stays as the model has it; leave it out with --add, or fit anew to all images"
+            )
+
+
+def _save(detector: "Detector", output: Path) -> None:
+    detector.save(output)
+    checkpoint = _beside(output, "checkpoint")
+    checkpoint.unlink(missing_ok=True)
+    remove_old(left_of(checkpoint), seconds=60)  # not those of another fit, which may be about to be renamed
+    shutil.rmtree(_beside(output, "encoding"), ignore_errors=True)
+
+
+def _log(output: Path, uri: str | None, quiet: bool) -> None:
+    if uri is not None:
+        from dlsr.mlflow import log_fit  # noqa: PLC0415
+
+        print_message(f"logged as run {log_fit(output, uri)} at {uri}", quiet)
+
+
 def _beside(output: Path, suffix: str) -> Path:
     """Where an interrupted fit keeps its state."""
     whole = Path(os.path.abspath(output))  # noqa: PTH100 - the name must not be empty, and links stay
     return whole.with_name(f"{whole.name}.{suffix}")
 
 
-def _print_fitted(detector: "Detector", output: Path, quiet: bool, as_json: bool) -> None:
+def _print_fitted(
+    detector: "Detector", output: Path, quiet: bool, as_json: bool, addition: "Addition | None" = None
+) -> None:
     from dlsr.config import AUTO  # noqa: PLC0415
 
     summary = detector.fit_summary_
     images = summary.training_images + summary.validation_images
     images += 0 if summary.left_out else summary.calibration_images
-    print_unreadable(summary.unreadable.items(), images + len(summary.unreadable))
+    if addition is None:
+        print_unreadable(summary.unreadable.items(), images + len(summary.unreadable))
+    else:
+        given = addition.added + addition.copies + len(addition.unreadable)
+        print_unreadable(addition.unreadable.items(), given)
     if as_json:
-        print_json(summary.model_dump() | {"model": str(output), "threshold": detector.threshold_})
+        added = {} if addition is None else {"addition": addition.model_dump()}
+        print_json(summary.model_dump() | {"model": str(output), "threshold": detector.threshold_} | added)
     else:
         print_message(
             f"fitted to {summary.training_images} images, calibrated on "
@@ -206,6 +321,9 @@ def _print_fitted(detector: "Detector", output: Path, quiet: bool, as_json: bool
             f"model in {output}",
             quiet,
         )
+        if addition is not None:
+            for line in _changes(addition):
+                print_message(line, quiet)
         if summary.groups < images and summary.grouped_by == AUTO:
             print_message(
                 f"{images} images, about {summary.groups} distinct: near copies are grouped, so that the rate holds "
@@ -222,3 +340,22 @@ def _print_fitted(detector: "Detector", output: Path, quiet: bool, as_json: bool
                 "remove them and fit again, or fit with a larger --trim",
                 quiet,
             )
+
+
+def _changes(addition: "Addition") -> list[str]:
+    """What an addition changed, in lines."""
+    before, now = addition.scores_before, addition.scores
+    of = f"the {now.images} images of before" if addition.paired else "the calibration images"
+    left_out = f"; left out as copies of these: {addition.copies}" if addition.copies else ""
+    lines = [
+        f"added {addition.added} images to {addition.images_before}{left_out}",
+        f"threshold: {addition.threshold_before:.6g} before, {addition.threshold:.6g} now",
+        f"of the added images {addition.ood_before} were out of distribution before, {addition.ood} are now",
+        f"scores of {of}: mean {before.mean:.3g} before, {now.mean:.3g} now; median {before.median:.3g}, "
+        f"{now.median:.3g}; largest {before.max:.3g}, {now.max:.3g}",
+    ]
+    if addition.largest_change is not None:
+        lines[-1] += f"; the one that moved most, by {addition.largest_change:+.3g}"
+    if addition.recalibrated:
+        lines.append("the images that the model was calibrated on are not kept: give them to dlsr calibrate again")
+    return lines

@@ -125,8 +125,24 @@ Backend = Annotated[BackendName, typer.Option(help="Engine that runs the encoder
 Store = Annotated[Path | None, typer.Option(help="Folder of the feature store.", show_default="~/.cache/dlsr/features")]
 NoStore = Annotated[bool, typer.Option("--no-store", help="Do not keep features on disk.")]
 Workers = Annotated[int, typer.Option(min=1, help="Threads that read and decode images.")]
+Mlflow = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URI",
+        help="Log to MLflow at this address: http://HOST:PORT, or sqlite:///FILE.",
+        show_default=False,
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars and no messages.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+class FormatName(StrEnum):
+    """What results are written for, see `dlsr.reports.formats`."""
+
+    TABLE = "table"
+    FIFTYONE = "fiftyone"
+    LABEL_STUDIO = "label-studio"
 
 
 class EngineName(StrEnum):

@@ -1,6 +1,6 @@
 """`dlsr score`."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +26,7 @@ from dlsr.cli.options import (
     Every,
     FalseAlarmRate,
     Fdr,
+    FormatName,
     ImagesPerPart,
     Json,
     Model,
@@ -58,7 +59,18 @@ def score(
         typer.Option(
             "--output",
             "-o",
-            help="A .csv, .jsonl or .parquet file; with --engine ray a folder or its URL. Default: CSV on stdout.",
+            help="A .csv, .jsonl or .parquet file; with --format a folder, with --engine ray a folder or its URL. "
+            "Default: CSV on stdout.",
+        ),
+    ] = None,
+    output_format: Annotated[
+        FormatName,
+        typer.Option("--format", help="table: by the suffix of --output; others: a folder that this tool imports."),
+    ] = FormatName.TABLE,
+    image_root: Annotated[
+        str | None,
+        typer.Option(
+            help="With --format: the path or URL that stands for IMAGES where the other tool runs.", show_default=False
         ),
     ] = None,
     false_alarm_rate: FalseAlarmRate = None,
@@ -78,8 +90,15 @@ def score(
 ) -> None:
     """Score images: how anomalous each is, its p-value, and whether it is out of distribution."""
     check_fdr_option(fdr, false_alarm_rate)
+    if output_format is not FormatName.TABLE and (output is None or engine is not EngineName.LOCAL):
+        raise SettingsError(
+            f"--format {output_format.value} needs --output FOLDER, and does not work with --engine ray"
+        )
+    if output_format is FormatName.TABLE and image_root is not None:
+        raise SettingsError("--image-root is for --format; give both")
     if engine is EngineName.LOCAL:
-        _score_here(model, images, output, false_alarm_rate, fdr, maps, every, runtime, quiet, as_json)
+        form = output_format, image_root
+        _score_here(model, images, output, form, false_alarm_rate, fdr, maps, every, runtime, quiet, as_json)
     elif maps is not None:
         raise SettingsError("--maps does not work with --engine ray; leave out one of them")
     elif every is not None:
@@ -96,6 +115,7 @@ def _score_here(
     model: Path,
     source: str,
     output: str | None,
+    form: tuple[FormatName, str | None],
     false_alarm_rate: float | None,
     fdr: float | None,
     maps: Path | None,
@@ -108,12 +128,18 @@ def _score_here(
 
     from dlsr.calibration.fdr import why_none  # noqa: PLC0415
     from dlsr.images.sources import open_images  # noqa: PLC0415
+    from dlsr.reports.formats import FORMATS, ImageRoot  # noqa: PLC0415
     from dlsr.reports.maps import write_maps  # noqa: PLC0415
     from dlsr.reports.tables import check_output, write_jsonl, write_results  # noqa: PLC0415
     from dlsr.results import write_csv  # noqa: PLC0415
 
+    check: Callable[[Path], None] = check_output
+    write: Callable[[Path, Iterable[Result]], None] = write_results
+    if form[0] is not FormatName.TABLE:
+        other_tool = FORMATS[form[0].value](ImageRoot(Path(source), form[1]))
+        check, write = other_tool.check, other_tool.write
     if output is not None:
-        check_output(Path(output))
+        check(Path(output))
     detector = runtime.load(model, false_alarm_rate)
     dataset = open_images(Path(source), every=every)
     of_images = None if maps is None else detector.anomaly_maps(dataset)
@@ -130,7 +156,7 @@ def _score_here(
             results, rule = together, together.rule
             why = why_none(together.p_values, float(detector.p_values_of([np.inf])[0]), fdr)
         if output is not None:
-            write_results(Path(output), counter.count(results))
+            write(Path(output), counter.count(results))
         else:
             (write_jsonl if as_json else write_csv)(results_file(), counter.count(results))
         if maps is not None and of_images is not None:

@@ -87,6 +87,31 @@ def choose_examples(images: ImageDataset, encoded: Encoded, count: int, seed: in
     return Examples(names, encoded.z0[chosen], tuple(thumbnails))
 
 
+def more_examples(
+    before: Examples | None, n: int, images: ImageDataset, encoded: Encoded, count: int, seed: int
+) -> Examples | None:
+    """At most `count` examples as if drawn from images of before and new ones alike; None if there are none.
+
+    Args:
+        before: those drawn from the images of before, in random order.
+        n: number of images that they were drawn from.
+        images: new ones.
+        encoded: the same.
+        count: how many at most.
+        seed: of the draw.
+    """
+    drawn = np.random.default_rng(seed).permutation(n + len(images))[:count]
+    new = choose_examples(images, encoded, int((drawn >= n).sum()), seed)
+    if before is None or new is None:
+        return before or new
+    kept = count - len(new.names)
+    return Examples(
+        before.names[:kept] + new.names,
+        np.concatenate([before.z0[:kept], new.z0]),
+        before.thumbnails[:kept] + new.thumbnails,
+    )
+
+
 def thumbnail(raw: object, side: int = SIDE) -> bytes:
     """An image as a small JPEG.
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,9 @@ from dlsr.errors import OutputError, SettingsError
 from dlsr.images.sources import ImagesLike, open_images, warn_caller
 from dlsr.images.transforms import Transform
 from dlsr.runtime.backends import Backend, choose_backend
+
+if TYPE_CHECKING:
+    from dlsr.training.distributed import Ranks
 
 RANGE_IMAGES = 300
 """This many images give the ranges of 8-bit integers, as NNCF advises."""
@@ -112,6 +116,27 @@ class FeatureExtractor:
             workers=self.workers,
             progress=progress,
         )
+
+    def encode_shared(
+        self,
+        images: ImagesLike,
+        ranks: "Ranks",
+        *,
+        transform: Transform | None = None,
+        progress: Progress | None = None,
+    ) -> Encoded:
+        """As `encode`, by several processes, all of which get all features.
+
+        With a feature store, each first encodes its share into it, where all of them then find everything.
+        """
+        found = open_images(images)
+        if ranks.size > 1 and self.store is not None:
+            share = found.subset(range(ranks.rank, len(found), ranks.size))
+            advance = progress or (lambda n: None)
+            self.encode(share, transform=transform, progress=lambda n: advance(n * ranks.size))
+            ranks.wait()
+            progress = None
+        return self.encode(found, transform=transform, progress=progress)
 
     def encode_chunks(
         self,

@@ -1,0 +1,118 @@
+"""Results as folders that other tools import: what their formats share."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from dlsr.errors import OutputError, SettingsError
+from dlsr.files import check_writable, replacing_folder, target_of
+from dlsr.images.tars import TAR_SUFFIXES
+from dlsr.results import Result, TextWriter
+
+VERDICTS = ("ID", "OOD")
+UNREADABLE = "unreadable"
+
+
+def verdict_of(result: Result) -> str:
+    """`ID`, `OOD` or `unreadable`."""
+    return UNREADABLE if result.error is not None else VERDICTS[bool(result.is_ood)]
+
+
+def numbers_of(result: Result) -> dict[str, Any]:
+    """What a result says besides path and verdict, without what is missing."""
+    row = {name: value for name, value in result.row().items() if name not in ("path", "is_ood")}
+    return {name: value for name, value in row.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class ImageRoot:
+    """Where the tool that reads the results finds the images."""
+
+    source: Path
+    """The folder that was scored."""
+    root: str | None = None
+    """What stands for that folder there, a path or URL; None for the folder itself, on the same machine."""
+
+    def __post_init__(self) -> None:
+        """Raise SettingsError for images that are no files of their own."""
+        if self.root is None and self.source.name.lower().endswith(TAR_SUFFIXES):
+            raise SettingsError(
+                f"'{self.source}' is a tar, whose images another tool cannot open; unpack it, or say where they are "
+                "unpacked (--image-root)"
+            )
+
+    def relative(self, name: str) -> str:
+        """An image's path below the folder that was scored."""
+        path = Path(name)
+        return path.relative_to(self.source).as_posix() if path.is_relative_to(self.source) else path.as_posix()
+
+
+@dataclass(frozen=True)
+class FolderFormat:
+    """Base of the formats. A subclass names its files, and writes them into a new folder."""
+
+    images: ImageRoot
+
+    name: ClassVar[str]
+    """By which users choose it."""
+    files: ClassVar[tuple[str, ...]]
+    """Names of the files in the folder."""
+
+    def check(self, folder: Path) -> None:
+        """Check before any image is scored that results can be written to a folder.
+
+        Raises:
+            OutputError: if they cannot, or the folder holds other files.
+        """
+        if folder.is_file():
+            raise OutputError(f"'{folder}' is a file; give a folder for {self.name}")
+        if folder.is_dir():
+            others = [path.name for path in folder.iterdir() if path.name not in self.files and target_of(path) is None]
+            if others:
+                raise OutputError(f"'{folder}' holds other files, such as {min(others)}; give a new folder")
+        check_writable(folder / self.files[0])
+
+    def write(self, folder: Path, results: Iterable[Result]) -> None:
+        """Write results, a few at a time, as the files of a folder, which appears when it is complete.
+
+        Raises:
+            OutputError: as `check`.
+        """
+        self.check(folder)
+        with replacing_folder(folder) as temporary:
+            self._write(temporary, results)
+
+    def _write(self, folder: Path, results: Iterable[Result]) -> None:
+        raise NotImplementedError
+
+
+@contextmanager
+def json_file(path: Path, first: str, last: str) -> Iterator["JsonMembers"]:
+    """A JSON file of one long array or object, which begins and ends with these texts, written a member at a time."""
+    with path.open("w", encoding="utf-8") as file:
+        file.write(first)
+        yield JsonMembers(file)
+        file.write(f"\n{last}\n")
+
+
+class JsonMembers:
+    """Writes the members of an array or object, one a line."""
+
+    def __init__(self, file: TextWriter) -> None:
+        self._file = file
+        self._before = "\n"
+
+    def add(self, value: Any, key: str | None = None) -> None:
+        """Add a value; with a key, to an object."""
+        named = "" if key is None else f"{json.dumps(key)}: "
+        self._file.write(f"{self._before}{named}{json.dumps(value, ensure_ascii=False, allow_nan=False)}")
+        self._before = ",\n"
+
+
+def absolute(name: str) -> str:
+    """The absolute path of a file. Links stay, since the other tool should name it as the user does."""
+    return os.path.abspath(name)  # noqa: PTH100
