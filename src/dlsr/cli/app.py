@@ -10,7 +10,21 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-COMMANDS = ("fit", "score", "evaluate", "calibrate", "export", "report", "drift", "serve", "info", "demo", "bench")
+COMMANDS = (
+    "audit",
+    "fit",
+    "score",
+    "select",
+    "evaluate",
+    "calibrate",
+    "export",
+    "report",
+    "drift",
+    "serve",
+    "info",
+    "demo",
+    "bench",
+)
 """Modules of `dlsr.cli` in the order of the help."""
 
 

@@ -23,7 +23,7 @@ from dlsr.errors import NoImagesError
 from dlsr.files import replacing
 from dlsr.images.decode import UNREADABLE, reason_of
 from dlsr.images.names import in_utf8
-from dlsr.images.sources import ImageDataset, ImagesLike, open_images
+from dlsr.images.sources import ImageDataset, ImageItem, ImagesLike, open_images
 from dlsr.reports.svg import Series, score_histogram
 from dlsr.results import Result
 
@@ -160,7 +160,7 @@ def _page(detector: "FittedDetector", images: ImageDataset, summary: Summary, ti
         highest=_gallery(sorted(summary.highest, reverse=True), images),
         lowest=_gallery(sorted(summary.lowest, reverse=True), images),
         layers=_layers(detector, summary),
-        failures=_failures(summary.unreadable),
+        failures=failures(summary.unreadable),
         settings=_settings(detector, summary),
     )
 
@@ -175,18 +175,22 @@ def _gallery(entries: Sequence[tuple[float, int, Result]], images: ImageDataset)
 
 
 def _figure(images: ImageDataset, index: int, result: Result) -> str:
-    name = html.escape(result.path)
-    try:
-        content = base64.b64encode(thumbnail(images.items[index].read(), THUMBNAIL)).decode()
-        picture = f'<img src="data:image/jpeg;base64,{content}" alt="{name}">'
-    except UNREADABLE as error:  # the file may have changed since it was scored
-        picture = html.escape(reason_of(error))
+    name, picture = html.escape(result.path), embedded(images.items[index])
     assert result.score is not None
     verdict = "OOD" if result.is_ood else "ID"
     numbers = f"{result.score:.2f}, p = {result.p_value:.2g}, {html.escape(str(result.top_layer))}"
     file = f'<span title="{name}">{html.escape(Path(result.path).name)}</span>'
     caption = f'<strong class="{verdict.lower()}">{verdict}</strong> {numbers}<br>{file}'
     return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
+
+
+def embedded(item: ImageItem) -> str:
+    """An image's thumbnail as an element that needs no other file; or the reason, if the image cannot be read."""
+    try:
+        content = base64.b64encode(thumbnail(item.read(), THUMBNAIL)).decode()
+    except UNREADABLE as error:  # the file may have changed since it was first read
+        return html.escape(reason_of(error))
+    return f'<img src="data:image/jpeg;base64,{content}" alt="{html.escape(item.name)}">'
 
 
 def _layers(detector: "FittedDetector", summary: Summary) -> str:
@@ -202,7 +206,8 @@ def _layers(detector: "FittedDetector", summary: Summary) -> str:
     return "\n".join(rows)
 
 
-def _failures(unreadable: Sequence[tuple[str, str]]) -> str:
+def failures(unreadable: Sequence[tuple[str, str]]) -> str:
+    """A table of images that cannot be read: names and reasons, the first `NAMED` of them."""
     if not unreadable:
         return "<p>None.</p>"
     cells = ((html.escape(name), html.escape(why)) for name, why in unreadable[:NAMED])
