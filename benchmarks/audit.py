@@ -85,10 +85,12 @@ def main(
             dataset = open_images(folder)
             found = audit(dataset, detector=detector, progress=bars.images(name, len(dataset)))
             ours = {kind: {found.names[i] for i in positions} for kind, positions in found.faults.items()}
-            theirs, versions["cleanvision"] = found_by_cleanvision(cleanvision, found.names)
+            # A file that is cut off ends cleanvision's run.
+            readable = [name for name, error in zip(found.names, found.errors, strict=True) if error is None]
+            theirs, versions["cleanvision"] = found_by_cleanvision(cleanvision, readable)
             for kind, name_there in THEIRS.items():
                 a, b = ours[kind], set(theirs[name_there])
-                row = {"folder": name, "images": len(found.names), "fault": kind, "dlsr": len(a), "cleanvision": len(b)}
+                row = {"folder": name, "images": len(readable), "fault": kind, "dlsr": len(a), "cleanvision": len(b)}
                 rows.append(row | {"both": len(a & b)})
                 if name == "damaged":
                     only = {"only dlsr": kinds(a - b), "only cleanvision": kinds(b - a)}

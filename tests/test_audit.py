@@ -14,7 +14,7 @@ from dlsr.images.sources import open_images
 
 @pytest.fixture
 def detector(small_encoder):
-    return Detector(**small_encoder)
+    return Detector(**small_encoder, pooling="mean")
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_each_image_is_read_once_and_a_second_audit_and_a_fit_encode_nothing(
     read_file, encode = sources.read_file, Encoder.encode
     monkeypatch.setattr(sources, "read_file", lambda path: read.append(path) or read_file(path))
     monkeypatch.setattr(Encoder, "encode", lambda self, pixels: encoded.append(len(pixels)) or encode(self, pixels))
-    detector = Detector(**small_encoder, store=tmp_path / "store")
+    detector = Detector(**small_encoder, pooling="mean", store=tmp_path / "store")
     first = audit(folder, detector=detector)
     assert sorted(read) == sorted(first.names)
     assert sum(encoded) == 34

@@ -33,7 +33,7 @@ FAULTS = {
     "unlike": "unlike the rest: may not belong here",
     "dark": "almost all pixels are dark",
     "bright": "almost all pixels are white",
-    "blurry": "few edges",
+    "blurry": "out of focus",
     "low-information": "few different colours",
     "grey": "greyscale among coloured images",
     "odd-aspect": "much longer than wide, or wider than long",

@@ -20,15 +20,13 @@ def folder(tmp_path, image_folder):
 
 def test_a_clean_folder_has_status_0_and_faults_have_status_1(run, folder):
     faults = ("--fail-on", "unreadable,exact-copies,dark")
-    assert run("audit", folder, *faults, *SMALL).status == 0
+    assert run("audit", folder, *faults, *SMALL).status == 0, "images unlike the rest or near copies do not count"
     shutil.copy(folder / "00.png", folder / "again.png")
     done = run("audit", folder, *faults, *SMALL)
     assert done.status == 1
     assert any(line.split()[:3] == ["exact-copies", "2", "1"] for line in done.out.splitlines())
     assert "least like the rest" in done.out
     assert run("audit", folder, *SMALL).status == 1
-    assert run("audit", folder, "--fail-on", "unreadable,dark", *SMALL).status == 0
-    assert run("audit", folder, "--fail-on", "none", *SMALL).status == 0
 
 
 def test_unreadable_images_are_named_and_the_rest_is_examined(run, folder):

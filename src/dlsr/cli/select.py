@@ -93,7 +93,7 @@ def _rows(chosen: "Selection", copied: list[Path | None]) -> Iterator[dict[str, 
 def _print_selected(chosen: "Selection", count: int, fill: bool, rule: str, quiet: bool) -> None:
     """Say how many images were selected, and why not more."""
     selected, refused = len(chosen.results), sum(bool(result.is_ood) for result in chosen.results)
-    distinct = "" if chosen.distinct == chosen.ood else f", {chosen.distinct} without near copies"
+    distinct = "" if chosen.distinct == chosen.ood else f", {chosen.distinct} of them no copies of another"
     print_message(
         f"selected {selected} of {chosen.images} images; {chosen.ood} are out of distribution at {rule}{distinct}",
         quiet,
