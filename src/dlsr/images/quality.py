@@ -26,7 +26,8 @@ BRIGHT = 0.95
 LOW_ENTROPY = 3.0
 """Bits."""
 BLURRY = 0.01
-"""A blurry image is less sharp than this. Of 4,869 images of six real datasets one is, of 400 blurred ones 364 (`docs/cleanvision.md`)."""
+"""A blurry image is less sharp than this. Of 4,869 images of six real datasets one is, of 400 blurred ones 364 are
+(`docs/cleanvision.md`)."""
 ODD_ASPECT = 0.35
 """Shorter side divided by the longer one."""
 ODD_SIZE = 3.0
