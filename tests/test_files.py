@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from dlsr import OutputError
-from dlsr.files import replacing, replacing_folder, write_arrays, write_json
+from dlsr.files import add_file, replacing, replacing_folder, write_arrays, write_json
 from shared import files_no_larger_than
 
 
@@ -141,3 +141,25 @@ def test_a_folder_is_replaced_whole(tmp_path):
 def test_arrays_come_back(tmp_path):
     write_arrays(tmp_path / "x.safetensors", {"a": np.arange(6).reshape(2, 3).T}, {"note": "b"})
     np.testing.assert_array_equal(load_file(tmp_path / "x.safetensors")["a"], np.arange(6).reshape(2, 3).T)
+
+
+def test_files_are_added_beside_others_of_their_name(tmp_path):
+    folder = tmp_path / "new"
+    assert add_file(folder, "a.png", b"one") == folder / "a.png"
+    assert add_file(folder, "a.png", b"two") == folder / "a-2.png"
+    assert add_file(folder, "a.png", b"three") == folder / "a-3.png"
+    assert add_file(folder, "a.png", b"two") == folder / "a-2.png", "it is there already"
+    assert add_file(folder, "bare", b"") == folder / "bare"
+    assert [path.read_bytes() for path in sorted(folder.glob("a*"))] == [b"two", b"three", b"one"]
+    long = add_file(folder, "ü" * 120 + ".png", b"long")
+    assert long.read_bytes() == b"long"
+    assert long.suffix == ".png"
+
+
+def test_a_file_that_cannot_be_added_leaves_nothing(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OutputError, match="cannot write"):
+        add_file(tmp_path / "file", "a.png", b"one")
+    with files_no_larger_than(1000), pytest.raises(OutputError):
+        add_file(tmp_path, "a.png", bytes(100_000))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -29,6 +29,7 @@ LIGHT = (
     "dlsr.encoding.pipeline",
     "dlsr.encoding.store",
     "dlsr.fitted_detector",
+    "dlsr.images.quality",
     "dlsr.images.sources",
     "dlsr.images.transforms",
     "dlsr.method.noise",
@@ -36,6 +37,7 @@ LIGHT = (
     "dlsr.results",
     "dlsr.runtime.backends",
     "dlsr.watch.watching",
+    "dlsr.selection",
 )
 BLOCKED = f"""
 import importlib.util, sys
@@ -94,6 +96,7 @@ def test_every_command_on_a_fitted_model_runs_without_what_a_fit_needs(
         ("info", own, "--json"),
         ("score", own, odd_folder, "--fdr", "0.1", "-o", "rows.csv"),
         ("report", own, odd_folder, "-o", "page.html"),
+        ("select", own, odd_folder, "--count", "3"),
         ("calibrate", own, "--images", image_folder),
         ("calibrate", own, "--confidence", "0.9", "--false-alarm-rate", "0.2"),
         ("score", own, odd_folder, "-o", "rows.jsonl"),
@@ -107,7 +110,11 @@ def test_every_command_on_a_fitted_model_runs_without_what_a_fit_needs(
 
 
 def test_what_needs_a_fit_says_what_to_install(without_heavy, model, odd_folder):
-    for arguments in (("fit", odd_folder, "-o", "new"), ("drift", model, odd_folder, "--plot", "p.png")):
+    for arguments in (
+        ("fit", odd_folder, "-o", "new"),
+        ("audit", odd_folder),
+        ("drift", model, odd_folder, "--plot", "p.png"),
+    ):
         done = without_heavy(*arguments)
         assert done.returncode == 2
         assert "dlsr[fit]" in done.stderr

@@ -6,6 +6,7 @@ complete. A killed process leaves the temporary one, which is never taken for th
 
 import errno
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -67,6 +68,44 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def add_file(folder: Path, name: str, content: bytes) -> Path:
+    """Write a file into a folder without overwriting another: `name`, or `name-2`, .. if there is one.
+
+    A file of this name with the same content is taken as it is, so that nothing is written twice.
+
+    Args:
+        folder: created if missing.
+        name: of the file, without folders; long names are cut.
+        content: bytes of the file.
+
+    Returns:
+        Path of the file.
+
+    Raises:
+        OutputError: if it cannot be written.
+    """
+    ending = Path(name).suffix[-20:]
+    stem = name.removesuffix(ending).encode()[:_LONGEST].decode(errors="ignore")
+    for number in itertools.count(1):
+        path = folder / (f"{stem}{ending}" if number == 1 else f"{stem}-{number}{ending}")
+        with _reported(path):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                path.open("xb").close()  # takes the name, so that no other process does
+            except FileExistsError:
+                if path.is_file() and path.read_bytes() == content:
+                    return path
+                continue
+        break
+    try:
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return path
 
 
 @contextmanager

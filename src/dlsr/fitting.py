@@ -166,17 +166,23 @@ def fit_images(
 
 
 def _unlike(scores: Array) -> list[tuple[int, float]]:
-    """Positions and deviations of scores far above the others, the farthest first. NaN scores are passed over.
+    """Positions and deviations of scores far above the others, the farthest first. NaN scores are passed over."""
+    deviations = deviations_of(scores)
+    found = np.flatnonzero(deviations > UNLIKE)
+    return [(int(i), round(float(deviations[i]), 2)) for i in found[np.argsort(-deviations[found])]]
+
+
+def deviations_of(scores: Array) -> Array:
+    """How far scores lie above their median, in standard deviations: shape `(N,)`, NaN for NaN.
 
     The standard deviation is that of the lower half: intruders would widen the upper one.
     """
     finite = scores[np.isfinite(scores)]
     if not len(finite):
-        return []
+        return scores
     low, median = np.quantile(finite, [0.16, 0.5])
-    deviations = (scores - median) / max(median - low, np.finfo(np.float32).tiny)
-    found = np.flatnonzero(deviations > UNLIKE)
-    return [(int(i), round(float(deviations[i]), 2)) for i in found[np.argsort(-deviations[found])]]
+    deviations: Array = (scores - median) / max(median - low, np.finfo(np.float32).tiny)
+    return deviations
 
 
 def as_graphs(scorer: Scorer, encoder: Encoder | None, *, gradient: bool = False) -> Graphs | None:

@@ -218,14 +218,19 @@ FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write_csv(file: TextWriter, results: Iterable[Result]) -> None:
-    """Write a header and a line for each result; missing values are left empty.
+    """Write a header and a line for each result, see `write_rows`."""
+    write_rows(file, COLUMNS, (result.row() for result in results))
+
+
+def write_rows(file: TextWriter, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a header with these columns and a line for each row as CSV; missing values are left empty.
 
     A text that a spreadsheet would take for a formula, such as a file's name, gets an apostrophe in front of it.
     """
-    rows = csv.DictWriter(file, COLUMNS)
-    rows.writeheader()
-    for result in results:
-        rows.writerow({name: no_formula(value) for name, value in result.row().items()})
+    table = csv.DictWriter(file, columns)
+    table.writeheader()
+    for row in rows:
+        table.writerow({name: no_formula(value) for name, value in row.items()})
 
 
 def no_formula(cell: Any) -> Any:

@@ -11,8 +11,10 @@ import typer
 from typer.core import TyperGroup
 
 COMMANDS = (
+    "audit",
     "fit",
     "score",
+    "select",
     "evaluate",
     "calibrate",
     "export",

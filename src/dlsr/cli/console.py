@@ -12,10 +12,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from dlsr.files import without_infinity
 
 if TYPE_CHECKING:
+    from dlsr.audit import Audit
     from dlsr.baselines import DetectorInfo
     from dlsr.calibration.drift import DriftReport, ReferenceTest
     from dlsr.calibration.two_samples import PropertyTest
@@ -178,6 +180,27 @@ def print_evaluation(report: "Report") -> None:
         f"{100 * report.false_alarms:.1f} % of the ID images are called OOD, at a false-alarm rate of "
         f"{100 * report.false_alarm_rate:g} %."
     )
+
+
+def print_audit(found: "Audit") -> None:
+    """Print an audit as a table of faults, each with the name of an image."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("fault", no_wrap=True)
+    for column in ("images", "sets"):
+        table.add_column(column, justify="right")
+    table.add_column("such as", overflow="fold")
+    for kind, positions in found.faults.items():
+        sets = str(len(found.sets[kind])) if kind in found.sets else ""
+        example = printable(found.names[positions[0]]) if positions else ""
+        table.add_row(kind, str(len(positions)), sets, Text(example))
+    stdout.print(table)
+    first = [f"{printable(found.names[i])} ({found.deviations[i]:.1f})" for i in found.least_like_the_rest(3)]
+    if first:
+        line = f"least like the rest, with standard deviations above the median: {', '.join(first)}"
+        stdout.print(line, markup=False, soft_wrap=True)
+    for note in found.notes:
+        stdout.print(note, markup=False, soft_wrap=True)
+    stdout.print(f"{found.faulty()} of {len(found.names)} images have a fault", soft_wrap=True)
 
 
 def print_drift(report: "DriftReport", first: str | None, typical: Sequence[str] = ()) -> None:

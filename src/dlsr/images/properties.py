@@ -89,18 +89,36 @@ def measure(images: ImageDataset, *, workers: int = 2, progress: Callable[[int],
     return MeasuredImages({name: np.array([image[name] for image in found]) for name in names}, unreadable)
 
 
+def sharpness_of(image: Image.Image) -> float:
+    """The property `sharpness` of an RGB image, see `properties_of`."""
+    return _sharpness(_grey(_reduced(image)))
+
+
+def _reduced(image: Image.Image) -> Image.Image:
+    return image.reduce(-(-max(image.size) // MEASURED_SIDE))
+
+
+def _grey(image: Image.Image) -> NDArray[np.float32]:
+    grey: NDArray[np.float32] = np.asarray(image.convert("L"), np.float32) / np.float32(255)
+    return grey
+
+
 def _of_pixels(image: Image.Image) -> dict[str, float]:
-    image = image.reduce(-(-max(image.size) // MEASURED_SIDE))
-    grey = np.asarray(image.convert("L"), np.float32) / np.float32(255)
+    image = _reduced(image)
+    grey = _grey(image)
     red, _, blue = ImageStat.Stat(image).mean
-    variance = float(grey.var())
     return {
         "brightness": float(grey.mean()),
-        "contrast": variance**0.5,
-        "sharpness": float(_laplacian(grey).var()) / variance if variance > 0 else 0.0,
+        "contrast": float(grey.var()) ** 0.5,
+        "sharpness": _sharpness(grey),
         "saturation": ImageStat.Stat(image.convert("HSV")).mean[1] / 255,
         "warmth": (red - blue) / (red + blue) if red + blue > 0 else 0.0,
     }
+
+
+def _sharpness(grey: NDArray[np.float32]) -> float:
+    variance = float(grey.var())
+    return float(_laplacian(grey).var()) / variance if variance > 0 else 0.0
 
 
 def _laplacian(grey: NDArray[np.float32]) -> NDArray[np.float32]:

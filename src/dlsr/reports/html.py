@@ -23,7 +23,7 @@ from dlsr.errors import NoImagesError
 from dlsr.files import replacing
 from dlsr.images.decode import UNREADABLE, reason_of
 from dlsr.images.names import in_utf8
-from dlsr.images.sources import ImageDataset, ImagesLike, open_images
+from dlsr.images.sources import ImageDataset, ImageItem, ImagesLike, open_images
 from dlsr.reports.svg import Series, score_histogram
 from dlsr.results import Result
 
@@ -161,7 +161,7 @@ def _page(detector: "FittedDetector", images: ImageDataset, summary: Summary, ti
         highest=_gallery(sorted(summary.highest, reverse=True), pictures),
         lowest=_gallery(sorted(summary.lowest, reverse=True), pictures),
         layers=_layers(detector, summary),
-        failures=_failures(summary.unreadable),
+        failures=failures(summary.unreadable),
         settings=_settings(detector, summary),
     )
 
@@ -173,15 +173,7 @@ def _histogram(detector: "FittedDetector", summary: Summary) -> str:
 
 def _pictures(images: ImageDataset, indices: Iterable[int]) -> dict[int, str]:
     """Thumbnails by index. Frames of a clip are read fastest in their order."""
-    pictures = {}
-    for index in indices:
-        item = images.items[index]
-        try:
-            content = base64.b64encode(thumbnail(item.read(), THUMBNAIL)).decode()
-            pictures[index] = f'<img src="data:image/jpeg;base64,{content}" alt="{html.escape(item.name)}">'
-        except UNREADABLE as error:  # the file may have changed since it was scored
-            pictures[index] = html.escape(reason_of(error))
-    return pictures
+    return {index: embedded(images.items[index]) for index in indices}
 
 
 def _gallery(entries: Sequence[tuple[float, int, Result]], pictures: Mapping[int, str]) -> str:
@@ -198,6 +190,15 @@ def _figure(picture: str, result: Result) -> str:
     return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
 
 
+def embedded(item: ImageItem) -> str:
+    """An image's thumbnail as an element that needs no other file; or the reason, if the image cannot be read."""
+    try:
+        content = base64.b64encode(thumbnail(item.read(), THUMBNAIL)).decode()
+    except UNREADABLE as error:  # the file may have changed since it was first read
+        return html.escape(reason_of(error))
+    return f'<img src="data:image/jpeg;base64,{content}" alt="{html.escape(item.name)}">'
+
+
 def _layers(detector: "FittedDetector", summary: Summary) -> str:
     means = {is_ood: summary.layer_means(is_ood) for is_ood in (False, True) if summary.layer_sums[is_ood]}
     rows = []
@@ -211,7 +212,8 @@ def _layers(detector: "FittedDetector", summary: Summary) -> str:
     return "\n".join(rows)
 
 
-def _failures(unreadable: Sequence[tuple[str, str]]) -> str:
+def failures(unreadable: Sequence[tuple[str, str]]) -> str:
+    """A table of images that cannot be read: names and reasons, the first `NAMED` of them."""
     if not unreadable:
         return "<p>None.</p>"
     cells = ((html.escape(name), html.escape(why)) for name, why in unreadable[:NAMED])
