@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 
+from dlsr.calibration.reasons import Ranges
 from dlsr.config import MOST_STEPS, DetectorConfig, SavedSettings
 from dlsr.encoders import EncoderSpec
 from dlsr.encoding.examples import Examples
@@ -30,7 +31,7 @@ from dlsr.training.log import EpochLog
 
 Arrays = Mapping[str, NDArray[Any]]
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 FORMATS = ("dlsr-model", "dlsr-baseline")
 
 
@@ -39,7 +40,7 @@ class Header(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[7] = 7
+    schema_version: Literal[8] = 8
     versions: dict[str, str]
     numbers: str = ""
     """Name of the file with the numbers."""
@@ -150,6 +151,7 @@ def write_model(folder: Path, model: FittedModel) -> None:
     parts: dict[str, Arrays] = {
         "scorer": model.scorer.learned,
         "calibration": calibration,
+        "ranges": model.ranges.values if model.ranges else {},
         "examples": model.examples.arrays() if model.examples else {},
         "graph": {} if graphs is None else _as_arrays({"scorer": graphs.scorer.onnx, "encoder": graphs.encoder}),
     }
@@ -191,7 +193,7 @@ def read_model(folder: Path, device: str, backend: Backend = "auto", *, pytorch:
 
 
 def _model_of(manifest: Manifest, arrays: Arrays, device: str, pytorch: bool) -> FittedModel:
-    learned, examples, graph = (_part(part, arrays) for part in ("scorer", "examples", "graph"))
+    learned, examples, graph, ranges = (_part(part, arrays) for part in ("scorer", "examples", "graph", "ranges"))
     graphs = None
     if manifest.graphs is not None:
         about = manifest.graphs
@@ -215,6 +217,7 @@ def _model_of(manifest: Manifest, arrays: Arrays, device: str, pytorch: bool) ->
         summary=manifest.fit,
         examples=Examples.of(examples) if examples else None,
         graphs=graphs,
+        ranges=Ranges(ranges) if ranges else None,
     )
 
 

@@ -15,6 +15,7 @@ from dlsr.encoding.extractor import FeatureExtractor
 from dlsr.encoding.pipeline import Encoded, Progress
 from dlsr.errors import ExportError, FeatureError, NoImagesError, SettingsError
 from dlsr.fitting import fit_model, own_settings, with_score
+from dlsr.images.properties import ranges_of
 from dlsr.images.sources import ImagesLike, open_images, warn_caller, warn_of_unreadable
 from dlsr.images.transforms import Transform
 from dlsr.method.noise import Digests
@@ -153,7 +154,8 @@ class Detector(Configured):
         encoded = extractor.encode(found, transform=transform, progress=progress)
         model = self._fit_encoded(encoded, extractor, trainer, groups)
         examples = choose_examples(found, encoded, self.thumbnails, self.seed) if self.thumbnails else None
-        self._model, self._extractor = replace(model, examples=examples), extractor
+        ranges = ranges_of(found, self.seed, self.workers) if transform is None else None
+        self._model, self._extractor = replace(model, examples=examples, ranges=ranges), extractor
         return self
 
     def fit_encoded(

@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from dlsr.calibration.reasons import Ranges
 from dlsr.config import SavedSettings
 from dlsr.encoding.examples import Examples
 from dlsr.errors import NotFittedError
@@ -70,6 +71,11 @@ class FittedAttributes:
         """The encoder's name; None for a model fitted to features."""
         encoder = self._fitted().encoder
         return encoder.name if encoder else None
+
+    @property
+    def ranges_(self) -> Ranges | None:
+        """Simple properties of ID images; None if they were not measured, as in fits to features or by Ray."""
+        return self._fitted().ranges
 
     @property
     def examples_(self) -> Examples | None:

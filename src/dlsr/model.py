@@ -16,6 +16,7 @@ from dlsr.calibration.conformal import (
 )
 from dlsr.calibration.exchangeability import ExchangeabilityCheck
 from dlsr.calibration.groups import Groups
+from dlsr.calibration.reasons import Ranges
 from dlsr.config import DetectorConfig, SavedSettings
 from dlsr.encoders import EncoderSpec
 from dlsr.encoding.examples import Examples
@@ -129,6 +130,8 @@ class FittedModel:
     summary: FitSummary
     examples: Examples | None = None
     graphs: "Graphs | None" = None
+    ranges: Ranges | None = None
+    """Properties of ID images; None if they were not measured."""
 
     @property
     def layer_names(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dlsr.calibration.reasons import PROPERTIES, Ranges
 from dlsr.encoders import ENCODERS, EncoderSpec, PackageWeights
 from dlsr.encoders.presets import HubWeights
 from dlsr.encoding.examples import Examples
@@ -38,10 +39,12 @@ def check_finite(arrays: Mapping[str, NDArray[Any]]) -> None:
 
 
 def check_model(model: FittedModel) -> None:
-    """Calibration and examples are those of the model, and its score is a finite number."""
+    """Calibration, examples and ranges are those of the model, and its score is a finite number."""
     _check_calibration(model.calibration, len(model.channels), model.summary.calibration_images)
     if model.examples is not None:
         _check_examples(model.examples, sum(model.channels))
+    if model.ranges is not None:
+        _check_ranges(model.ranges)
     _check_score(model)
 
 
@@ -64,6 +67,16 @@ def _check_examples(examples: Examples, c: int) -> None:
     shape = (len(examples.names), c)
     if examples.z0.shape != shape or examples.z0.dtype != np.float32 or not np.isfinite(examples.z0).all():
         raise ValueError(f"the features of thumbnails are not finite numbers of shape {shape}")
+
+
+def _check_ranges(ranges: Ranges) -> None:
+    for name, values in ranges.values.items():
+        if name not in PROPERTIES:
+            raise ValueError(f"images have no property '{name}'")
+        if values.shape != (ranges.images,) or values.dtype != np.float64 or not np.isfinite(values).all():
+            raise ValueError(f"the range of '{name}' is not {ranges.images} finite numbers")
+        if (np.diff(values) < 0).any():
+            raise ValueError(f"the range of '{name}' is not in order")
 
 
 def _check_score(model: FittedModel) -> None:

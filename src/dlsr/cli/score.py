@@ -10,7 +10,9 @@ import typer
 
 from dlsr.calibration.promise import promise
 from dlsr.cli.console import (
+    ProgressBars,
     no_unreadable_warnings,
+    print_groups,
     print_json,
     print_message,
     print_skipped,
@@ -37,6 +39,9 @@ from dlsr.errors import NoImagesError, SettingsError
 from dlsr.files import partial_path
 
 if TYPE_CHECKING:
+    from dlsr.explaining.groups import Group
+    from dlsr.fitted_detector import FittedDetector
+    from dlsr.images.sources import ImageDataset
     from dlsr.results import Result
 
 app = typer.Typer()
@@ -60,6 +65,22 @@ def score(
     ] = None,
     false_alarm_rate: FalseAlarmRate = None,
     fdr: Fdr = None,
+    reasons: Annotated[
+        bool,
+        typer.Option(
+            "--reasons",
+            help="Add a column with the simple properties in which an image is unlike ID images, such as very dark. "
+            "Decodes each image once more.",
+        ),
+    ] = False,
+    groups: Annotated[
+        bool,
+        typer.Option(
+            "--groups",
+            help="Add a column with the group of each image that is out of distribution, and print what each group "
+            "shares. Holds all results in memory, and the features of these images.",
+        ),
+    ] = False,
     *,
     runtime: Runtime,
     engine: Engine = EngineName.LOCAL,
@@ -71,7 +92,9 @@ def score(
     """Score images: how anomalous each is, its p-value, and whether it is out of distribution."""
     check_fdr_option(fdr, false_alarm_rate)
     if engine is EngineName.LOCAL:
-        _score_here(model, images, output, false_alarm_rate, fdr, runtime, quiet, as_json)
+        _score_here(model, images, output, false_alarm_rate, fdr, reasons, groups, runtime, quiet, as_json)
+    elif reasons or groups:
+        raise SettingsError("--reasons and --groups are for images scored on this machine; score without --engine ray")
     elif fdr is not None:
         raise SettingsError("--fdr needs the p-values of all images at once; score without --engine ray")
     elif output is None:
@@ -86,6 +109,8 @@ def _score_here(
     output: str | None,
     false_alarm_rate: float | None,
     fdr: float | None,
+    reasons: bool,
+    groups: bool,
     runtime: Runtime,
     quiet: bool,
     as_json: bool,
@@ -93,13 +118,20 @@ def _score_here(
     import numpy as np  # noqa: PLC0415
 
     from dlsr.calibration.fdr import why_none  # noqa: PLC0415
+    from dlsr.explaining.clusters import check_clusters  # noqa: PLC0415
+    from dlsr.explaining.explain import known_ranges  # noqa: PLC0415
     from dlsr.images.sources import open_images  # noqa: PLC0415
     from dlsr.reports.tables import check_output, write_jsonl, write_results  # noqa: PLC0415
-    from dlsr.results import write_csv  # noqa: PLC0415
+    from dlsr.results import COLUMNS, write_csv  # noqa: PLC0415
 
     if output is not None:
         check_output(Path(output))
+    if groups:
+        check_clusters()
     detector = runtime.load(model, false_alarm_rate)
+    if reasons:
+        known_ranges(detector)
+    columns = [*COLUMNS, *(["reasons"] if reasons else []), *(["group"] if groups else [])]
     dataset = open_images(Path(source))
     print_skipped(dataset, quiet)
     counter, why = _Counter(), None
@@ -113,20 +145,24 @@ def _score_here(
                 together = detector.detect(dataset, progress=progress).at_fdr(fdr)
             results, rule = together, together.rule
             why = why_none(together.p_values, float(detector.p_values_of([np.inf])[0]), fdr)
+        results, found = _with_more(detector, dataset, results, reasons, groups, bars)
         if output is not None:
-            write_results(Path(output), counter.count(results))
+            write_results(Path(output), counter.count(results), columns)
         else:
-            (write_jsonl if as_json else write_csv)(results_file(), counter.count(results))
+            (write_jsonl if as_json else write_csv)(results_file(), counter.count(results), columns)
     if output is not None and as_json:
-        skipped = len(dataset.ignored) + len(dataset.linked_folders)
         summary = {
             "images": len(dataset),
             "ood": counter.ood,
             "unreadable": dict(counter.unreadable),
-            "skipped": skipped,
+            "skipped": len(dataset.ignored) + len(dataset.linked_folders),
             "output": output,
         }
-        print_json(summary if fdr is None else summary | {"fdr": fdr, "why_none": why})
+        if fdr is not None:
+            summary |= {"fdr": fdr, "why_none": why}
+        if groups:
+            summary |= {"groups": [{"name": g.name, "images": len(g.members), "shared": g.shared} for g in found]}
+        print_json(summary)
     print_unreadable(counter.unreadable, len(dataset))
     if counter.scored == 0:
         raise NoImagesError(f"none of the {len(dataset)} images can be read; see the reasons above")
@@ -137,6 +173,29 @@ def _score_here(
     )
     if why is not None:
         print_message(why, quiet)
+    if found and not quiet:
+        print_groups(found)
+
+
+def _with_more(
+    detector: "FittedDetector",
+    dataset: "ImageDataset",
+    results: "Iterable[Result]",
+    reasons: bool,
+    groups: bool,
+    bars: ProgressBars,
+) -> "tuple[Iterable[Result], list[Group]]":
+    """Results with reasons and groups, and the groups, as far as they are asked for."""
+    from dlsr.explaining.explain import explain  # noqa: PLC0415
+    from dlsr.explaining.groups import group  # noqa: PLC0415
+
+    if reasons:
+        results = explain(detector, dataset, results)
+    if not groups:
+        return results, []
+    every = list(results)
+    refused = sum(bool(result.is_ood) for result in every)
+    return group(detector, dataset, every, progress=bars.images("grouping", refused))
 
 
 @contextmanager
