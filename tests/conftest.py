@@ -98,6 +98,32 @@ def model(tmp_path_factory, image_folder, small_encoder) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def explaining_model(tmp_path_factory, photographs, small_encoder) -> Path:
+    """A model directory fitted to so many patches of the temple that it can tell what is unusual."""
+    folder = tmp_path_factory.mktemp("explaining")
+    images = folder / "images"
+    images.mkdir()
+    for i, patch in enumerate(patches(photographs[0], 330, seed=1)):
+        Image.fromarray(patch).save(images / f"{i:03}.png")
+    Detector(**small_encoder, group_by="none", thumbnails=3).fit(images).save(folder / "model")
+    return folder / "model"
+
+
+@pytest.fixture
+def refused_folder(tmp_path, photographs) -> Path:
+    """10 patches of the temple; 20 white images that are large, and 15 black ones; and a file that is broken."""
+    folder, random = tmp_path / "new <b>", np.random.default_rng(0)
+    for name, count in (("temple", 10), ("white", 20), ("black", 15)):
+        (folder / name).mkdir(parents=True)
+        for i, patch in enumerate(patches(photographs[0], count, seed=2)):
+            noise = random.integers(0, 6, (200, 200, 3), dtype=np.uint8)
+            pixels = {"temple": patch, "white": 255 - noise, "black": noise}[name]
+            Image.fromarray(pixels).save(folder / name / f"{name}-{i:02}.png")
+    (folder / "broken.png").write_bytes(b"no image")
+    return folder
+
+
 @dataclass(frozen=True)
 class Finished:
     """A command that has finished."""

@@ -98,12 +98,12 @@ def workplace(tmp_path, photographs):
         for i, image in enumerate(images):
             image.save(tmp_path / folder / f"{i:03}.png")
 
-    temple = [Image.fromarray(patch) for patch in patches(photographs[0], 320, side=48)]
+    temple = [Image.fromarray(patch) for patch in patches(photographs[0], 430, side=48)]
     flower = [Image.fromarray(patch) for patch in patches(photographs[1], 40, side=48)]
-    write("photos", temple[:220])
-    write("held-out", temple[220:])
-    write("new", [*temple[220:240], *flower[:20]])
-    write("blurred", [image.filter(ImageFilter.GaussianBlur(3)) for image in temple[220:260]])
+    write("photos", temple[:330])
+    write("held-out", temple[330:])
+    write("new", [*temple[330:350], *flower[:20]])
+    write("blurred", [image.filter(ImageFilter.GaussianBlur(3)) for image in temple[330:370]])
     (tmp_path / "benchmarks").mkdir()
     np.save(tmp_path / "vectors.npy", np.random.default_rng(0).standard_normal((300, 16)).astype(np.float32))
     return tmp_path
