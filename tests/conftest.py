@@ -112,13 +112,14 @@ def explaining_model(tmp_path_factory, photographs, small_encoder) -> Path:
 
 @pytest.fixture
 def refused_folder(tmp_path, photographs) -> Path:
-    """10 patches of the temple; 20 white images that are large, and 15 black ones; and a file that is broken."""
+    """10 patches of the temple; 20 images of noise and 15 red ones, which are larger; and a file that is broken."""
     folder, random = tmp_path / "new <b>", np.random.default_rng(0)
-    for name, count in (("temple", 10), ("white", 20), ("black", 15)):
+    for name, count in (("temple", 10), ("noise", 20), ("red", 15)):
         (folder / name).mkdir(parents=True)
         for i, patch in enumerate(patches(photographs[0], count, seed=2)):
-            noise = random.integers(0, 6, (200, 200, 3), dtype=np.uint8)
-            pixels = {"temple": patch, "white": 255 - noise, "black": noise}[name]
+            noise = 255 * random.integers(0, 2, (200, 200, 3), dtype=np.uint8)
+            red = np.array([255, 0, 0], np.uint8) - random.integers(0, 20, (200, 200, 1), dtype=np.uint8) * (1, 0, 0)
+            pixels = {"temple": patch, "noise": noise, "red": red.astype(np.uint8)}[name]
             Image.fromarray(pixels).save(folder / name / f"{name}-{i:02}.png")
     (folder / "broken.png").write_bytes(b"no image")
     return folder

@@ -134,14 +134,14 @@ def test_reasons_and_groups_are_columns_and_groups_a_table(run, explaining_model
     rows = rows_of(done)
     assert done.status == 0
     assert list(rows[0])[-3:] == ["error", "reasons", "group"]
-    white = [row for row in rows if "/white/" in row["path"]]
+    white = [row for row in rows if "/noise/" in row["path"]]
     assert all("very large" in row["reasons"] and "(p = " in row["reasons"] for row in white)
     assert all((row["group"] != "") == (row["is_ood"] == "True") for row in rows)
     assert {"1", "2"} <= {row["group"] for row in rows}
     (broken,) = [row for row in rows if row["error"]]
     assert (broken["reasons"], broken["group"]) == ("", "")
     assert "its images share" in done.err
-    assert "in folder white" in " ".join(done.err.split())
+    assert "in folder noise" in " ".join(done.err.split())
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
@@ -156,7 +156,7 @@ def test_reasons_are_a_text_in_every_format(run, explaining_model, refused_folde
     else:
         rows = pq.read_table(output).to_pylist()
     assert "group" not in rows[0]
-    assert all("very large" in row["reasons"] for row in rows if "/black/" in row["path"])
+    assert all("very large" in row["reasons"] for row in rows if "/red/" in row["path"])
 
 
 def test_the_summary_lists_the_groups(run, explaining_model, refused_folder, tmp_path):

@@ -85,13 +85,13 @@ def test_refused_images_are_shown_in_groups_and_on_a_map_with_their_reasons(expl
     summary = write_html_report(tmp_path / "report.html", detector, refused_folder, title="")
     text = (tmp_path / "report.html").read_text()
     page = Page(text)
-    assert "<b>/white" not in text  # names are escaped
+    assert "<b>/noise" not in text  # names are escaped
     assert "Unlike ID images: very large" in page.text
     assert "at most 5 % of ID images have any" in page.text
     groups = page.text.partition("Groups of refused images")[2].partition("Map")[0]
     assert "Group 1" in groups
     assert "Group 2" in groups
-    for kind in ("white", "black"):
+    for kind in ("noise", "red"):
         assert f"in folder {kind}, names begin with {kind}-" in groups
     assert sum(int(count) for count in re.findall(r"(\d+) images?\b", groups)) == summary.ood
     links = dict(re.findall(r'<a id="(point-\d+)" href="#(image-\d+)" aria-label="[^"]+">', text))

@@ -226,7 +226,7 @@ def test_the_page_tells_in_words_what_is_unusual(explaining_model, running, refu
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_OPTIONS)
         page = browser.new_page(viewport={"width": 390, "height": 700})
         page.goto(url)
-        names = ("white/white-00.png", "temple/temple-00.png")
+        names = ("noise/noise-00.png", "temple/temple-00.png")
         page.set_input_files("#files", [str(refused_folder / name) for name in names])
         expect(page.locator(".card")).to_have_count(2)
         expect(page.locator(".why").nth(0)).to_contain_text("Unlike in-distribution images: very large")

@@ -83,17 +83,17 @@ def explaining(explaining_model):
 
 
 def test_reasons_are_given_when_asked_for(explaining, refused_folder):
-    names = ("white/white-00.png", "black/black-00.png", "broken.png", "temple/temple-00.png")
+    names = ("noise/noise-00.png", "red/red-00.png", "broken.png", "temple/temple-00.png")
     files = [("images", (name, (refused_folder / name).read_bytes())) for name in names]
     plain = explaining.post("/v1/score", files=files).json()["images"]
     asked = explaining.post("/v1/score?reasons=true", files=files).json()["images"]
     assert [image["reasons"] for image in plain] == [None] * 4
     assert explaining.post("/v1/score?reasons=false", files=files).json()["images"] == plain
-    white, black, broken, temple = (image["reasons"] for image in asked)
+    noise, red, broken, temple = (image["reasons"] for image in asked)
     assert {"name": "side", "direction": "high", "words": "very large", "value": 200.0} in [
-        {key: reason[key] for key in ("name", "direction", "words", "value")} for reason in white
+        {key: reason[key] for key in ("name", "direction", "words", "value")} for reason in noise
     ]
-    assert all(0 < reason["p_value"] < 0.05 for reason in white + black)
+    assert all(0 < reason["p_value"] < 0.05 for reason in noise + red)
     assert (broken, temple) == (None, [])
     for image, other in zip(plain, asked, strict=True):
         assert other | {"reasons": None} == image

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlsr.calibration.reasons import why_no_reasons
-from dlsr.encoding.pipeline import Progress
+from dlsr.encoding.pipeline import Encoded, Progress, joined
 from dlsr.explaining.clusters import cluster
 from dlsr.explaining.explain import explain
-from dlsr.images.sources import ImagesLike, open_images
+from dlsr.images.sources import ImageDataset, ImagesLike, open_images
 from dlsr.results import Result
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def group(
     refused = [i for i, result in enumerate(grouped) if result.is_ood]
     if not refused:
         return grouped, []
-    encoded = detector.extractor_.encode(found.subset(refused), progress=progress)
+    encoded = encoded_again(detector, found.subset(refused), progress=progress)
     # A file may have changed since it was scored.
     refused = [i for i, error in zip(refused, encoded.errors, strict=True) if error is None]
     members = [grouped[i] for i in refused]
@@ -78,6 +78,12 @@ def group(
         for i in each.members:
             grouped[i] = replace(grouped[i], group=each.name)
     return grouped, groups
+
+
+def encoded_again(detector: "FittedDetector", images: ImageDataset, *, progress: Progress | None = None) -> Encoded:
+    """Images that were scored, encoded: from the feature store, or anew. A store that cannot be written is no error."""
+    extractor = detector.extractor_
+    return joined(extractor.encode_chunks(images, progress=progress), len(images), extractor.encoder.c, None)
 
 
 def groups_of(z0: NDArray[np.float32], members: Sequence[Result], paths: Sequence[str]) -> list[Group]:

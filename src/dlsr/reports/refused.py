@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dlsr.errors import MissingExtraError
 from dlsr.explaining.explain import explain
-from dlsr.explaining.groups import ALONE, Group, groups_of
+from dlsr.explaining.groups import ALONE, Group, encoded_again, groups_of
 from dlsr.explaining.layout import Layout, place
 from dlsr.images.sources import ImageDataset
 from dlsr.reports.figures import Figures, caption_of, picture_of
@@ -54,7 +54,7 @@ class Drawn:
             chosen: positions and results.
             explained: whether refused images are given reasons.
         """
-        encoded = detector.extractor_.encode(images.subset(i for i, _ in chosen))
+        encoded = encoded_again(detector, images.subset(i for i, _ in chosen))
         kept = [each for each, error in zip(chosen, encoded.errors, strict=True) if error is None]
         positions, results = [i for i, _ in kept], [result for _, result in kept]
         if explained:
