@@ -191,7 +191,7 @@ def test_references_and_thumbnails_of_strangers_are_checked(shown, tmp_path, nam
 
 def test_ranges_of_unknown_properties_are_refused(shown, tmp_path):
     description, tensors = read(shown)
-    write(tmp_path / "m", description, tensors | {"ranges.evil": tensors["ranges.brightness"]})
+    write(tmp_path / "m", description, tensors | {"ranges.evil": tensors["ranges.brightness"].clone()})
     with quick_and_small(), pytest.raises(ArtifactError, match="images have no property 'evil'"):
         Detector.load(tmp_path / "m")
 
