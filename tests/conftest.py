@@ -112,6 +112,33 @@ def model_with_maps(detector_with_maps, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def explaining_model(tmp_path_factory, photographs, small_encoder) -> Path:
+    """A model directory fitted to so many patches of the temple that it can tell what is unusual."""
+    folder = tmp_path_factory.mktemp("explaining")
+    images = folder / "images"
+    images.mkdir()
+    for i, patch in enumerate(patches(photographs[0], 330, seed=1)):
+        Image.fromarray(patch).save(images / f"{i:03}.png")
+    Detector(**small_encoder, group_by="none", thumbnails=3).fit(images).save(folder / "model")
+    return folder / "model"
+
+
+@pytest.fixture
+def refused_folder(tmp_path, photographs) -> Path:
+    """10 patches of the temple; 20 images of noise and 15 red ones, which are larger; and a file that is broken."""
+    folder, random = tmp_path / "new <b>", np.random.default_rng(0)
+    for name, count in (("temple", 10), ("noise", 20), ("red", 15)):
+        (folder / name).mkdir(parents=True)
+        for i, patch in enumerate(patches(photographs[0], count, seed=2)):
+            noise = 255 * random.integers(0, 2, (200, 200, 3), dtype=np.uint8)
+            red = np.array([255, 0, 0], np.uint8) - random.integers(0, 20, (200, 200, 1), dtype=np.uint8) * (1, 0, 0)
+            pixels = {"temple": patch, "noise": noise, "red": red.astype(np.uint8)}[name]
+            Image.fromarray(pixels).save(folder / name / f"{name}-{i:02}.png")
+    (folder / "broken.png").write_bytes(b"no image")
+    return folder
+
+
 @dataclass(frozen=True)
 class Finished:
     """A command that has finished."""

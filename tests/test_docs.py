@@ -99,16 +99,16 @@ def workplace(tmp_path, photographs):
         for i, image in enumerate(images):
             image.save(tmp_path / folder / f"{i:03}.png")
 
-    temple = [Image.fromarray(patch) for patch in patches(photographs[0], 320, side=48)]
+    temple = [Image.fromarray(patch) for patch in patches(photographs[0], 430, side=48)]
     flower = [Image.fromarray(patch) for patch in patches(photographs[1], 40, side=48)]
-    write("photos", temple[:220])
-    write("held-out", temple[220:])
-    write("new", [*temple[220:240], *flower[:20]])
-    write("blurred", [image.filter(ImageFilter.GaussianBlur(3)) for image in temple[220:260]])
+    write("photos", temple[:330])
+    write("held-out", temple[330:])
+    write("new", [*temple[330:350], *flower[:20]])
+    write("blurred", [image.filter(ImageFilter.GaussianBlur(3)) for image in temple[330:370]])
     with av.open(str(tmp_path / "clip.mp4"), "w") as clip:
         stream = clip.add_stream("libx264", rate=10)
         stream.width, stream.height, stream.pix_fmt = 48, 48, "yuv420p"
-        for image in [*temple[220:240], *flower[:20]]:
+        for image in [*temple[330:350], *flower[:20]]:
             clip.mux(stream.encode(av.VideoFrame.from_image(image)))
         clip.mux(stream.encode())
     (tmp_path / "benchmarks").mkdir()

@@ -28,6 +28,9 @@ LIGHT = (
     "dlsr.encoding.examples",
     "dlsr.encoding.pipeline",
     "dlsr.encoding.store",
+    "dlsr.explaining.explain",
+    "dlsr.explaining.groups",
+    "dlsr.explaining.layout",
     "dlsr.fitted_detector",
     "dlsr.images.quality",
     "dlsr.images.sources",
@@ -107,6 +110,15 @@ def test_every_command_on_a_fitted_model_runs_without_what_a_fit_needs(
     drifted = without_heavy("drift", own, odd_folder, "--reference", image_folder)
     assert drifted.returncode == 1, drifted.stderr
     assert "moved" in drifted.stdout
+
+
+def test_reasons_need_no_package_and_groups_and_umap_say_which(without_heavy, explaining_model, odd_folder):
+    done = without_heavy("score", explaining_model, odd_folder, "--reasons")
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    assert done.stdout.startswith("path,score,p_value,is_ood,top_layer,error,reasons")
+    done = without_heavy("score", explaining_model, odd_folder, "--groups")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith("run: pip install 'dlsr[groups]'")
 
 
 def test_what_needs_a_fit_says_what_to_install(without_heavy, model, odd_folder):

@@ -174,6 +174,11 @@ def test_numbers_of_strangers_are_checked(restoring, tmp_path, name, change, mes
         ("images.names", lambda x: torch.frombuffer(bytearray(b"[1]"), dtype=torch.uint8), "not a list of texts"),
         ("images.keys", lambda x: x[:5], "the keys of"),
         ("images.keys", lambda x: x.float(), "the keys of"),
+        ("ranges.brightness", lambda x: x[:5], "the range of '.*' is not 5 finite numbers"),
+        ("ranges.brightness", lambda x: x * torch.nan, "is not 120 finite numbers"),
+        ("ranges.brightness", lambda x: x.float(), "is not 120 finite numbers"),
+        ("ranges.contrast", lambda x: x.flip(0), "not in order"),
+        ("ranges.side", lambda x: x[None], "is not"),
         ("scorer.references", lambda x: x[:0], "training images"),
         ("scorer.search.centred", lambda x: x[:5], "training images"),
         ("scorer.gaussian.variances", lambda x: -x, "not finite"),
@@ -186,6 +191,13 @@ def test_references_and_thumbnails_of_strangers_are_checked(shown, tmp_path, nam
     with quick_and_small(), pytest.raises(ArtifactError, match=message) as caught:
         Detector.load(tmp_path / "m")
     assert "\n" not in str(caught.value)
+
+
+def test_ranges_of_unknown_properties_are_refused(shown, tmp_path):
+    description, tensors = read(shown)
+    write(tmp_path / "m", description, tensors | {"ranges.evil": tensors["ranges.brightness"].clone()})
+    with quick_and_small(), pytest.raises(ArtifactError, match="images have no property 'evil'"):
+        Detector.load(tmp_path / "m")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from dlsr.errors import missing_told
 if TYPE_CHECKING:
     from dlsr.calibration.conformal import p_values, threshold
     from dlsr.calibration.metrics import Metrics, evaluate_scores
+    from dlsr.calibration.reasons import Reason
     from dlsr.detector import Detector
     from dlsr.encoders import ENCODERS, EncoderSpec, encoder_spec
     from dlsr.encoders.encoder import Encoder
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
         WeightsError,
     )
     from dlsr.evaluation import Evaluation, Report, evaluate
+    from dlsr.explaining.explain import explain
+    from dlsr.explaining.groups import Group, group
     from dlsr.fitted_detector import FittedDetector
     from dlsr.images.sources import ImageDataset, UnreadableImagesWarning, open_images
     from dlsr.results import Result, Results
@@ -46,6 +49,7 @@ __all__ = [
     "ExportError",
     "FeatureError",
     "FittedDetector",
+    "Group",
     "ImageDataset",
     "ImageError",
     "ImageTooLargeError",
@@ -55,6 +59,7 @@ __all__ = [
     "NoImagesError",
     "NotFittedError",
     "OutputError",
+    "Reason",
     "Report",
     "Result",
     "Results",
@@ -67,6 +72,8 @@ __all__ = [
     "encoder_spec",
     "evaluate",
     "evaluate_scores",
+    "explain",
+    "group",
     "open_images",
     "p_values",
     "register",
@@ -104,6 +111,10 @@ _HOME = {
     "Evaluation": "dlsr.evaluation",
     "Report": "dlsr.evaluation",
     "evaluate": "dlsr.evaluation",
+    "Reason": "dlsr.calibration.reasons",
+    "Group": "dlsr.explaining.groups",
+    "explain": "dlsr.explaining.explain",
+    "group": "dlsr.explaining.groups",
     "ImageDataset": "dlsr.images.sources",
     "open_images": "dlsr.images.sources",
     "Metrics": "dlsr.calibration.metrics",

@@ -27,6 +27,7 @@ from dlsr.encoding.fitted_images import FittedImages
 from dlsr.encoding.pipeline import Encoded, Progress, joined
 from dlsr.errors import NoImagesError, NotFittedError, SettingsError
 from dlsr.fitting import fit_images, own_settings
+from dlsr.images.properties import ranges_of
 from dlsr.images.sources import ImageDataset, ImagesLike, warn_of_unreadable
 from dlsr.model import Array, FittedModel
 from dlsr.training.loop import Trainer
@@ -148,7 +149,10 @@ def with_added(
     count, images = before.config.thumbnails, given.images.subset(map(int, rows))
     examples = more_examples(before.examples, len(known), images, added, count, before.config.seed) if count else None
     # How uneven ordinary maps are is known from images of before, which are not read again.
-    after = replace(after, summary=summary, examples=examples, map_peaks=before.map_peaks)
+    ranges = before.ranges
+    if ranges is not None:
+        ranges = ranges.joined(ranges_of(images, settings.seed, extractor.workers))
+    after = replace(after, summary=summary, examples=examples, map_peaks=before.map_peaks, ranges=ranges)
     return after, _addition(before, after, added, int(copies.sum()), new.unreadable)
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 
+from dlsr.calibration.reasons import Ranges
 from dlsr.config import MOST_STEPS, DetectorConfig, SavedSettings
 from dlsr.encoders import EncoderSpec
 from dlsr.encoding.examples import Examples
@@ -152,6 +153,7 @@ def write_model(folder: Path, model: FittedModel) -> None:
         "scorer": model.scorer.learned,
         "calibration": calibration,
         "images": model.images.arrays() if model.images else {},
+        "ranges": model.ranges.values if model.ranges else {},
         "examples": model.examples.arrays() if model.examples else {},
         "graph": {} if graphs is None else _as_arrays(graphs),
         "maps": {} if model.map_peaks is None else {"peaks": model.map_peaks},
@@ -194,7 +196,8 @@ def read_model(folder: Path, device: str, backend: Backend = "auto", *, pytorch:
 
 
 def _model_of(manifest: Manifest, arrays: Arrays, device: str, pytorch: bool) -> FittedModel:
-    learned, images, examples, graph = (_part(part, arrays) for part in ("scorer", "images", "examples", "graph"))
+    parts = ("scorer", "images", "examples", "graph", "ranges")
+    learned, images, examples, graph, ranges = (_part(part, arrays) for part in parts)
     graphs = None
     if manifest.graphs is not None:
         about = manifest.graphs
@@ -220,6 +223,7 @@ def _model_of(manifest: Manifest, arrays: Arrays, device: str, pytorch: bool) ->
         examples=Examples.of(examples) if examples else None,
         graphs=graphs,
         map_peaks=_part("maps", arrays).get("peaks"),
+        ranges=Ranges(ranges) if ranges else None,
     )
 
 

@@ -18,6 +18,7 @@ from dlsr.encoding.pipeline import Encoded, Progress
 from dlsr.errors import FeatureError, NoImagesError, SettingsError
 from dlsr.fitted_detector import FittedDetector
 from dlsr.fitting import as_graphs, fit_images, fit_model, own_settings, with_score
+from dlsr.images.properties import ranges_of
 from dlsr.images.sources import ImagesLike, open_images, warn_of_unreadable
 from dlsr.images.transforms import Transform
 from dlsr.method.noise import Digests
@@ -150,8 +151,12 @@ class Detector(Configured):
         model = self._fit_encoded(encoded, extractor, trainer, groups)
         examples = choose_examples(found, encoded, self.thumbnails, self.seed) if self.thumbnails else None
         peaks = peaks_of(model, extractor, found) if self.maps else None
-        known = model.images if transform is None else None
-        self._model, self._extractor = replace(model, examples=examples, images=known, map_peaks=peaks), extractor
+        model = replace(model, examples=examples, map_peaks=peaks)
+        if transform is None:
+            model = replace(model, ranges=ranges_of(found, self.seed, self.workers))
+        else:
+            model = replace(model, images=None)
+        self._model, self._extractor = model, extractor
         return self
 
     def add(

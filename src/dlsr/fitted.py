@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from dlsr.calibration.reasons import Ranges
 from dlsr.config import DetectorConfig, SavedSettings, validated
 from dlsr.encoding.examples import Examples
 from dlsr.errors import NotFittedError
@@ -44,6 +45,11 @@ class FittedAttributes:
         return self._fitted().calibration.threshold(self.false_alarm_rate, self.confidence)
 
     @property
+    def has_maps_(self) -> bool:
+        """Whether `anomaly_maps` can show where images deviate."""
+        return self._fitted().map_peaks is not None
+
+    @property
     def calibration_(self) -> Calibration:
         """Scores of the calibration images, and the scale of each layer."""
         return self._fitted().calibration
@@ -78,6 +84,11 @@ class FittedAttributes:
         """The encoder's name; None for a model fitted to features."""
         encoder = self._fitted().encoder
         return encoder.name if encoder else None
+
+    @property
+    def ranges_(self) -> Ranges | None:
+        """Simple properties of ID images; None if they were not measured, as in fits to features or by Ray."""
+        return self._fitted().ranges
 
     @property
     def examples_(self) -> Examples | None:

@@ -20,6 +20,7 @@ from dlsr.encoding.pipeline import Encoded, Progress
 from dlsr.errors import NotFittedError, SettingsError
 from dlsr.fitted import FittedAttributes
 from dlsr.images.groups import group_labels
+from dlsr.images.properties import ranges_of
 from dlsr.images.sources import ImagesLike, open_images, warn_of_unreadable
 from dlsr.images.transforms import Transform
 from dlsr.method.noise import Digests, row_digests
@@ -89,6 +90,8 @@ class FittedDetector(FittedAttributes):
     ) -> Self:
         """Replace the calibration images by others that are known to be in distribution, without refitting.
 
+        Their simple properties replace those of the fit, from which `dlsr.explain` tells what is unusual.
+
         Args:
             images: see `dlsr.open_images`.
             groups: a label for each image, as for `fit`.
@@ -98,11 +101,12 @@ class FittedDetector(FittedAttributes):
             NotFittedError, InputError: as `detect`.
             TooFewImagesError: if they are too few for the false-alarm rate.
         """
-        encoded = self.extractor_.encode(images, progress=progress)
+        found = open_images(images)
+        encoded = self.extractor_.encode(found, progress=progress)
         warn_of_unreadable(encoded.unreadable)
         model = self._fitted().calibrated(encoded.z0, encoded.digests, self._groups_of(encoded, groups))
         model.calibration.check_size(self.false_alarm_rate, self.confidence)
-        self._model = model
+        self._model = replace(model, ranges=ranges_of(found, model.settings.seed, self.workers))
         return self
 
     def detect(

@@ -16,6 +16,7 @@ from dlsr.calibration.conformal import (
 )
 from dlsr.calibration.exchangeability import ExchangeabilityCheck
 from dlsr.calibration.groups import Groups
+from dlsr.calibration.reasons import Ranges
 from dlsr.config import DetectorConfig, SavedSettings
 from dlsr.encoders import EncoderSpec
 from dlsr.encoding.examples import Examples
@@ -136,6 +137,8 @@ class FittedModel:
     graphs: "Graphs | None" = None
     map_peaks: Array | None = None
     """The highest values of `dlsr.method.maps.odd_places` of some ID images, shape `(n,)`; None without maps."""
+    ranges: Ranges | None = None
+    """Properties of ID images; None if they were not measured."""
 
     @property
     def layer_names(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dlsr.calibration.reasons import PROPERTIES, Ranges
 from dlsr.encoders import ENCODERS, EncoderSpec, PackageWeights
 from dlsr.encoders.presets import HubWeights
 from dlsr.encoding.examples import Examples
@@ -38,12 +39,14 @@ def check_finite(arrays: Mapping[str, NDArray[Any]]) -> None:
 
 
 def check_model(model: FittedModel) -> None:
-    """Calibration and examples are those of the model, and its score is a finite number."""
+    """Calibration, examples and ranges are those of the model, and its score is a finite number."""
     _check_calibration(model.calibration, len(model.channels), model.summary.calibration_images)
     if model.examples is not None:
         _check_examples(model.examples, sum(model.channels))
     if model.map_peaks is not None:
         _check_peaks(model.map_peaks)
+    if model.ranges is not None:
+        _check_ranges(model.ranges)
     _check_score(model)
 
 
@@ -71,6 +74,16 @@ def _check_examples(examples: Examples, c: int) -> None:
 def _check_peaks(peaks: NDArray[Any]) -> None:
     if peaks.ndim != 1 or not len(peaks) or peaks.dtype != np.float64 or not (np.isfinite(peaks) & (peaks > 0)).all():
         raise ValueError("the peaks of maps are not numbers above 0")
+
+
+def _check_ranges(ranges: Ranges) -> None:
+    for name, values in ranges.values.items():
+        if name not in PROPERTIES:
+            raise ValueError(f"images have no property '{name}'")
+        if values.shape != (ranges.images,) or values.dtype != np.float64 or not np.isfinite(values).all():
+            raise ValueError(f"the range of '{name}' is not {ranges.images} finite numbers")
+        if (np.diff(values) < 0).any():
+            raise ValueError(f"the range of '{name}' is not in order")
 
 
 def _check_score(model: FittedModel) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dlsr.calibration.fdr import rejected
 from dlsr.calibration.promise import promise
+from dlsr.calibration.reasons import Reason, listed, sentence
 from dlsr.errors import MissingExtraError
 from dlsr.files import replacing
 
@@ -48,10 +49,25 @@ class Result:
     """How far each layer's score lies above the calibration images' mean, in their standard deviations."""
     nearest: tuple[int, ...] | None = None
     """The kept training images nearest to this one, nearest first: indices into `examples_`."""
+    reasons: tuple[Reason, ...] | None = None
+    """Properties in which the image lies outside the range of the ID images, see `dlsr.explain`; None if not asked
+    for."""
+    group: str | None = None
+    """Of an image that was refused: the group of such images that it belongs to, or `alone`; see `dlsr.group`."""
 
-    def row(self) -> dict[str, Any]:
-        """The values of `COLUMNS`, by name."""
-        return {name: getattr(self, name) for name in COLUMNS}
+    @property
+    def sentence(self) -> str:
+        """The verdict with its reasons, as far as they are known; of an unreadable image why it could not be read."""
+        if self.is_ood is None:
+            return f"Cannot be read: {self.error}."
+        return sentence(self.is_ood, self.reasons or ())
+
+    def row(self, columns: Sequence[str] = COLUMNS) -> dict[str, Any]:
+        """The values of columns, which are fields, by name. Reasons are one text."""
+        values = {name: getattr(self, name) for name in columns}
+        if values.get("reasons") is not None:
+            values["reasons"] = listed(values["reasons"])
+        return values
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -217,9 +233,9 @@ FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")
 """A spreadsheet takes a cell that begins with one of these for a formula, which may run programs."""
 
 
-def write_csv(file: TextWriter, results: Iterable[Result]) -> None:
+def write_csv(file: TextWriter, results: Iterable[Result], columns: Sequence[str] = COLUMNS) -> None:
     """Write a header and a line for each result, see `write_rows`."""
-    write_rows(file, COLUMNS, (result.row() for result in results))
+    write_rows(file, columns, (result.row(columns) for result in results))
 
 
 def write_rows(file: TextWriter, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 
 from dlsr import SettingsError
-from dlsr.calibration import two_samples
 from dlsr.calibration.two_samples import feature_test, property_tests
 
 
@@ -60,19 +59,6 @@ def test_permutations_suffice_for_the_level_or_it_is_refused():
         assert 1 / (permutations + 1) <= level
     with pytest.raises(SettingsError, match="allow a higher alpha"):
         feature_test(x, x, level=0.00009)
-
-
-@pytest.mark.parametrize(("n", "c"), [(300, 120), (120, 300), (50, 20), (30, 200)])
-def test_principal_components_are_those_of_the_randomised_decomposition_of_scikit_learn(n, c):
-    from sklearn.utils.extmath import randomized_svd
-
-    x = normal(0, n, c)
-    kept = min(64, n, c)
-    left, singular, _ = randomized_svd(x, kept, n_iter=3, random_state=0)
-    reduced = two_samples._principal(x)
-    assert reduced.shape == (n, kept)
-    expected = (left * singular) @ (left * singular).T
-    np.testing.assert_allclose(reduced @ reduced.T, expected, atol=1e-4 * expected.max())
 
 
 def of_properties(seed, count):

@@ -127,3 +127,51 @@ def test_a_false_discovery_rate_that_cannot_be_is_one_line(run, model, image_fol
 def test_a_false_discovery_rate_needs_all_images_on_this_machine(run, model, image_folder, tmp_path):
     done = run("score", model, image_folder, "--engine", "ray", "-o", tmp_path / "out", "--fdr", 0.1)
     assert "--fdr needs the p-values of all images at once; score without --engine ray" in done.error
+
+
+def test_reasons_and_groups_are_columns_and_groups_a_table(run, explaining_model, refused_folder):
+    done = run("score", explaining_model, refused_folder, "--reasons", "--groups", "--backend", "torch")
+    rows = rows_of(done)
+    assert done.status == 0
+    assert list(rows[0])[-3:] == ["error", "reasons", "group"]
+    white = [row for row in rows if "/noise/" in row["path"]]
+    assert all("very large" in row["reasons"] and "(p = " in row["reasons"] for row in white)
+    assert all((row["group"] != "") == (row["is_ood"] == "True") for row in rows)
+    assert {"1", "2"} <= {row["group"] for row in rows}
+    (broken,) = [row for row in rows if row["error"]]
+    assert (broken["reasons"], broken["group"]) == ("", "")
+    assert "its images share" in done.err
+    assert "in folder noise" in " ".join(done.err.split())
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_reasons_are_a_text_in_every_format(run, explaining_model, refused_folder, tmp_path, suffix):
+    output = tmp_path / f"a.{suffix}"
+    done = run("score", explaining_model, refused_folder, "--reasons", "-o", output, "--json", "--backend", "torch")
+    assert "groups" not in json.loads(done.out)
+    if suffix == "csv":
+        rows = list(csv.DictReader(output.open()))
+    elif suffix == "jsonl":
+        rows = [json.loads(line) for line in output.read_text().splitlines()]
+    else:
+        rows = pq.read_table(output).to_pylist()
+    assert "group" not in rows[0]
+    assert all("very large" in row["reasons"] for row in rows if "/red/" in row["path"])
+
+
+def test_the_summary_lists_the_groups(run, explaining_model, refused_folder, tmp_path):
+    options = ("--groups", "--fdr", 0.2, "-o", tmp_path / "a.jsonl", "--json", "-q", "--backend", "torch")
+    done = run("score", explaining_model, refused_folder, *options)
+    summary = json.loads(done.out)
+    assert sum(each["images"] for each in summary["groups"]) == summary["ood"] > 0
+    assert summary["groups"][0]["name"] == "1"
+    assert "its images share" not in done.err
+
+
+def test_reasons_and_groups_that_cannot_be_are_one_line(run, model, image_folder, tmp_path, monkeypatch):
+    assert "319 are needed; measure ID images: dlsr calibrate" in run("score", model, image_folder, "--reasons").error
+    for option in ("--reasons", "--groups"):
+        ray = run("score", model, image_folder, option, "--engine", "ray", "-o", tmp_path / "x")
+        assert "score without --engine ray" in ray.error
+    monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
+    assert "pip install 'dlsr[groups]'" in run("score", model, image_folder, "--groups").error

@@ -1,14 +1,17 @@
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
 
 import pytest
 
-from dlsr import Detector, NoImagesError
+from dlsr import Detector, MissingExtraError, NoImagesError
+from dlsr.reports import html
 from dlsr.reports.html import SHOWN, Summary, write_html_report
 from dlsr.results import Result
 
+CHROMIUM = shutil.which("chromium")
 DRAWING = ("matplotlib", "scipy", "sklearn")
 """Packages that a machine that writes reports may lack."""
 
@@ -67,13 +70,95 @@ def test_the_report_is_one_file_with_all_results(model, mixed, tmp_path):
     assert "<b>&amp.png" in page.text  # escaped in the source
     assert "not an image, or of an unknown format" in page.text
     by_score = sorted(judged, key=lambda result: -result.score)
-    shown = [image["alt"] for image in page.images]
-    assert shown == [r.path for r in by_score[:SHOWN]] + [r.path for r in by_score[::-1][:SHOWN]]
+    for heading, expected in (("Highest", by_score[:SHOWN]), ("Lowest", by_score[::-1][:SHOWN])):
+        gallery = Page(text.partition(f"<h2>{heading} scores</h2>")[2].partition("</div>")[0] + "</div>")
+        assert [image["alt"] for image in gallery.images] == [result.path for result in expected]
     assert all(image["src"].startswith("data:image/jpeg;base64,") for image in page.images)
     ood = [result for result in judged if result.is_ood]
     mean = sum(result.layers["stage 0"] for result in ood) / len(ood)
     assert summary.layer_means(True)["stage 0"] == pytest.approx(mean)
     assert f"{mean:+.2f}" in page.text
+
+
+def test_refused_images_are_shown_in_groups_and_on_a_map_with_their_reasons(explaining_model, refused_folder, tmp_path):
+    detector = Detector.load(explaining_model, backend="torch")
+    summary = write_html_report(tmp_path / "report.html", detector, refused_folder, title="")
+    text = (tmp_path / "report.html").read_text()
+    page = Page(text)
+    assert "<b>/noise" not in text  # names are escaped
+    assert re.search("Unlike ID images: [^;]*very large", page.text)
+    assert "at most 5 % of ID images have any" in page.text
+    groups = page.text.partition("Groups of refused images")[2].partition("Map")[0]
+    assert "Group 1" in groups
+    assert "Group 2" in groups
+    for kind in ("noise", "red"):
+        assert f"in folder {kind}, names begin with {kind}-" in groups
+    sizes = re.findall(r'<h3>[^<]+</h3><p class="quiet">(\d+) image', text)
+    assert sum(map(int, sizes)) == summary.ood
+    links = dict(re.findall(r'<a id="(point-\d+)" href="#(image-\d+)" aria-label="[^"]+">', text))
+    figures = re.findall(r'<figure id="(image-\d+)">.*?<a href="#(point-\d+)">Back to the map</a></figure>', text)
+    assert len(links) == 45 + 3  # and the training images that the model keeps
+    assert {(figure, point) for point, figure in links.items()} == set(figures)
+    assert text.count('class="mark ood"') == summary.ood + 1  # and one in the legend
+    assert text.count('class="mark training"') == 3 + 1
+    assert re.search("aria-label=.[^>]*unlike ID images it is [^>]*very large", text)
+
+
+def test_a_model_that_can_give_no_reasons_says_why(model, mixed, tmp_path):
+    write_html_report(tmp_path / "report.html", Detector.load(model, backend="torch"), mixed, title="")
+    text = Page((tmp_path / "report.html").read_text()).text
+    assert "There are no reasons in words: properties of 120 ID images are too few" in text
+    assert "Unlike ID images" not in text
+
+
+def test_only_some_of_many_images_are_grouped_and_on_the_map(model, mixed, tmp_path, monkeypatch):
+    monkeypatch.setitem(html.MOST_DRAWN, True, 6)
+    monkeypatch.setitem(html.MOST_DRAWN, False, 4)
+    monkeypatch.setattr("dlsr.reports.refused.MOST_ON_MAP", 3)
+    detector = Detector.load(model, backend="torch")
+    detector.false_alarm_rate = 0.5
+    summary = write_html_report(tmp_path / "report.html", detector, mixed, title="")
+    text = (tmp_path / "report.html").read_text()
+    assert f"6 of {summary.ood} refused images, drawn at random, are grouped." in text
+    assert "Map of 6 images" in text
+
+
+def test_a_missing_package_of_a_layout_is_told_before_images_are_scored(model, mixed, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "umap", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'dlsr\[umap\]'"):
+        write_html_report(tmp_path / "r.html", Detector.load(model, backend="torch"), mixed, title="", layout="umap")
+    assert not (tmp_path / "r.html").exists()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian's package chromium)")
+@pytest.mark.slow
+def test_the_map_is_used_by_pointer_and_keyboard(explaining_model, refused_folder, tmp_path):
+    from playwright.sync_api import sync_playwright
+
+    path = tmp_path / "report.html"
+    write_html_report(path, Detector.load(explaining_model, backend="torch"), refused_folder, title="")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 390, "height": 800})
+        page.goto(path.as_uri())
+        assert not page.evaluate("document.documentElement.scrollWidth > innerWidth")
+        chosen = page.locator(".chosen figure:visible")
+        assert chosen.count() == 0
+        page.locator("#point-3").click(force=True)
+        assert chosen.count() == 1
+        page.locator(".skip").focus()
+        focused = []
+        for _ in range(2):
+            page.keyboard.press("Tab")
+            focused.append(page.evaluate("document.activeElement.id"))
+        assert all(name.startswith("point-") for name in focused)
+        page.keyboard.press("Enter")
+        assert chosen.get_attribute("id") == focused[1].replace("point", "image")
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        assert page.evaluate("document.activeElement.id") == focused[1]
+        assert chosen.count() == 0
+        browser.close()
 
 
 def test_a_report_needs_no_drawing_packages(model, mixed, tmp_path, monkeypatch):
@@ -84,6 +169,9 @@ def test_a_report_needs_no_drawing_packages(model, mixed, tmp_path, monkeypatch)
     text = (tmp_path / "report.html").read_text()
     legend = f"calibration images ({len(detector.calibration_scores_)}), these images (40), threshold "
     assert f'<svg class="histogram" role="img" aria-label="Histogram of scores: {legend}' in text
+    page = Page(text).text
+    assert "not grouped: scikit-learn is not installed; run: pip install 'dlsr[groups]'" in page
+    assert "Map of 40 images" in text
 
 
 def test_the_page_imports_no_drawing_packages():

@@ -216,3 +216,20 @@ def test_the_page_in_a_browser(url, fitted, image_folder, odd_folder, tmp_path):
     # The browser logs that the request with only the broken image was refused.
     assert [line for line in logged if "422" not in line] == []
     assert all(address.startswith((url, "blob:", "data:")) for address in requested)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian's package chromium)")
+def test_the_page_tells_in_words_what_is_unusual(explaining_model, running, refused_folder):
+    expect.set_options(timeout=60_000)
+    with running(Service(explaining_model, ServeSettings(), backend="torch")) as url, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_OPTIONS)
+        page = browser.new_page(viewport={"width": 390, "height": 700})
+        page.goto(url)
+        names = ("noise/noise-00.png", "temple/temple-00.png")
+        page.set_input_files("#files", [str(refused_folder / name) for name in names])
+        expect(page.locator(".card")).to_have_count(2)
+        expect(page.locator(".why").nth(0)).to_contain_text("Unlike in-distribution images: very large")
+        expect(page.locator(".why").nth(1)).to_be_hidden()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        browser.close()

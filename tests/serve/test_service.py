@@ -76,6 +76,43 @@ def upload(client, *images, **options):
     return client.post("/v1/score", files=[("images", image) for image in images], **options)
 
 
+@pytest.fixture(scope="module")
+def explaining(explaining_model):
+    with client_of(service_of(explaining_model)) as client:
+        yield client
+
+
+def test_reasons_are_given_when_asked_for(explaining, refused_folder):
+    names = ("noise/noise-00.png", "red/red-00.png", "broken.png", "temple/temple-00.png")
+    files = [("images", (name, (refused_folder / name).read_bytes())) for name in names]
+    plain = explaining.post("/v1/score", files=files).json()["images"]
+    asked = explaining.post("/v1/score?reasons=true", files=files).json()["images"]
+    assert [image["reasons"] for image in plain] == [None] * 4
+    assert explaining.post("/v1/score?reasons=false", files=files).json()["images"] == plain
+    noise, red, broken, temple = (image["reasons"] for image in asked)
+    assert {"name": "side", "direction": "high", "words": "very large", "value": 200.0} in [
+        {key: reason[key] for key in ("name", "direction", "words", "value")} for reason in noise
+    ]
+    assert all(0 < reason["p_value"] < 0.05 for reason in noise + red)
+    assert (broken, temple) == (None, [])
+    for image, other in zip(plain, asked, strict=True):
+        assert other | {"reasons": None} == image
+
+
+@pytest.mark.parametrize("query", ["reasons=maybe", "reasons=", "reasons=true&reasons=true"])
+def test_another_value_of_the_parameter_is_refused(explaining, files, query):
+    answer = explaining.post(f"/v1/score?{query}", files=[("images", files[0].read_bytes())])
+    assert answer.status_code == 422
+    assert answer.json()["detail"] == "the parameter 'reasons' is given once, as true or false"
+
+
+def test_a_model_that_can_give_no_reasons_says_why(client, explaining, files):
+    assert explaining.get("/v1/model").json()["no_reasons"] is None
+    assert "properties of 120 ID images are too few" in client.get("/v1/model").json()["no_reasons"]
+    answer = client.post("/v1/score?reasons=true", files=[("images", files[0].read_bytes())])
+    assert answer.json()["images"][0]["reasons"] is None
+
+
 def wait_until(condition):
     """Wait for something that happens soon; the limit is for a broken service on a slow machine."""
     deadline = time.monotonic() + 120

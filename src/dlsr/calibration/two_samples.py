@@ -8,14 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlsr.calibration.distributions import fisher_p_value, ks_test
+from dlsr.calibration.principal import principal_components, standardised
 from dlsr.errors import SettingsError
 
 COMPONENTS = 64
 """Features are reduced to this many principal components of both samples together."""
-OVERSAMPLES = 10
-"""Further components that are searched with them, which makes them more precise ..."""
-ITERATIONS = 3
-""".. as do iterations."""
 MOST_PERMUTATIONS = 9999
 MOST_TYPICAL = 5
 """This many images are named as the most typical of a change of the features."""
@@ -145,31 +142,11 @@ def property_tests(before: Mapping[str, Values], after: Mapping[str, Values]) ->
 
 
 def _kernel(z0: NDArray[np.float32]) -> NDArray[np.float32]:
-    deviations = z0 - z0.mean(axis=0)
-    scale = deviations.std(axis=0)
-    deviations /= np.where(scale > 0, scale, 1)
-    reduced = _principal(deviations)
+    reduced = principal_components(standardised(z0), COMPONENTS)
     squares = (reduced**2).sum(axis=1)
     distances = np.maximum(squares[:, None] + squares - 2 * reduced @ reduced.T, 0)
     kernel: NDArray[np.float32] = np.exp(-distances / max(float(distances.mean()), 1e-12))
     return kernel
-
-
-def _principal(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows in their `COMPONENTS` leading principal components, or fewer: shape `(n, c)` to `(n, COMPONENTS)`.
-
-    By randomised subspace iteration (Halko, Martinsson and Tropp 2011, algorithm 4.4).
-    """
-    tall = x if len(x) >= x.shape[1] else x.T
-    width = tall.shape[1]
-    # These random numbers are the same in all versions of NumPy.
-    basis = np.random.RandomState(0).standard_normal((width, min(COMPONENTS + OVERSAMPLES, width))).astype(np.float32)
-    for _ in range(ITERATIONS):
-        basis = np.linalg.qr(tall.T @ np.linalg.qr(tall @ basis)[0])[0]
-    basis = np.linalg.qr(tall @ basis)[0]
-    left, singular, right = np.linalg.svd(basis.T @ tall, full_matrices=False)
-    reduced: NDArray[np.float32] = ((basis @ left if tall is x else right.T) * singular)[:, :COMPONENTS]
-    return reduced
 
 
 def _test_numbers(name: str, before: Values, after: Values) -> PropertyTest:

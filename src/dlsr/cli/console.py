@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dlsr.calibration.drift import DriftReport, ReferenceTest
     from dlsr.calibration.two_samples import PropertyTest
     from dlsr.evaluation import Report
+    from dlsr.explaining.groups import Group
     from dlsr.images.sources import ImageDataset
     from dlsr.results import TextWriter
     from dlsr.training.log import EpochLog
@@ -265,6 +266,17 @@ def _shown(value: float | Mapping[str, float]) -> str:
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def print_groups(groups: Sequence["Group"]) -> None:
+    """Print the groups of refused images as a table on stderr."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("group")
+    table.add_column("images", justify="right")
+    table.add_column("its images share", overflow="fold")
+    for group in groups:
+        table.add_row(group.name, str(len(group.members)), Text(printable(", ".join(group.shared))))
+    stderr.print(table)
 
 
 def print_speed(measured: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """`dlsr report`."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,13 @@ from dlsr.files import check_writable
 app = typer.Typer()
 
 
+class LayoutName(StrEnum):
+    """Layouts of the map."""
+
+    PCA = "pca"
+    UMAP = "umap"
+
+
 @app.command()
 @with_groups
 def report(
@@ -22,6 +30,9 @@ def report(
     false_alarm_rate: FalseAlarmRate = None,
     fdr: Fdr = None,
     every: Every = None,
+    layout: Annotated[
+        LayoutName, typer.Option(help="How the map is laid out: by principal components, or by UMAP.")
+    ] = LayoutName.PCA,
     *,
     runtime: Runtime,
     quiet: Quiet = False,
@@ -37,7 +48,9 @@ def report(
     print_skipped(dataset, quiet)
     with no_unreadable_warnings(), progress_bars(quiet) as bars:
         progress = bars.images("scoring", len(dataset))
-        summary = write_html_report(output, detector, dataset, title=title or str(images), fdr=fdr, progress=progress)
+        summary = write_html_report(
+            output, detector, dataset, title=title or str(images), fdr=fdr, layout=layout.value, progress=progress
+        )
     print_unreadable(summary.unreadable, len(dataset))
     print_message(
         f"{summary.ood} of {len(summary.scores)} images are out of distribution at {summary.rule}; report in {output}",

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +10,9 @@ import typer
 
 from dlsr.calibration.promise import promise
 from dlsr.cli.console import (
+    ProgressBars,
     no_unreadable_warnings,
+    print_groups,
     print_json,
     print_message,
     print_skipped,
@@ -36,9 +38,12 @@ from dlsr.cli.options import (
     with_groups,
 )
 from dlsr.errors import NoImagesError, SettingsError
-from dlsr.files import partial_path
+from dlsr.files import check_writable, partial_path
 
 if TYPE_CHECKING:
+    from dlsr.explaining.groups import Group
+    from dlsr.fitted_detector import FittedDetector
+    from dlsr.images.sources import ImageDataset
     from dlsr.results import Result
 
 app = typer.Typer()
@@ -80,6 +85,22 @@ def score(
         typer.Option(help="Folder for pictures of where each image deviates; for models fitted with --maps."),
     ] = None,
     every: Every = None,
+    reasons: Annotated[
+        bool,
+        typer.Option(
+            "--reasons",
+            help="Add a column with the simple properties in which an image is unlike ID images, such as very dark. "
+            "Decodes each image once more.",
+        ),
+    ] = False,
+    groups: Annotated[
+        bool,
+        typer.Option(
+            "--groups",
+            help="Add a column with the group of each image that is out of distribution, and print what each group "
+            "shares. Holds all results in memory, and the features of these images.",
+        ),
+    ] = False,
     *,
     runtime: Runtime,
     engine: Engine = EngineName.LOCAL,
@@ -97,12 +118,14 @@ def score(
     if output_format is FormatName.TABLE and image_root is not None:
         raise SettingsError("--image-root is for --format; give both")
     if engine is EngineName.LOCAL:
-        form = output_format, image_root
-        _score_here(model, images, output, form, false_alarm_rate, fdr, maps, every, runtime, quiet, as_json)
+        wanted = _Wanted(output, output_format, image_root, reasons, groups, maps, as_json)
+        _score_here(model, Path(images), wanted, false_alarm_rate, fdr, every, runtime, quiet)
     elif maps is not None:
         raise SettingsError("--maps does not work with --engine ray; leave out one of them")
     elif every is not None:
         raise SettingsError("--every is for clips, which --engine ray does not read; leave it out")
+    elif reasons or groups:
+        raise SettingsError("--reasons and --groups are for images scored on this machine; score without --engine ray")
     elif fdr is not None:
         raise SettingsError("--fdr needs the p-values of all images at once; score without --engine ray")
     elif output is None:
@@ -111,41 +134,89 @@ def score(
         _score_with_ray(model, images, output, false_alarm_rate, runtime, address, images_per_part, quiet, as_json)
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """What is asked for besides scores, and where they go."""
+
+    output: str | None
+    output_format: FormatName
+    image_root: str | None
+    reasons: bool
+    groups: bool
+    maps: Path | None
+    as_json: bool
+
+    def writer(self, source: Path) -> "Callable[[Iterable[Result]], None]":
+        """A function that writes results, after a check that they can be written."""
+        from dlsr.reports.formats import FORMATS, ImageRoot  # noqa: PLC0415
+        from dlsr.reports.tables import check_output, write_jsonl, write_results  # noqa: PLC0415
+        from dlsr.results import COLUMNS, write_csv  # noqa: PLC0415
+
+        columns = [*COLUMNS, *(["reasons"] if self.reasons else []), *(["group"] if self.groups else [])]
+        if self.output is None:
+            write = write_jsonl if self.as_json else write_csv
+            return lambda results: write(results_file(), results, columns)
+        output = Path(self.output)
+        if self.output_format is FormatName.TABLE:
+            check_output(output)
+            return lambda results: write_results(output, results, columns)
+        other_tool = FORMATS[self.output_format.value](ImageRoot(source, self.image_root))
+        other_tool.check(output)
+        return lambda results: other_tool.write(output, results)
+
+    def check(self, detector: "FittedDetector") -> None:
+        """Raise the error of what is asked for and cannot be had, before any image is scored."""
+        from dlsr.explaining.clusters import check_clusters  # noqa: PLC0415
+        from dlsr.explaining.explain import known_ranges  # noqa: PLC0415
+
+        if self.groups:
+            check_clusters()
+        if self.reasons:
+            known_ranges(detector)
+        if self.maps is not None:
+            check_writable(self.maps / "map.jpg")
+
+    def added(
+        self, detector: "FittedDetector", dataset: "ImageDataset", results: "Iterable[Result]", bars: ProgressBars
+    ) -> "tuple[Iterable[Result], list[Group]]":
+        """Results with reasons and groups, and the groups, as far as they are asked for."""
+        from dlsr.explaining.explain import explain  # noqa: PLC0415
+        from dlsr.explaining.groups import group  # noqa: PLC0415
+
+        if self.reasons:
+            results = explain(detector, dataset, results)
+        if not self.groups:
+            return results, []
+        every = list(results)
+        refused = sum(bool(result.is_ood) for result in every)
+        return group(detector, dataset, every, progress=bars.images("grouping", refused))
+
+
 def _score_here(
     model: Path,
-    source: str,
-    output: str | None,
-    form: tuple[FormatName, str | None],
+    source: Path,
+    wanted: _Wanted,
     false_alarm_rate: float | None,
     fdr: float | None,
-    maps: Path | None,
     every: str | None,
     runtime: Runtime,
     quiet: bool,
-    as_json: bool,
 ) -> None:
     import numpy as np  # noqa: PLC0415
 
     from dlsr.calibration.fdr import why_none  # noqa: PLC0415
     from dlsr.images.sources import open_images  # noqa: PLC0415
-    from dlsr.reports.formats import FORMATS, ImageRoot  # noqa: PLC0415
     from dlsr.reports.maps import write_maps  # noqa: PLC0415
-    from dlsr.reports.tables import check_output, write_jsonl, write_results  # noqa: PLC0415
-    from dlsr.results import write_csv  # noqa: PLC0415
 
-    check: Callable[[Path], None] = check_output
-    write: Callable[[Path, Iterable[Result]], None] = write_results
-    if form[0] is not FormatName.TABLE:
-        other_tool = FORMATS[form[0].value](ImageRoot(Path(source), form[1]))
-        check, write = other_tool.check, other_tool.write
-    if output is not None:
-        check(Path(output))
+    write = wanted.writer(source)
     detector = runtime.load(model, false_alarm_rate)
-    dataset = open_images(Path(source), every=every)
-    of_images = None if maps is None else detector.anomaly_maps(dataset)
+    dataset = open_images(source, every=every)
+    maps = None if wanted.maps is None else detector.anomaly_maps(dataset)
+    wanted.check(detector)
     print_skipped(dataset, quiet)
-    counter, why, drawn = _Counter(), None, 0
-    with progress_bars(quiet) as bars, _partial_rows_named(output, counter, quiet):
+    counter, messages = _Counter(), []
+    why: str | None = None
+    with progress_bars(quiet) as bars, _partial_rows_named(wanted.output, counter, quiet):
         progress = bars.images("scoring", len(dataset))
         if fdr is None:
             results: Iterable[Result] = detector.results(dataset, progress=progress)
@@ -155,35 +226,34 @@ def _score_here(
                 together = detector.detect(dataset, progress=progress).at_fdr(fdr)
             results, rule = together, together.rule
             why = why_none(together.p_values, float(detector.p_values_of([np.inf])[0]), fdr)
-        if output is not None:
-            write(Path(output), counter.count(results))
-        else:
-            (write_jsonl if as_json else write_csv)(results_file(), counter.count(results))
-        if maps is not None and of_images is not None:
+        results, groups = wanted.added(detector, dataset, results, bars)
+        write(counter.count(results))
+        if maps is not None and wanted.maps is not None:
             names = [item.name for item in dataset.items]
-            drawn = write_maps(maps, of_images, names, bars.images("drawing maps", len(dataset)))
-    if output is not None and as_json:
-        skipped = len(dataset.ignored) + len(dataset.linked_folders)
+            drawn = write_maps(wanted.maps, maps, names, bars.images("drawing maps", len(dataset)))
+            messages.append(f"{drawn} maps in {wanted.maps}")
+    if wanted.output is not None and wanted.as_json:
         summary = {
             "images": len(dataset),
             "ood": counter.ood,
             "unreadable": dict(counter.unreadable),
-            "skipped": skipped,
-            "output": output,
+            "skipped": len(dataset.ignored) + len(dataset.linked_folders),
+            "output": wanted.output,
         }
-        print_json(summary if fdr is None else summary | {"fdr": fdr, "why_none": why})
+        if fdr is not None:
+            summary |= {"fdr": fdr, "why_none": why}
+        if wanted.groups:
+            summary |= {"groups": [{"name": g.name, "images": len(g.members), "shared": g.shared} for g in groups]}
+        print_json(summary)
     print_unreadable(counter.unreadable, len(dataset))
     if counter.scored == 0:
         raise NoImagesError(f"none of the {len(dataset)} images can be read; see the reasons above")
-    if maps is not None:
-        print_message(f"{drawn} maps in {maps}", quiet)
-    print_message(
-        f"{counter.ood} of {counter.scored} images are out of distribution at {rule}"
-        + (f"; results in {output}" if output else ""),
-        quiet,
-    )
-    if why is not None:
-        print_message(why, quiet)
+    to = f"; results in {wanted.output}" if wanted.output else ""
+    messages.append(f"{counter.ood} of {counter.scored} images are out of distribution at {rule}{to}")
+    for message in messages + ([why] if why is not None else []):
+        print_message(message, quiet)
+    if groups and not quiet:
+        print_groups(groups)
 
 
 @contextmanager

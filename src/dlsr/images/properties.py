@@ -7,15 +7,20 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageStat
+from PIL import ExifTags, Image, ImageStat
 
+from dlsr.calibration.reasons import MEASURED, Ranges
 from dlsr.errors import NoSuchImageError
-from dlsr.images.decode import UNREADABLE, decode, reason_of
+from dlsr.images.decode import DRAFT_MARGIN, UNREADABLE, decode, reason_of
 from dlsr.images.sources import ImageDataset, ImageItem
 from dlsr.streaming import map_ahead
 
 MEASURED_SIDE = 512
-"""Pixels of larger images are averaged in blocks first, until no side is longer than this."""
+"""Pixels of larger images are averaged in blocks first, until no side is longer than this. Of a JPEG that is more than
+twice as large, this is done by decoding it at reduced size."""
+
+QUARTER_TURNS = 5
+"""EXIF orientations from this on turn an image by 90 degrees."""
 
 Properties = dict[str, float | str]
 """Properties of one image by name: numbers, and the file type."""
@@ -42,6 +47,7 @@ def properties_of(raw: object) -> Properties:
     - `warmth`: `(red - blue) / (red + blue)` of the mean colour, in [-1, 1]; above 0 for reddish images.
     - `width` and `height` in pixels, after EXIF rotation; `aspect ratio`: width / height.
     - of encoded images also `file size` in bytes, and `file type`: Pillow's name of the format, such as JPEG.
+    - of JPEGs also `compression`: the mean step by which brightness is quantised; about 29 at quality 75, 1 at 100.
 
     Args:
         raw: an image as `dlsr.images.decode.decode` takes it.
@@ -49,13 +55,20 @@ def properties_of(raw: object) -> Properties:
     Raises:
         ImageError: with the reason, if it cannot be decoded.
     """
-    image = decode(raw)
-    found: Properties = {**_of_pixels(image), "width": float(image.width), "height": float(image.height)}
-    found["aspect ratio"] = image.width / image.height
+    image = decode(raw, draft=MEASURED_SIDE // DRAFT_MARGIN if isinstance(raw, bytes) else None)
+    width, height = image.size
     if isinstance(raw, bytes):
-        found["file size"] = float(len(raw))
         with Image.open(io.BytesIO(raw)) as encoded:
-            found["file type"] = str(encoded.format)
+            # Of the file, since the image may have been decoded at reduced size.
+            turned = encoded.getexif().get(ExifTags.Base.Orientation, 1) >= QUARTER_TURNS
+            width, height = encoded.size[::-1] if turned else encoded.size
+            file_type, tables = str(encoded.format), getattr(encoded, "quantization", None)
+    found: Properties = {**_of_pixels(image), "width": float(width), "height": float(height)}
+    found["aspect ratio"] = width / height
+    if isinstance(raw, bytes):
+        found |= {"file size": float(len(raw)), "file type": file_type}
+        if tables:
+            found["compression"] = float(np.mean(tables[min(tables)]))
     return found
 
 
@@ -101,6 +114,11 @@ def _reduced(image: Image.Image) -> Image.Image:
 def _grey(image: Image.Image) -> NDArray[np.float32]:
     grey: NDArray[np.float32] = np.asarray(image.convert("L"), np.float32) / np.float32(255)
     return grey
+
+
+def ranges_of(images: ImageDataset, seed: int, workers: int = 2) -> Ranges:
+    """Ranges of the properties of ID images, from `MEASURED` of them drawn at random; unreadable ones are left out."""
+    return Ranges.of(measure(images.sample(MEASURED, seed), workers=workers).properties)
 
 
 def _of_pixels(image: Image.Image) -> dict[str, float]:

@@ -13,7 +13,8 @@ from dlsr.files import replacing
 from dlsr.fitting import UNLIKE
 from dlsr.images.names import in_utf8
 from dlsr.images.sources import ImageDataset, ImageItem, ImagesLike, open_images
-from dlsr.reports.html import embedded, failures
+from dlsr.reports.figures import embedded
+from dlsr.reports.html import failures
 
 SHOWN = 24
 """Thumbnails of a fault, the worst first."""

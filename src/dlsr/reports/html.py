@@ -1,14 +1,14 @@
 """A report on scored images as one self-contained HTML file."""
 
-import base64
 import heapq
 import html
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
+from random import Random
 from string import Template
 from typing import TYPE_CHECKING
 
@@ -17,25 +17,42 @@ import numpy as np
 from dlsr.artifact import installed_versions
 from dlsr.calibration.fdr import why_none
 from dlsr.calibration.promise import promise
-from dlsr.encoding.examples import thumbnail
+from dlsr.calibration.reasons import LEVEL, why_no_reasons
 from dlsr.encoding.pipeline import Progress
 from dlsr.errors import NoImagesError
+from dlsr.explaining.layout import Layout, check_layout
 from dlsr.files import replacing
-from dlsr.images.decode import UNREADABLE, reason_of
 from dlsr.images.names import in_utf8
-from dlsr.images.sources import ImageDataset, ImageItem, ImagesLike, open_images
+from dlsr.images.sources import ImageDataset, ImagesLike, open_images
+from dlsr.reports.figures import THUMBNAIL, Figures
+from dlsr.reports.refused import MOST_GROUPED, MOST_ON_MAP, Drawn, groups_and_map
 from dlsr.reports.svg import Series, score_histogram
 from dlsr.results import Result
 
 if TYPE_CHECKING:
     from dlsr.fitted_detector import FittedDetector
 
+SHOW_MAPS = (
+    '<p><label><input type="checkbox" id="maps" checked> Show where images deviate: in orange to yellow, on one scale '
+    "for all images. In 95 % of in-distribution images hardly any place is coloured.</label></p>"
+)
 SHOWN = 24
 """Thumbnails of the highest scores, and of the lowest."""
 NAMED = 1000
 """Unreadable images listed by name; the rest are only counted."""
-THUMBNAIL = 160
-"""Longer side of a thumbnail, in pixels."""
+MOST_DRAWN = {True: MOST_GROUPED, False: MOST_ON_MAP}
+"""Images of each verdict, OOD or not, that are drawn at random for the groups and the map."""
+ABOUT_REASONS = (
+    "Unlike ID images: simple properties that lie outside the range of the ID images, each with its own p-value. They "
+    f"are named so rarely that at most {100 * LEVEL:.0f} % of ID images have any."
+)
+ABOUT_LAYOUTS = {
+    "pca": "the two directions in which the features of these images vary most",
+    "umap": "UMAP, which keeps neighbours side by side; distances between clusters mean little",
+}
+
+Entry = tuple[float, int, Result]
+"""A number to sort by, the negative position of an image, and its result."""
 
 
 @dataclass
@@ -58,10 +75,13 @@ class Summary:
     """How many OOD images deviate most at each layer."""
     layer_sums: dict[bool, dict[str, float]] = field(default_factory=lambda: {False: {}, True: {}})
     """Sums of each layer's deviations, over OOD images (True) and over ID images (False)."""
-    highest: list[tuple[float, int, Result]] = field(default_factory=list)
+    highest: list[Entry] = field(default_factory=list)
     """Heap of score, negative index and result of the highest scores."""
-    lowest: list[tuple[float, int, Result]] = field(default_factory=list)
+    lowest: list[Entry] = field(default_factory=list)
     """Heap of negative score, negative index and result of the lowest scores."""
+    drawn: dict[bool, list[Entry]] = field(default_factory=lambda: {False: [], True: []})
+    """OOD images (True) and ID images (False) drawn at random: heaps of a random number, negative index and result."""
+    random: Random = field(default_factory=lambda: Random(0))
 
     def add(self, results: Iterable[Result]) -> "Summary":
         """Add results, in the order of the images."""
@@ -75,8 +95,9 @@ class Summary:
             sums = self.layer_sums[result.is_ood]
             for layer, deviation in result.layers.items():
                 sums[layer] = sums.get(layer, 0.0) + deviation
-            _keep(self.highest, (result.score, -index, result))
-            _keep(self.lowest, (-result.score, -index, result))
+            _keep(self.highest, (result.score, -index, result), SHOWN)
+            _keep(self.lowest, (-result.score, -index, result), SHOWN)
+            _keep(self.drawn[result.is_ood], (self.random.random(), -index, result), MOST_DRAWN[result.is_ood])
         return self
 
     def layer_means(self, is_ood: bool) -> dict[str, float]:
@@ -85,8 +106,8 @@ class Summary:
         return {layer: total / count for layer, total in self.layer_sums[is_ood].items()}
 
 
-def _keep(heap: list[tuple[float, int, Result]], entry: tuple[float, int, Result]) -> None:
-    (heapq.heappush if len(heap) < SHOWN else heapq.heappushpop)(heap, entry)
+def _keep(heap: list[Entry], entry: Entry, limit: int) -> None:
+    (heapq.heappush if len(heap) < limit else heapq.heappushpop)(heap, entry)
 
 
 def write_html_report(
@@ -96,9 +117,13 @@ def write_html_report(
     *,
     title: str,
     fdr: float | None = None,
+    layout: Layout = "pca",
     progress: Progress | None = None,
 ) -> Summary:
     """Score images and write the report.
+
+    Some of the images are read again: those shown, and up to `dlsr.reports.refused.MOST_GROUPED` refused ones, whose
+    features come from the feature store or are computed once more without one.
 
     Args:
         path: HTML file to write.
@@ -107,6 +132,7 @@ def write_html_report(
         title: heading of the report.
         fdr: false discovery rate that verdicts follow instead of the false-alarm rate, see `Results.at_fdr`; then all
             results are held in memory.
+        layout: of the map: principal components, or UMAP.
         progress: callback with the number of images that were scored since the last call.
 
     Returns:
@@ -116,7 +142,9 @@ def write_html_report(
         NoImagesError: if no image can be read.
         OutputError: if the file cannot be written.
         SettingsError: for a false discovery rate outside (0, 1).
+        MissingExtraError: for UMAP without umap-learn.
     """
+    check_layout(layout)
     found = open_images(images)
     if fdr is None:
         summary = Summary(promise(detector.false_alarm_rate, detector.confidence), detector.threshold_)
@@ -128,14 +156,22 @@ def write_html_report(
     if not summary.scores:
         name, reason = summary.unreadable[0]
         raise NoImagesError(f"none of {len(found)} images can be read; the first, {name}: {reason}")
-    page = _page(detector, found, summary, title)
+    page = _page(detector, found, summary, title, layout)
     with replacing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return summary
 
 
-def _page(detector: "FittedDetector", images: ImageDataset, summary: Summary, title: str) -> str:
+def _page(detector: "FittedDetector", images: ImageDataset, summary: Summary, title: str, layout: Layout) -> str:
     template = Template(files("dlsr.reports").joinpath("page.html").read_text(encoding="utf-8"))
+    why_not = why_no_reasons(detector.ranges_)
+    shown = sorted({-entry[1] for entry in (*summary.highest, *summary.lowest)})
+    maps = dict(zip(shown, detector.anomaly_maps(images.subset(shown)), strict=True)) if detector.has_maps_ else {}
+    figures = Figures(images, detector.ranges_ if why_not is None else None, maps)
+    figures.prepare(shown, THUMBNAIL)
+    chosen = sorted((-negative, result) for heap in summary.drawn.values() for _, negative, result in heap)
+    drawn = Drawn.of(detector, images, chosen, why_not is None)
+    groups, placed = groups_and_map(detector, drawn, figures, summary.ood, layout)
     judged = len(summary.scores)
     verdict = (
         f"{summary.ood} of {judged} images ({100 * summary.ood / judged:.1f} %) are out of distribution at "
@@ -148,7 +184,6 @@ def _page(detector: "FittedDetector", images: ImageDataset, summary: Summary, ti
     else:
         alarms = detector.false_alarm_rate * judged
         verdict += f" If all were in distribution, expect at most about {alarms:.0f} false alarms."
-    pictures = _pictures(images, sorted({-entry[1] for entry in (*summary.highest, *summary.lowest)}))
     return template.substitute(
         title=html.escape(in_utf8(title)),
         verdict=html.escape(verdict),
@@ -158,8 +193,13 @@ def _page(detector: "FittedDetector", images: ImageDataset, summary: Summary, ti
         ood=summary.ood,
         unreadable=len(summary.unreadable),
         histogram=_histogram(detector, summary),
-        highest=_gallery(sorted(summary.highest, reverse=True), pictures),
-        lowest=_gallery(sorted(summary.lowest, reverse=True), pictures),
+        why=html.escape(f"There are no reasons in words: {why_not}." if why_not else ABOUT_REASONS),
+        maps=SHOW_MAPS if maps else "",
+        highest=_gallery(sorted(summary.highest, reverse=True), figures),
+        lowest=_gallery(sorted(summary.lowest, reverse=True), figures),
+        groups=groups,
+        map=placed,
+        layout=ABOUT_LAYOUTS[layout],
         layers=_layers(detector, summary),
         failures=failures(summary.unreadable),
         settings=_settings(detector, summary),
@@ -171,32 +211,8 @@ def _histogram(detector: "FittedDetector", summary: Summary) -> str:
     return score_histogram(calibration, Series("these images", np.array(summary.scores)), summary.threshold)
 
 
-def _pictures(images: ImageDataset, indices: Iterable[int]) -> dict[int, str]:
-    """Thumbnails by index. Frames of a clip are read fastest in their order."""
-    return {index: embedded(images.items[index]) for index in indices}
-
-
-def _gallery(entries: Sequence[tuple[float, int, Result]], pictures: Mapping[int, str]) -> str:
-    return "\n".join(_figure(pictures[-negative], result) for _, negative, result in entries)
-
-
-def _figure(picture: str, result: Result) -> str:
-    name = html.escape(result.path)
-    assert result.score is not None
-    verdict = "OOD" if result.is_ood else "ID"
-    numbers = f"{result.score:.2f}, p = {result.p_value:.2g}, {html.escape(str(result.top_layer))}"
-    file = f'<span title="{name}">{html.escape(Path(result.path).name)}</span>'
-    caption = f'<strong class="{verdict.lower()}">{verdict}</strong> {numbers}<br>{file}'
-    return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
-
-
-def embedded(item: ImageItem) -> str:
-    """An image's thumbnail as an element that needs no other file; or the reason, if the image cannot be read."""
-    try:
-        content = base64.b64encode(thumbnail(item.read(), THUMBNAIL)).decode()
-    except UNREADABLE as error:  # the file may have changed since it was first read
-        return html.escape(reason_of(error))
-    return f'<img src="data:image/jpeg;base64,{content}" alt="{html.escape(item.name)}">'
+def _gallery(entries: Sequence[Entry], figures: Figures) -> str:
+    return "\n".join(figures.figure(-negative, result) for _, negative, result in entries)
 
 
 def _layers(detector: "FittedDetector", summary: Summary) -> str:

@@ -1,7 +1,7 @@
 """Results as CSV, JSON Lines or Parquet files, written while images are scored."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,15 @@ def check_output(path: Path) -> None:
     check_writable(path)
 
 
-def write_results(path: Path, results: Iterable[Result]) -> None:
+def write_results(path: Path, results: Iterable[Result], columns: Sequence[str] = COLUMNS) -> None:
     """Write one row per image to a `.csv`, `.jsonl` or `.parquet` file, which appears when it is complete.
 
     Until then, the rows of `.csv` and `.jsonl` are in `dlsr.files.partial_path`, each as soon as it is given.
+
+    Args:
+        path: to write.
+        results: of the images, in their order.
+        columns: fields of `Result`.
 
     Raises:
         OutputError: for another suffix, or if the file cannot be written.
@@ -41,19 +46,19 @@ def write_results(path: Path, results: Iterable[Result]) -> None:
     check_output(path)
     if path.suffix == ".parquet":
         with replacing(path) as temporary:
-            _write_parquet(temporary, results)
+            _write_parquet(temporary, results, columns)
         return
     with growing(path) as file:
-        (write_csv if path.suffix == ".csv" else write_jsonl)(file, results)
+        (write_csv if path.suffix == ".csv" else write_jsonl)(file, results, columns)
 
 
-def write_jsonl(file: TextWriter, results: Iterable[Result]) -> None:
+def write_jsonl(file: TextWriter, results: Iterable[Result], columns: Sequence[str] = COLUMNS) -> None:
     """Write one JSON object per line and image; missing values are null."""
     for result in results:
-        file.write(json.dumps(result.row(), ensure_ascii=False) + "\n")
+        file.write(json.dumps(result.row(columns), ensure_ascii=False) + "\n")
 
 
-def results_table(results: Iterable[Result]) -> Any:
+def results_table(results: Iterable[Result], columns: Sequence[str] = COLUMNS) -> Any:
     """Results as a `pyarrow.Table`.
 
     Raises:
@@ -61,15 +66,15 @@ def results_table(results: Iterable[Result]) -> Any:
     """
     pa, _ = _pyarrow()
     types = {"score": pa.float64(), "p_value": pa.float64(), "is_ood": pa.bool_()}
-    schema = pa.schema([(name, types.get(name, pa.string())) for name in COLUMNS])
-    return pa.Table.from_pylist([result.row() for result in results], schema)
+    schema = pa.schema([(name, types.get(name, pa.string())) for name in columns])
+    return pa.Table.from_pylist([result.row(columns) for result in results], schema)
 
 
-def _write_parquet(path: Path, results: Iterable[Result]) -> None:
+def _write_parquet(path: Path, results: Iterable[Result], columns: Sequence[str]) -> None:
     _, pq = _pyarrow()
-    with pq.ParquetWriter(path, results_table([]).schema) as writer:
+    with pq.ParquetWriter(path, results_table([], columns).schema) as writer:
         for group in in_groups(results, ROWS_PER_GROUP):
-            writer.write_table(results_table(group))
+            writer.write_table(results_table(group, columns))
 
 
 def _pyarrow() -> tuple[Any, Any]:

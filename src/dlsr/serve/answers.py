@@ -1,15 +1,28 @@
 """The JSON answers of the service."""
 
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from dlsr.artifact import installed_versions
+from dlsr.calibration.reasons import why_no_reasons
 from dlsr.serve.models import Scored
 from dlsr.serve.service import Service
 
 HISTOGRAM_BINS = 40
+
+
+class ReasonAnswer(BaseModel):
+    """A simple property in which an image lies outside the range of the ID images."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    name: str
+    direction: Literal["low", "high"]
+    words: str
+    value: float
+    p_value: float
 
 
 class ImageAnswer(BaseModel):
@@ -24,6 +37,8 @@ class ImageAnswer(BaseModel):
     top_layer: str | None = None
     layers: dict[str, float] | None = None
     nearest: list[int] | None = None
+    reasons: list[ReasonAnswer] | None = None
+    """Null unless asked for by `reasons=true`, and if the model can give none."""
     error: str | None = None
 
 
@@ -77,6 +92,8 @@ class ModelAnswer(BaseModel):
     max_images: int
     """Most images in a request."""
     max_body_bytes: int
+    no_reasons: str | None
+    """Why the model can give no reasons; null if it can."""
     reload_error: str | None
     """Why the model that is now in the directory could not be loaded."""
     versions: dict[str, str]
@@ -105,6 +122,7 @@ class ModelAnswer(BaseModel):
             examples=len(detector.examples_.names) if detector.examples_ else 0,
             max_images=settings.max_images,
             max_body_bytes=settings.max_body_bytes,
+            no_reasons=why_no_reasons(detector.ranges_),
             reload_error=service.reload_error,
             versions=installed_versions(),
         )

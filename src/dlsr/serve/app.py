@@ -33,6 +33,15 @@ from dlsr.serve.static import add_page
 SMALL_BODY = 2**16
 """A body of at most this many bytes is parsed at once: to hand it to a thread takes as long."""
 
+REASONS_PARAMETER = {
+    "name": "reasons",
+    "in": "query",
+    "required": False,
+    "description": "Also tell in which simple properties, such as brightness, each image is unlike ID images. "
+    "Each image is then decoded twice.",
+    "schema": {"type": "boolean", "default": False},
+}
+
 
 def create_app(service: Service) -> FastAPI:
     """The service as an ASGI application.
@@ -71,8 +80,9 @@ def create_app(service: Service) -> FastAPI:
 
     async def score(request: Request) -> Response:
         """Score one or many images."""
+        explain = _asks_for_reasons(request)
         with service.bodies.hold() as body:
-            scored = await _while_connected(request, _score(service, request, await body.read(request)))
+            scored = await _while_connected(request, _score(service, request, await body.read(request), explain))
         if scored is None:
             return Response(status_code=CLIENT_GONE)
         _refuse_if_none_is_readable(scored)
@@ -84,7 +94,7 @@ def create_app(service: Service) -> FastAPI:
         methods=["POST"],
         response_model=ScoreAnswer,
         responses=_problems(400, 408, 413, 415, 422, 429, 503) | guarded,
-        openapi_extra={"requestBody": request_body_schema()},
+        openapi_extra={"requestBody": request_body_schema(), "parameters": [REASONS_PARAMETER]},
         route_class_override=PlainRoute,
     )
 
@@ -145,14 +155,21 @@ class PlainRoute(APIRoute):
         self.app = request_response(endpoint)
 
 
-async def _score(service: Service, request: Request, body: bytearray) -> Scored:
+def _asks_for_reasons(request: Request) -> bool:
+    given = request.query_params.getlist("reasons")
+    if given not in ([], ["true"], ["false"]):
+        raise RefusedError(422, "the parameter 'reasons' is given once, as true or false", "malformed")
+    return given == ["true"]
+
+
+async def _score(service: Service, request: Request, body: bytearray, explain: bool) -> Scored:
     content_type = request.headers["content-type"]
     if len(body) <= SMALL_BODY:
         images = images_of(content_type, body, service.settings)
     else:
         images = await service.decoder.run(images_of, content_type, body, service.settings)
     body.clear()  # its images have been copied
-    return await service.score(images)
+    return await service.score(images, explain=explain)
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, Scored]) -> Scored | None:

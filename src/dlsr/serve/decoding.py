@@ -4,6 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from dlsr.encoders.presets import EncoderSpec
 from dlsr.images.decode import UNREADABLE, reason_of
+from dlsr.images.properties import Properties, properties_of
 from dlsr.serve.bodies import EncodedImage
 
 SMALL_PIXELS = 4_000_000
@@ -50,36 +52,45 @@ class Decoder:
 
         When the caller is cancelled, so is all work that no thread has begun.
         """
+        return await self._each(images, partial(_decode, spec=spec))
+
+    async def measure(self, images: Iterable[EncodedImage]) -> list[Properties | None]:
+        """Properties of the images of a request, in order; None for one that cannot be decoded. As `decode`."""
+        return await self._each(images, _measure)
+
+    async def _each(self, images: Iterable[EncodedImage], function: Callable[[bytes], T]) -> list[T]:
+        """Call a function, which decodes, with the content of each image."""
         groups = list(_groups(images))
         if len(groups) == 1:
-            return await self._decode_group(groups[0], spec)
-        outcomes: dict[int, list[Outcome]] = {}
+            return await self._group(groups[0], function)
+        outcomes: dict[int, list[T]] = {}
         remaining = iter(enumerate(groups))
 
-        async def decode_remaining() -> None:
+        async def do_remaining() -> None:
             for i, group in remaining:
-                outcomes[i] = await self._decode_group(group, spec)
+                outcomes[i] = await self._group(group, function)
 
         async with asyncio.TaskGroup() as tasks:
             for _ in range(min(self._workers, len(groups))):
-                tasks.create_task(decode_remaining())
+                tasks.create_task(do_remaining())
         return [outcome for i in range(len(groups)) for outcome in outcomes[i]]
 
     async def stop(self) -> None:
         """Wait for the threads to finish what they do."""
         await asyncio.to_thread(self._pool.shutdown, cancel_futures=True)
 
-    async def _decode_group(self, group: Sequence[EncodedImage], spec: EncoderSpec) -> list[Outcome]:
+    async def _group(self, group: Sequence[EncodedImage], function: Callable[[bytes], T]) -> list[T]:
         pixels = sum(image.pixels for image in group)
+        contents = [image.content for image in group]
         if pixels <= SMALL_PIXELS:
-            return await self.run(_decode_all, group, spec)
+            return await self.run(_all, function, contents)
         await self._wait_for_turn(pixels)
         loop = asyncio.get_running_loop()
 
-        def release(_: Future[list[Outcome]]) -> None:
+        def release(_: Future[list[T]]) -> None:
             loop.call_soon_threadsafe(self._release, pixels)
 
-        work = self._pool.submit(_decode_all, group, spec)
+        work = self._pool.submit(_all, function, contents)
         # When the thread is done, and not when the caller is: a cancelled caller does not stop a thread.
         work.add_done_callback(release)
         return await asyncio.wrap_future(work)
@@ -118,8 +129,8 @@ def _groups(images: Iterable[EncodedImage]) -> Iterator[list[EncodedImage]]:
         yield group
 
 
-def _decode_all(images: Sequence[EncodedImage], spec: EncoderSpec) -> list[Outcome]:
-    return [_decode(image.content, spec) for image in images]
+def _all(function: Callable[[bytes], T], contents: Sequence[bytes]) -> list[T]:
+    return [function(content) for content in contents]
 
 
 def _decode(content: bytes, spec: EncoderSpec) -> Outcome:
@@ -128,3 +139,10 @@ def _decode(content: bytes, spec: EncoderSpec) -> Outcome:
         return spec.resize(spec.decode(content))
     except UNREADABLE as error:
         return reason_of(error)
+
+
+def _measure(content: bytes) -> Properties | None:
+    try:
+        return properties_of(content)
+    except UNREADABLE:
+        return None

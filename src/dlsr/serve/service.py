@@ -3,9 +3,10 @@
 import asyncio
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dlsr.calibration.reasons import reasons, why_no_reasons
 from dlsr.errors import one_line
 from dlsr.images.sources import ImageDataset, ImageItem, failing_item
 from dlsr.results import Result
@@ -102,8 +103,12 @@ class Service:
         await self._batcher.stop()
         await self.decoder.stop()
 
-    async def score(self, images: Sequence[EncodedImage]) -> Scored:
+    async def score(self, images: Sequence[EncodedImage], *, explain: bool = False) -> Scored:
         """Decode and score the images of one request, at least one, all with the same model.
+
+        Args:
+            images: of the request.
+            explain: also tell in which simple properties they are unlike ID images, for which each is decoded again.
 
         Raises:
             RefusedError: if too many images are waiting, or scoring takes too long.
@@ -115,11 +120,23 @@ class Service:
         try:
             async with asyncio.timeout(self.settings.score_seconds):
                 results = await self._batcher.submit(await self._decoded(images, model))
+                if explain:
+                    results = await self._explained(images, model, results)
         except TimeoutError:
             detail = f"the images were not scored within {self.settings.score_seconds:g} seconds; try again later"
             raise RefusedError(503, detail, "score time", RETRY_AFTER) from None
         self.telemetry.count(model.id, results)
         return Scored(model, results)
+
+    async def _explained(self, images: Sequence[EncodedImage], model: Model, results: Sequence[Result]) -> list[Result]:
+        ranges = model.detector.ranges_
+        if ranges is None or why_no_reasons(ranges) is not None:
+            return list(results)
+        measured = await self.decoder.measure(images)
+        return [
+            result if properties is None else replace(result, reasons=reasons(properties, ranges))
+            for result, properties in zip(results, measured, strict=True)
+        ]
 
     async def _decoded(self, images: Sequence[EncodedImage], model: Model) -> list["_Decoded"]:
         self._undecoded += len(images)

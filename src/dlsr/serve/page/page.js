@@ -100,6 +100,7 @@ function show(file, answer) {
   } else {
     select(".score", element).textContent = answer.score.toFixed(2);
     select(".p-value", element).textContent = answer.p_value.toFixed(answer.p_value < 0.01 ? 4 : 3);
+    showReasons(select(".why", element), answer.reasons);
     card.x = drawHistogram(select("svg", element), answer.score);
     drawLayers(select(".bars", element), answer);
     showNearest(select(".nearest", element), answer.nearest);
@@ -159,6 +160,15 @@ function wrap(name, child) {
   return made;
 }
 
+function showReasons(line, reasons) {
+  if (!reasons || !reasons.length) return;
+  const byPValue = new Map();
+  for (const { words, p_value } of reasons) byPValue.set(p_value, [...(byPValue.get(p_value) || []), words]);
+  const listed = [...byPValue].map(([p, words]) => `${words.join(", ")} (p\u00a0=\u00a0${Number(p.toPrecision(2))})`);
+  line.textContent = `Unlike in-distribution images: ${listed.join("; ")}`;
+  line.hidden = false;
+}
+
 async function showNearest(figure, nearest) {
   if (!nearest || !nearest.length) return;
   figure.hidden = false;
@@ -203,7 +213,7 @@ async function score(files) {
     const form = new FormData();
     group.forEach((file) => form.append("images", file));
     try {
-      const answer = await (await request("/v1/score", { method: "POST", body: form })).json();
+      const answer = await (await request("/v1/score?reasons=true", { method: "POST", body: form })).json();
       if (answer.model !== model.model) await loadModel();
       answer.images.forEach((found, i) => show(group[i], found));
     } catch (error) {
