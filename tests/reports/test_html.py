@@ -53,6 +53,18 @@ def mixed(image_folder, odd_folder, tmp_path):
     return folder
 
 
+def test_shown_images_have_their_maps_if_the_model_makes_them(model_with_maps, model, mixed, tmp_path):
+    for folder, makes_maps in ((model_with_maps, True), (model, False)):
+        detector = Detector.load(folder, backend="torch")
+        write_html_report(tmp_path / "report.html", detector, mixed, title="maps")
+        text = (tmp_path / "report.html").read_text()
+        page = Page(text)
+        overlays = [image for image in page.images if image.get("class") == "map"]
+        assert len(overlays) == (2 * SHOWN if makes_maps else 0)
+        assert ("Show where images deviate" in page.text) is makes_maps
+        assert all(image["src"].startswith("data:image/png;base64,") for image in overlays)
+
+
 def test_the_report_is_one_file_with_all_results(model, mixed, tmp_path):
     detector = Detector.load(model, backend="torch")
     progress = []

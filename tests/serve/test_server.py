@@ -233,3 +233,22 @@ def test_the_page_tells_in_words_what_is_unusual(explaining_model, running, refu
         expect(page.locator(".why").nth(1)).to_be_hidden()
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         browser.close()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian's package chromium)")
+def test_the_page_shows_where_an_image_deviates(model_with_maps, running, odd_folder):
+    expect.set_options(timeout=60_000)
+    with running(Service(model_with_maps, ServeSettings(), backend="torch")) as url, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_OPTIONS)
+        page = browser.new_page(viewport={"width": 390, "height": 700})
+        page.goto(url)
+        page.set_input_files("#files", [str(sorted(odd_folder.iterdir())[0])])
+        overlay = page.locator(".picture .map")
+        expect(overlay).to_be_visible()
+        image = page.locator(".picture img").nth(0)
+        assert overlay.bounding_box() == image.bounding_box()
+        page.get_by_label("Show where images deviate").focus()
+        page.keyboard.press("Space")
+        expect(overlay).to_be_hidden()
+        browser.close()

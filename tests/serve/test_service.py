@@ -113,6 +113,26 @@ def test_a_model_that_can_give_no_reasons_says_why(client, explaining, files):
     assert answer.json()["images"][0]["reasons"] is None
 
 
+def test_maps_are_given_when_asked_for(model_with_maps, files):
+    uploads = [("images", ("odd.png", files[0].read_bytes())), ("images", ("broken.png", b"no image"))]
+    with client_of(service_of(model_with_maps)) as client:
+        assert client.get("/v1/model").json()["maps"]
+        plain = client.post("/v1/score", files=uploads).json()["images"]
+        odd, broken = client.post("/v1/score?maps=true", files=uploads).json()["images"]
+        assert client.post("/v1/score?maps=perhaps", files=uploads).status_code == 422
+    assert [image["map"] for image in plain] == [None, None]
+    assert broken["map"] is None
+    with Image.open(io.BytesIO(base64.b64decode(odd["map"]))) as overlay:
+        assert (overlay.format, overlay.mode, overlay.size) == ("PNG", "RGBA", (112, 112))
+    assert odd | {"map": None} == plain[0]
+
+
+def test_a_model_without_maps_gives_none(client, files):
+    assert not client.get("/v1/model").json()["maps"]
+    answer = client.post("/v1/score?maps=true", files=[("images", files[0].read_bytes())])
+    assert answer.json()["images"][0]["map"] is None
+
+
 def wait_until(condition):
     """Wait for something that happens soon; the limit is for a broken service on a slow machine."""
     deadline = time.monotonic() + 120

@@ -1,5 +1,6 @@
 """The JSON answers of the service."""
 
+import base64
 from typing import Literal, Self
 
 import numpy as np
@@ -39,6 +40,9 @@ class ImageAnswer(BaseModel):
     nearest: list[int] | None = None
     reasons: list[ReasonAnswer] | None = None
     """Null unless asked for by `reasons=true`, and if the model can give none."""
+    map: str | None = None
+    """Where the image deviates: a transparent PNG in base64, to be stretched over the image. Null unless asked for by
+    `maps=true`, and if the model makes none."""
     error: str | None = None
 
 
@@ -53,12 +57,15 @@ class ScoreAnswer(BaseModel):
     @classmethod
     def of(cls, scored: Scored) -> Self:
         """The answer for the images of one request."""
-        detector = scored.model.detector
+        detector, maps = scored.model.detector, scored.maps or [None] * len(scored.results)
         return cls(
             model=scored.model.id,
             false_alarm_rate=detector.false_alarm_rate,
             threshold=detector.threshold_,
-            images=[ImageAnswer.model_validate(result) for result in scored.results],
+            images=[
+                ImageAnswer.model_validate(result).model_copy(update={"map": png and base64.b64encode(png).decode()})
+                for result, png in zip(scored.results, maps, strict=True)
+            ],
         )
 
 
@@ -92,6 +99,8 @@ class ModelAnswer(BaseModel):
     max_images: int
     """Most images in a request."""
     max_body_bytes: int
+    maps: bool
+    """Whether the model can show where images deviate."""
     no_reasons: str | None
     """Why the model can give no reasons; null if it can."""
     reload_error: str | None
@@ -122,6 +131,7 @@ class ModelAnswer(BaseModel):
             examples=len(detector.examples_.names) if detector.examples_ else 0,
             max_images=settings.max_images,
             max_body_bytes=settings.max_body_bytes,
+            maps=detector.has_maps_,
             no_reasons=why_no_reasons(detector.ranges_),
             reload_error=service.reload_error,
             versions=installed_versions(),

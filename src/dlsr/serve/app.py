@@ -1,7 +1,7 @@
 """The HTTP application: routes, error handlers and OpenAPI schema."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -39,6 +39,14 @@ REASONS_PARAMETER = {
     "required": False,
     "description": "Also tell in which simple properties, such as brightness, each image is unlike ID images. "
     "Each image is then decoded twice.",
+    "schema": {"type": "boolean", "default": False},
+}
+MAPS_PARAMETER = {
+    "name": "maps",
+    "in": "query",
+    "required": False,
+    "description": "Also show where each image deviates, for models that were fitted with maps. This takes about twice "
+    "as long.",
     "schema": {"type": "boolean", "default": False},
 }
 
@@ -80,9 +88,9 @@ def create_app(service: Service) -> FastAPI:
 
     async def score(request: Request) -> Response:
         """Score one or many images."""
-        explain = _asks_for_reasons(request)
+        asked = {"explain": _asks_for(request, "reasons"), "maps": _asks_for(request, "maps")}
         with service.bodies.hold() as body:
-            scored = await _while_connected(request, _score(service, request, await body.read(request), explain))
+            scored = await _while_connected(request, _score(service, request, await body.read(request), asked))
         if scored is None:
             return Response(status_code=CLIENT_GONE)
         _refuse_if_none_is_readable(scored)
@@ -94,7 +102,7 @@ def create_app(service: Service) -> FastAPI:
         methods=["POST"],
         response_model=ScoreAnswer,
         responses=_problems(400, 408, 413, 415, 422, 429, 503) | guarded,
-        openapi_extra={"requestBody": request_body_schema(), "parameters": [REASONS_PARAMETER]},
+        openapi_extra={"requestBody": request_body_schema(), "parameters": [REASONS_PARAMETER, MAPS_PARAMETER]},
         route_class_override=PlainRoute,
     )
 
@@ -155,21 +163,21 @@ class PlainRoute(APIRoute):
         self.app = request_response(endpoint)
 
 
-def _asks_for_reasons(request: Request) -> bool:
-    given = request.query_params.getlist("reasons")
+def _asks_for(request: Request, name: str) -> bool:
+    given = request.query_params.getlist(name)
     if given not in ([], ["true"], ["false"]):
-        raise RefusedError(422, "the parameter 'reasons' is given once, as true or false", "malformed")
+        raise RefusedError(422, f"the parameter '{name}' is given once, as true or false", "malformed")
     return given == ["true"]
 
 
-async def _score(service: Service, request: Request, body: bytearray, explain: bool) -> Scored:
+async def _score(service: Service, request: Request, body: bytearray, asked: Mapping[str, bool]) -> Scored:
     content_type = request.headers["content-type"]
     if len(body) <= SMALL_BODY:
         images = images_of(content_type, body, service.settings)
     else:
         images = await service.decoder.run(images_of, content_type, body, service.settings)
     body.clear()  # its images have been copied
-    return await service.score(images, explain=explain)
+    return await service.score(images, **asked)
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, Scored]) -> Scored | None:

@@ -39,6 +39,8 @@ class Scored:
 
     model: Model
     results: list[Result]
+    maps: list[bytes | None] | None = None
+    """For each image a PNG to stretch over it, which shows where it deviates; None if they were not asked for."""
 
 
 def load_model(folder: Path, device: str, backend: Backend, workers: int) -> Model:

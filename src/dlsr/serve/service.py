@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from dlsr.serve.telemetry import Telemetry
 
 END_OF_LOADING = 5.0
 """Seconds that the end of the service waits for a model that is being loaded."""
+OVERLAY = 112
+"""Pixels of each side of a map, which is stretched over its image."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,17 @@ class _Decoded:
         """The image as the detector reads it."""
         outcome = self.outcome
         return failing_item(self.name, outcome) if isinstance(outcome, str) else ImageItem(self.name, lambda: outcome)
+
+
+def _overlays(model: Model, images: Sequence[_Decoded]) -> list[bytes | None]:
+    """Transparent PNGs to lay over images; None for those that cannot be read."""
+    drawn: list[bytes | None] = []
+    for found in model.detector.anomaly_maps(ImageDataset([image.item() for image in images])):
+        buffer = io.BytesIO()
+        if found.error is None:
+            found.overlay((OVERLAY, OVERLAY)).save(buffer, "PNG")
+        drawn.append(buffer.getvalue() or None)
+    return drawn
 
 
 class Service:
@@ -103,12 +117,13 @@ class Service:
         await self._batcher.stop()
         await self.decoder.stop()
 
-    async def score(self, images: Sequence[EncodedImage], *, explain: bool = False) -> Scored:
+    async def score(self, images: Sequence[EncodedImage], *, explain: bool = False, maps: bool = False) -> Scored:
         """Decode and score the images of one request, at least one, all with the same model.
 
         Args:
             images: of the request.
             explain: also tell in which simple properties they are unlike ID images, for which each is decoded again.
+            maps: also draw where they deviate, if the model can.
 
         Raises:
             RefusedError: if too many images are waiting, or scoring takes too long.
@@ -119,14 +134,23 @@ class Service:
         model = self.model
         try:
             async with asyncio.timeout(self.settings.score_seconds):
-                results = await self._batcher.submit(await self._decoded(images, model))
+                decoded = await self._decoded(images, model)
+                results = await self._batcher.submit(decoded)
+                drawn = await self._drawn(decoded, model) if maps and model.detector.has_maps_ else None
                 if explain:
                     results = await self._explained(images, model, results)
         except TimeoutError:
             detail = f"the images were not scored within {self.settings.score_seconds:g} seconds; try again later"
             raise RefusedError(503, detail, "score time", RETRY_AFTER) from None
         self.telemetry.count(model.id, results)
-        return Scored(model, results)
+        return Scored(model, results, drawn)
+
+    async def _drawn(self, images: Sequence["_Decoded"], model: Model) -> list[bytes | None]:
+        self._undecoded += len(images)
+        try:
+            return await self.decoder.run(_overlays, model, images)
+        finally:
+            self._undecoded -= len(images)
 
     async def _explained(self, images: Sequence[EncodedImage], model: Model, results: Sequence[Result]) -> list[Result]:
         ranges = model.detector.ranges_

@@ -23,6 +23,7 @@ async function request(path, options = {}) {
 async function loadModel() {
   model = await (await request("/v1/model")).json();
   select("#token-form").hidden = true;
+  select("#maps").closest("label").hidden = !model.maps;
   select("#model").textContent =
     `Model ${model.model}: ${model.encoder}, score ${model.score}, fitted to ${model.training_images} images, ` +
     `calibrated on ${model.calibration_images} images.` +
@@ -90,9 +91,11 @@ function show(file, answer) {
   image.onload = () => URL.revokeObjectURL(picture);
   image.onerror = () => {
     image.replaceWith("no preview");
+    select(".map", element)?.remove();
     URL.revokeObjectURL(picture);
   };
   select(".name", element).textContent = file.name;
+  if (answer.map) showMap(select(".picture", element), answer.map);
   if (answer.error) {
     element.classList.add("error");
     select(".verdict", element).textContent = `Cannot be read: ${answer.error}`;
@@ -169,6 +172,14 @@ function showReasons(line, reasons) {
   line.hidden = false;
 }
 
+function showMap(picture, map) {
+  const overlay = document.createElement("img");
+  overlay.className = "map";
+  overlay.src = `data:image/png;base64,${map}`;
+  overlay.alt = "";
+  select("div", picture).append(overlay);
+}
+
 async function showNearest(figure, nearest) {
   if (!nearest || !nearest.length) return;
   figure.hidden = false;
@@ -213,7 +224,7 @@ async function score(files) {
     const form = new FormData();
     group.forEach((file) => form.append("images", file));
     try {
-      const answer = await (await request("/v1/score?reasons=true", { method: "POST", body: form })).json();
+      const answer = await (await request(`/v1/score?reasons=true&maps=${model.maps}`, { method: "POST", body: form })).json();
       if (answer.model !== model.model) await loadModel();
       answer.images.forEach((found, i) => show(group[i], found));
     } catch (error) {
@@ -234,6 +245,7 @@ select("#files").addEventListener("change", (event) => {
 ["dragenter", "dragover"].forEach((name) => drop.addEventListener(name, (event) => { event.preventDefault(); drop.classList.add("over"); }));
 ["dragleave", "drop"].forEach((name) => drop.addEventListener(name, () => drop.classList.remove("over")));
 drop.addEventListener("drop", (event) => { event.preventDefault(); score([...event.dataTransfer.files]); });
+select("#maps").addEventListener("change", (event) => select("#results").classList.toggle("plain", !event.target.checked));
 select("#rate").addEventListener("input", (event) => setRate(rateOf(Number(event.target.value))));
 select("#token-form").addEventListener("submit", (event) => {
   event.preventDefault();
