@@ -5,6 +5,7 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
+from playwright.sync_api import sync_playwright
 
 from dlsr import Detector, MissingExtraError, NoImagesError
 from dlsr.reports import html
@@ -59,10 +60,25 @@ def test_shown_images_have_their_maps_if_the_model_makes_them(model_with_maps, m
         write_html_report(tmp_path / "report.html", detector, mixed, title="maps")
         text = (tmp_path / "report.html").read_text()
         page = Page(text)
-        overlays = [image for image in page.images if image.get("class") == "map"]
+        overlays = [image for image in page.images if image.get("class") == "deviation"]
         assert len(overlays) == (2 * SHOWN if makes_maps else 0)
         assert ("Show where images deviate" in page.text) is makes_maps
         assert all(image["src"].startswith("data:image/png;base64,") for image in overlays)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian's package chromium)")
+def test_maps_lie_on_their_images_until_they_are_taken_away(model_with_maps, mixed, tmp_path):
+    write_html_report(tmp_path / "report.html", Detector.load(model_with_maps, backend="torch"), mixed, title="maps")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto((tmp_path / "report.html").as_uri())
+        shown = page.locator(".shown").nth(0)
+        assert shown.locator(".deviation").bounding_box() == shown.locator("img").nth(0).bounding_box()
+        page.get_by_label("Show where images deviate").uncheck()
+        assert not shown.locator(".deviation").is_visible()
+        browser.close()
 
 
 def test_the_report_is_one_file_with_all_results(model, mixed, tmp_path):

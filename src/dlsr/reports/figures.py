@@ -75,7 +75,7 @@ def _overlay(shown: AnomalyMap, size: tuple[int, int]) -> str:
     scale = OVERLAY / max(size)
     buffer = io.BytesIO()
     shown.overlay((max(round(size[0] * scale), 1), max(round(size[1] * scale), 1))).save(buffer, "PNG")
-    return f'<img class="map" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}" alt="">'
+    return f'<img class="deviation" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}" alt="">'
 
 
 def embedded(item: ImageItem) -> str:
