@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 TORCH = ("--backend", "torch", "--no-store")
 
@@ -60,3 +61,22 @@ def test_mistakes_are_one_line(run, model, mixed, tmp_path):
     (tmp_path / "file").write_text("")
     assert "it is no folder" in run("select", model, mixed, "--copy", tmp_path / "file", *TORCH).error
     assert "does not exist" in run("select", model, tmp_path / "none", *TORCH).error
+
+
+def test_frames_of_a_clip_are_copied_as_images(run, model, photographs, tmp_path):
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "clip.mp4"), "w") as clip:
+        stream = clip.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for i in range(0, 200, 20):
+            frame = photographs[1].crop((i, i, i + 64, i + 64))
+            clip.mux(stream.encode(av.VideoFrame.from_image(frame)))
+        clip.mux(stream.encode())
+    done = run("select", model, tmp_path / "clip.mp4", "--count", "2", "--fill", "--copy", tmp_path / "chosen", *TORCH)
+    assert done.status == 0, done.err
+    files = sorted((tmp_path / "chosen").iterdir())
+    assert len(files) == 2
+    for file in files:
+        assert file.name.startswith("clip.mp4#frame=")
+        with Image.open(file) as image:
+            assert (image.format, image.size) == ("PNG", (64, 64))

@@ -121,7 +121,10 @@ def _check_copy(folder: Path, images: Path) -> None:
 
 def _copied(chosen: "Selection", images: "ImageDataset", folder: Path) -> Iterator[Path | None]:
     """Copy the chosen images. Gives the path of each; None for one that cannot be read any more, which is told."""
+    from PIL.Image import Image  # noqa: PLC0415
+
     from dlsr.images.decode import UNREADABLE, reason_of  # noqa: PLC0415
+    from dlsr.images.png import as_png  # noqa: PLC0415
 
     lost: list[tuple[str, str]] = []
     for i in chosen.positions:
@@ -132,6 +135,9 @@ def _copied(chosen: "Selection", images: "ImageDataset", folder: Path) -> Iterat
             lost.append((item.name, reason_of(error)))
             yield None
             continue
-        assert isinstance(content, bytes)  # as all sources of the command line are files
-        yield add_file(folder, Path(item.name).name, content)
+        name = Path(item.name).name
+        if isinstance(content, Image):  # a frame of a clip
+            name, content = f"{name}.png", as_png(content)
+        assert isinstance(content, bytes)  # as all other sources of the command line are files
+        yield add_file(folder, name, content)
     print_unreadable(lost, len(chosen.positions))

@@ -3,9 +3,7 @@
 import html
 from collections.abc import Callable
 from datetime import datetime
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 
 from dlsr.artifact import installed_versions
 from dlsr.audit import FAULTS, Audit, CopySet
@@ -15,6 +13,7 @@ from dlsr.images.names import in_utf8
 from dlsr.images.sources import ImageDataset, ImageItem, ImagesLike, open_images
 from dlsr.reports.figures import embedded
 from dlsr.reports.html import failures
+from dlsr.reports.pages import filled
 
 SHOWN = 24
 """Thumbnails of a fault, the worst first."""
@@ -58,8 +57,8 @@ def write_audit_page(
         OutputError: if the file cannot be written.
     """
     found, other = open_images(images), ImageDataset([]) if against is None else open_images(against)
-    template = Template(files("dlsr.reports").joinpath("audit.html").read_text(encoding="utf-8"))
-    page = template.substitute(
+    page = filled(
+        "audit.html",
         title=html.escape(in_utf8(title)),
         verdict=html.escape(verdict(audit)),
         made=html.escape(f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}, dlsr {installed_versions()['dlsr']},"),

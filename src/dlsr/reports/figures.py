@@ -2,7 +2,6 @@
 
 import base64
 import html
-import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from dlsr.anomaly_maps import AnomalyMap
 from dlsr.calibration.reasons import Ranges, Reason, listed, reasons
 from dlsr.encoding.examples import thumbnail
 from dlsr.images.decode import UNREADABLE, reason_of
+from dlsr.images.png import as_png
 from dlsr.images.properties import properties_of
 from dlsr.images.sources import ImageDataset, ImageItem
 from dlsr.results import Result
@@ -72,10 +72,9 @@ class Figures:
 
 
 def _overlay(shown: AnomalyMap, size: tuple[int, int]) -> str:
-    scale = OVERLAY / max(size)
-    buffer = io.BytesIO()
-    shown.overlay((max(round(size[0] * scale), 1), max(round(size[1] * scale), 1))).save(buffer, "PNG")
-    return f'<img class="deviation" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}" alt="">'
+    width, height = (max(round(side * OVERLAY / max(size)), 1) for side in size)
+    content = base64.b64encode(as_png(shown.overlay((width, height)))).decode()
+    return f'<img class="deviation" src="data:image/png;base64,{content}" alt="">'
 
 
 def embedded(item: ImageItem) -> str:

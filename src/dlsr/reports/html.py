@@ -6,10 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from importlib.resources import files
 from pathlib import Path
 from random import Random
-from string import Template
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +23,7 @@ from dlsr.files import replacing
 from dlsr.images.names import in_utf8
 from dlsr.images.sources import ImageDataset, ImagesLike, open_images
 from dlsr.reports.figures import THUMBNAIL, Figures
+from dlsr.reports.pages import filled
 from dlsr.reports.refused import MOST_GROUPED, MOST_ON_MAP, Drawn, groups_and_map
 from dlsr.reports.svg import Series, score_histogram
 from dlsr.results import Result
@@ -163,7 +162,6 @@ def write_html_report(
 
 
 def _page(detector: "FittedDetector", images: ImageDataset, summary: Summary, title: str, layout: Layout) -> str:
-    template = Template(files("dlsr.reports").joinpath("page.html").read_text(encoding="utf-8"))
     why_not = why_no_reasons(detector.ranges_)
     shown = sorted({-entry[1] for entry in (*summary.highest, *summary.lowest)})
     maps = dict(zip(shown, detector.anomaly_maps(images.subset(shown)), strict=True)) if detector.has_maps_ else {}
@@ -184,7 +182,8 @@ def _page(detector: "FittedDetector", images: ImageDataset, summary: Summary, ti
     else:
         alarms = detector.false_alarm_rate * judged
         verdict += f" If all were in distribution, expect at most about {alarms:.0f} false alarms."
-    return template.substitute(
+    return filled(
+        "page.html",
         title=html.escape(in_utf8(title)),
         verdict=html.escape(verdict),
         made=html.escape(f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}, dlsr {installed_versions()['dlsr']}"),

@@ -2,13 +2,13 @@
 
 import asyncio
 import contextlib
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dlsr.calibration.reasons import reasons, why_no_reasons
 from dlsr.errors import one_line
+from dlsr.images.png import as_png
 from dlsr.images.sources import ImageDataset, ImageItem, failing_item
 from dlsr.results import Result
 from dlsr.runtime.backends import Backend
@@ -42,13 +42,8 @@ class _Decoded:
 
 def _overlays(model: Model, images: Sequence[_Decoded]) -> list[bytes | None]:
     """Transparent PNGs to lay over images; None for those that cannot be read."""
-    drawn: list[bytes | None] = []
-    for found in model.detector.anomaly_maps(ImageDataset([image.item() for image in images])):
-        buffer = io.BytesIO()
-        if found.error is None:
-            found.overlay((OVERLAY, OVERLAY)).save(buffer, "PNG")
-        drawn.append(buffer.getvalue() or None)
-    return drawn
+    maps = model.detector.anomaly_maps(ImageDataset([image.item() for image in images]))
+    return [as_png(found.overlay((OVERLAY, OVERLAY))) if found.error is None else None for found in maps]
 
 
 class Service:
