@@ -286,3 +286,15 @@ def test_the_old_folder_can_be_given(run, folders, fitted):
     done = run("fit", folders[0], "--add", folders[1], "--model", model, "--no-store", "--backend", "torch")
     assert done.status == 0, done.err
     assert Detector.load(model).fit_summary_.training_images == 80
+
+
+def test_maps_and_reasons_go_on_with_the_added_images(folders, tmp_path, small_encoder):
+    old, new = folders[:2]
+    detector = Detector(**small_encoder, score="mahalanobis", maps=True, store=tmp_path / "store").fit(old)
+    before = detector._model
+    detector.add(new)
+    after = detector._model
+    np.testing.assert_array_equal(after.map_peaks, before.map_peaks)
+    assert after.ranges.images == before.ranges.images + len(list(new.rglob("*.png")))
+    (found,) = detector.anomaly_maps([next(new.rglob("*.png"))])
+    assert found.values.shape == (28, 28)

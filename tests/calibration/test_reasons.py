@@ -159,3 +159,12 @@ def test_properties_that_not_all_images_have_are_left_out(files):
 def test_only_some_images_are_measured(files):
     many = ImageDataset([ImageItem(str(i), lambda raw=raw: raw) for i, raw in enumerate(files)])
     assert ranges_of(many, seed=0).images == MEASURED
+
+
+def test_ranges_of_two_folders_are_joined(ranges):
+    other = Ranges({"brightness": np.array([2.0, 3.0]), "side": np.array([0.5, 1.5])})
+    joined = ranges.joined(other)
+    assert set(joined.values) == {"brightness", "side"}
+    assert joined.images == ranges.images + 2
+    assert joined.values["brightness"][-2:].tolist() == [2.0, 3.0]
+    assert (np.diff(joined.values["side"]) >= 0).all()
