@@ -4,7 +4,9 @@ from PIL import Image
 
 from dlsr import Detector, FittedDetector, SettingsError
 from dlsr.anomaly_maps import AnomalyMap, excess
+from dlsr.errors import NoSuchImageError
 from dlsr.images.decode import decode
+from dlsr.images.sources import ImageDataset, ImageItem, open_images
 from shared import patches
 
 
@@ -81,3 +83,12 @@ def test_images_for_people_are_small(detector_with_maps):
     (found,) = detector_with_maps.anomaly_maps([large])
     assert found.image.size == (512, 256)
     assert large.size == decode(large).size == (1200, 600)
+
+
+def test_frames_behind_the_end_of_a_clip_have_no_map(detector_with_maps, odd_folder):
+    def fail():
+        raise NoSuchImageError("the clip ends after 1 frames")
+
+    first = open_images(odd_folder).items[0]
+    found = detector_with_maps.anomaly_maps(ImageDataset([first, ImageItem("clip.mp4#frame=1", fail)]))
+    assert [one.path for one in found] == [first.name]

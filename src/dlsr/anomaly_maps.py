@@ -5,6 +5,7 @@ scores like most ID images has a dark map, however its places compare with each 
 """
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 
 from dlsr.encoders.encoder import Encoder
 from dlsr.encoding.extractor import FeatureExtractor
-from dlsr.errors import SettingsError
+from dlsr.errors import NoSuchImageError, SettingsError
 from dlsr.images.decode import UNREADABLE, reason_of
 from dlsr.images.sources import ImageDataset, ImageItem
 from dlsr.method.maps import odd_places
@@ -130,42 +131,53 @@ def _places(
     if not encoder.spec.map_names:
         raise SettingsError("this model's encoder has no maps; fit one with stages")
 
-    def derive(items: list[ImageItem]) -> list[tuple[str, _Places | str]]:
-        found = [_decoded(item, encoder) for item in items]
-        places = iter(_of_images(model, encoder, [image for image in found if not isinstance(image, str)]))
-        return [
-            (item.name, image if isinstance(image, str) else next(places))
-            for item, image in zip(items, found, strict=True)
-        ]
+    def derive(items: list[_Decoded]) -> list[tuple[str, _Places | str]]:
+        places = iter(_of_images(model, encoder, [item for item in items if item.error is None]))
+        return [(item.name, item.error or next(places)) for item in items]
 
-    streams = max(extractor.workers, encoder.streams)
-    for group in map_ahead(derive, in_groups(images.items, AT_ONCE), streams, ahead=2 * streams):
-        yield from group
-
-
-Decoded = tuple[Image.Image, NDArray[np.uint8]]
-"""An image for people, and its pixels for the encoder."""
+    streams = encoder.streams
+    # Read one by one, in order, as frames of a clip have to be.
+    decoded = map_ahead(lambda item: _decode(item, encoder), images.items, extractor.workers, ahead=8 * AT_ONCE)
+    with closing(decoded):
+        there = (item for item in decoded if item is not None)
+        for group in map_ahead(derive, in_groups(there, AT_ONCE), streams, ahead=2 * streams):
+            yield from group
 
 
-def _decoded(item: ImageItem, encoder: Encoder) -> Decoded | str:
+@dataclass(frozen=True)
+class _Decoded:
+    name: str
+    image: Image.Image | None = None
+    """For people."""
+    pixels: NDArray[np.uint8] | None = None
+    """For the encoder."""
+    error: str | None = None
+
+
+def _decode(item: ImageItem, encoder: Encoder) -> _Decoded | None:
+    """An image, decoded; None for a frame behind the end of a clip."""
     try:
         image = encoder.spec.decode(item.read())
         pixels = encoder.spec.resize(image)
+    except NoSuchImageError:
+        return None
     except UNREADABLE as error:
-        return reason_of(error)
-    image.thumbnail((LONGEST, LONGEST))
-    return image, pixels
+        return _Decoded(item.name, error=reason_of(error))
+    small = image.copy()
+    small.thumbnail((LONGEST, LONGEST))
+    return _Decoded(item.name, small, pixels)
 
 
-def _of_images(model: FittedModel, encoder: Encoder, images: list[Decoded]) -> list[_Places]:
-    if not images:
+def _of_images(model: FittedModel, encoder: Encoder, images: list[_Decoded]) -> list[_Places]:
+    shown = [(item.image, item.pixels) for item in images if item.image is not None and item.pixels is not None]
+    if not shown:
         return []
-    digests = np.stack([pixel_digest(pixels) for _, pixels in images])
-    z0, maps = encoder.encode_with_maps(np.stack([pixels for _, pixels in images]))
+    digests = np.stack([pixel_digest(pixels) for _, pixels in shown])
+    z0, maps = encoder.encode_with_maps(np.stack([pixels for _, pixels in shown]))
     scores = model.score(z0, digests)[0]
     gradient = model.scorer.gradient(z0, digests, model.settings.seed)
     odd = [
         odd_places([of_stage[i] for of_stage in maps], gradient[i], model.channels, encoder.spec.pooling)
-        for i in range(len(images))
+        for i in range(len(shown))
     ]
-    return [_Places(image, float(score), of_it) for (image, _), score, of_it in zip(images, scores, odd, strict=True)]
+    return [_Places(image, float(score), of_it) for (image, _), score, of_it in zip(shown, scores, odd, strict=True)]

@@ -38,6 +38,13 @@ def test_results_of_other_images_are_refused(detector, refused_folder, odd_folde
         list(explain(detector, odd_folder, detector.detect(refused_folder)))
 
 
+def test_a_clip_that_ended_early_has_fewer_results_but_never_more(detector, refused_folder):
+    results, images = detector.detect(refused_folder), open_images(refused_folder)
+    assert len(list(explain(detector, images, results[:3]))) == 3
+    with pytest.raises(InputError, match="there are only 2 images"):
+        list(explain(detector, images.subset(range(2)), results))
+
+
 def test_a_file_that_vanished_after_it_was_scored_has_no_reasons(detector, refused_folder):
     results = detector.detect(refused_folder)
     images = open_images(refused_folder)

@@ -1,6 +1,6 @@
 """Results with reasons: the simple properties in which each image lies outside the range of the ID images."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -59,4 +59,14 @@ def explain(detector: "FittedDetector", images: ImagesLike, results: Iterable[Re
             return result
 
     workers = detector.workers
-    return map_ahead(explained, zip(found.items, results, strict=True), workers, ahead=8 * workers)
+    return map_ahead(explained, _pairs(found.items, results), workers, ahead=8 * workers)
+
+
+def _pairs(items: Sequence[ImageItem], results: Iterable[Result]) -> Iterator[tuple[ImageItem, Result]]:
+    """Images and their results. A clip may have ended before it seemed to, so that the last images have none."""
+    remaining = iter(items)
+    for result in results:
+        item = next(remaining, None)
+        if item is None:
+            raise InputError(f"there are only {len(items)} images, but more results; score these images")
+        yield item, result
