@@ -58,8 +58,7 @@ class Detector(Configured):
         store: folder of the feature store; None keeps no features on disk.
         workers: threads that read and decode images.
         thumbnails: this many training images are kept as thumbnails, to show beside new ones.
-        maps: also learn what `anomaly_maps` needs to show where images deviate. The first such fit on a machine
-            converts the score's gradient, which takes about a minute.
+        maps: also learn what `anomaly_maps` needs; the first such fit on a machine takes about a minute longer.
         **settings: settings of the score, such as `t`, `draws`, `epochs` or `neighbours`; None for the preset's.
             `dlsr fit --help` lists them.
 
@@ -151,12 +150,9 @@ class Detector(Configured):
         model = self._fit_encoded(encoded, extractor, trainer, groups)
         examples = choose_examples(found, encoded, self.thumbnails, self.seed) if self.thumbnails else None
         peaks = peaks_of(model, extractor, found) if self.maps else None
-        model = replace(model, examples=examples, map_peaks=peaks)
-        if transform is None:
-            model = replace(model, ranges=ranges_of(found, self.seed, self.workers))
-        else:
-            model = replace(model, images=None)
-        self._model, self._extractor = model, extractor
+        known, ranges = (None, None) if transform else (model.images, ranges_of(found, self.seed, self.workers))
+        self._model = replace(model, examples=examples, images=known, map_peaks=peaks, ranges=ranges)
+        self._extractor = extractor
         return self
 
     def add(
@@ -170,8 +166,7 @@ class Detector(Configured):
     ) -> Addition:
         """Fit again to the images of the last fit and to new ones, with the settings of that fit.
 
-        The old images are not read: their features come from the feature store. See `dlsr.addition` for what differs
-        from a fit to all images at once.
+        Old features come from the feature store. See `dlsr.addition` for what differs from a fit to all images.
 
         Args:
             images: new ones, see `dlsr.open_images`. Copies of old images are left out.
@@ -281,10 +276,8 @@ class Detector(Configured):
         if not graphs:
             self._model = replace(self._fitted(), graphs=None)
         elif self._fitted().graphs is None:
-            by = None if encoder is None else self.extractor_.encoder
-            self._model = replace(
-                self._model, graphs=as_graphs(self.scorer_, by, gradient=self._model.map_peaks is not None)
-            )
+            by, maps = None if encoder is None else self.extractor_.encoder, self._model.map_peaks is not None
+            self._model = replace(self._model, graphs=as_graphs(self.scorer_, by, gradient=maps))
         super().save(folder)
 
     @property
@@ -293,8 +286,7 @@ class Detector(Configured):
         return self._by_module().module
 
     def _by_module(self) -> ModuleScorer:
-        # Fits, and loads with `_by_pytorch`, make no other.
-        return cast(ModuleScorer, self._fitted().scorer)
+        return cast(ModuleScorer, self._fitted().scorer)  # fits, and loads with `_by_pytorch`, make no other
 
     @property
     def settings_(self) -> Settings:

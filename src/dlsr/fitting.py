@@ -272,4 +272,5 @@ def with_score(model: FittedModel, fitted: ModuleScorer, score: str) -> FittedMo
     settings = own_settings(model.settings).model_copy(update={"score": score})
     other = new_scorer(settings, model.channels).to(fitted.device)
     other.load_state_dict(scorer.state_dict(), assign=True)
-    return replace(model, settings=settings, scorer=ModuleScorer(other), graphs=None, map_peaks=None)
+    config = model.config.model_copy(update={"maps": False})
+    return replace(model, config=config, settings=settings, scorer=ModuleScorer(other), graphs=None, map_peaks=None)

@@ -71,6 +71,11 @@ def test_info_shows_encoder_settings_and_threshold(run, model, monkeypatch):
         assert text in done.out
 
 
+def test_info_tells_whether_there_are_maps(run, model, model_with_maps):
+    assert "none: fit it with --maps" in " ".join(run("info", model).out.split())
+    assert "maps yes" in " ".join(run("info", model_with_maps).out.split())
+
+
 def test_info_prints_json(run, model):
     described = json.loads(run("info", model, "--json").out)
     detector = Detector.load(model)

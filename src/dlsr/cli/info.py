@@ -68,6 +68,8 @@ def _described(manifest: "Manifest", threshold: float) -> dict[str, str]:
         "groups": f"{summary.groups}, grouped by {summary.grouped_by}",
         "rate": ("may not hold: " if summary.check.fired else "") + summary.check.message,
         "unlike the rest": f"{len(summary.unlike)} of {summary.examined_images} images examined",
+        "thumbnails": f"up to {manifest.config.thumbnails}" if manifest.config.thumbnails else "none",
+        "maps": "yes" if manifest.config.maps else "none: fit it with --maps to see where images deviate",
         "threshold": f"{threshold:.6g} at {promise(manifest.config.false_alarm_rate, manifest.config.confidence)}",
         "made with": ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
     }
