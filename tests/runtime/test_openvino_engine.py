@@ -35,6 +35,7 @@ def not_again(*args):
 
 
 def test_a_graph_is_compiled_once_for_each_number_of_threads(onnx, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
     np.testing.assert_array_equal(load_openvino(onnx)(PIXELS)[0], HALVED)
     monkeypatch.setattr(openvino.Core, "compile_model", not_again)
     np.testing.assert_array_equal(load_openvino(onnx)(PIXELS)[0], HALVED)
