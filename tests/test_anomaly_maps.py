@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dlsr import Detector, FittedDetector, SettingsError
+from dlsr import Detector, FittedDetector, SettingsError, UnreadableImagesWarning
 from dlsr.anomaly_maps import AnomalyMap, excess
 from dlsr.errors import NoSuchImageError
 from dlsr.images.decode import decode
@@ -45,6 +45,15 @@ def test_unreadable_images_keep_their_place(detector_with_maps, odd_folder):
     assert (first.error, second.values, second.image) == (None, None, None)
     assert "not an image" in second.error
     np.testing.assert_array_equal(first.values, third.values)
+
+
+def test_a_folder_of_mostly_broken_files_can_be_fitted_with_maps(small_encoder, photographs):
+    images = [*patches(photographs[0], 60), *[b"no image"] * 600]
+    detector = Detector(**small_encoder, score="mahalanobis", group_by="none", maps=True)
+    with pytest.warns(UnreadableImagesWarning):
+        detector.fit(images)
+    (found,) = detector.anomaly_maps(images[:1])
+    assert np.isfinite(found.values).all()
 
 
 def test_a_model_without_maps_says_so_before_it_reads_an_image(model):

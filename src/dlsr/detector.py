@@ -149,7 +149,7 @@ class Detector(Configured):
         encoded = extractor.encode_shared(found, trainer.ranks, transform=transform, progress=progress)
         model = self._fit_encoded(encoded, extractor, trainer, groups)
         examples = choose_examples(found, encoded, self.thumbnails, self.seed) if self.thumbnails else None
-        peaks = peaks_of(model, extractor, found) if self.maps else None
+        peaks = peaks_of(model, extractor, found.subset(encoded.readable.nonzero()[0])) if self.maps else None
         known, ranges = (None, None) if transform else (model.images, ranges_of(found, self.seed, self.workers))
         self._model = replace(model, examples=examples, images=known, map_peaks=peaks, ranges=ranges)
         self._extractor = extractor
