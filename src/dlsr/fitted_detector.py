@@ -168,9 +168,7 @@ class FittedDetector(FittedAttributes):
 
     def detect_encoded(self, encoded: Encoded) -> Results:
         """As `detect`, of images that `extractor_` has encoded, and without a warning. Raises as `detect` does."""
-        model, rate = self._fitted(), self.false_alarm_rate
-        model.calibration.check_size(rate, self.confidence)
-        return model.detect(encoded, rate, self.confidence)
+        return self._fitted().detect(encoded, self.false_alarm_rate, self.confidence)
 
     def score_samples(self, images: ImagesLike, *, transform: Transform | None = None) -> Array:
         """Scores of images, shape `(N,)`, larger = more OOD; NaN, and a warning, for unreadable ones."""

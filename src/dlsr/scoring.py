@@ -16,7 +16,7 @@ from dlsr.runtime.onnx_engine import load_onnx
 
 Array = NDArray[np.float64]
 
-NO_MAPS = "this model makes no maps; fit it again with --maps (its features are stored, so that takes seconds)"
+NO_MAPS = "this model makes no maps; fit it again with --maps"
 
 
 class FittedScorer(Protocol):

@@ -150,8 +150,8 @@ def sentence(verdict: bool, given: Sequence[Reason]) -> str:
     words = [reason.words for reason in given]
     if not words:
         return f"{start}."
-    listed = " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-    return f"{start}; unlike ID images it is {listed}."
+    every = " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+    return f"{start}; unlike ID images it is {every}."
 
 
 def _tested(name: str, value: float, known: NDArray[np.float64]) -> tuple[Reason, float]:

@@ -70,20 +70,36 @@ def group(
     members = [grouped[i] for i in refused]
     if why_no_reasons(detector.ranges_) is None and any(result.reasons is None for result in members):
         members = list(explain(detector, found.subset(refused), members))
-    groups = [
-        replace(each, members=tuple(refused[i] for i in each.members))
-        for each in groups_of(encoded.z0, members, [result.path for result in grouped])
-    ]
-    for each in groups:
-        for i in each.members:
-            grouped[i] = replace(grouped[i], group=each.name)
-    return grouped, groups
+    return in_groups_of(encoded.z0, members, refused, grouped)
 
 
 def encoded_again(detector: "FittedDetector", images: ImageDataset, *, progress: Progress | None = None) -> Encoded:
     """Images that were scored, encoded: from the feature store, or anew. A store that cannot be written is no error."""
     extractor = detector.extractor_
     return joined(extractor.encode_chunks(images, progress=progress), len(images), extractor.encoder.c, None)
+
+
+def in_groups_of(
+    z0: NDArray[np.float32], members: Sequence[Result], refused: Sequence[int], results: Sequence[Result]
+) -> tuple[list[Result], list[Group]]:
+    """All results with their `group`, and the groups, whose members are positions among all results.
+
+    Args:
+        z0: features of the refused images, shape `(n, c)`.
+        members: their results, with what groups may share.
+        refused: their positions among all results.
+        results: of all images.
+
+    Raises:
+        MissingExtraError: without scikit-learn.
+    """
+    found = groups_of(z0, members, [result.path for result in results])
+    groups = [replace(each, members=tuple(refused[i] for i in each.members)) for each in found]
+    grouped = list(results)
+    for each in groups:
+        for i in each.members:
+            grouped[i] = replace(grouped[i], group=each.name)
+    return grouped, groups
 
 
 def groups_of(z0: NDArray[np.float32], members: Sequence[Result], paths: Sequence[str]) -> list[Group]:

@@ -81,7 +81,8 @@ def _row(audit: Audit, kind: str) -> str:
     if positions is None or not _shown(audit, kind):
         count = "-" if positions is None else "0"
         return f'<tr class="none"><td>{kind}</td><td class="count">{count}</td><td>{FAULTS[kind]}</td></tr>'
-    sets = f" in {len(audit.sets[kind])} sets" if kind in audit.sets else ""
+    n = len(audit.sets.get(kind, ()))
+    sets = f" in {n} set{'s' if n != 1 else ''}" if kind in audit.sets else ""
     cells = f'<td><a href="#{kind}">{kind}</a></td><td class="count">{len(positions)}{sets}</td>'
     return f"<tr>{cells}<td>{FAULTS[kind]}</td></tr>"
 

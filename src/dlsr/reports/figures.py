@@ -44,12 +44,11 @@ class Figures:
             self._seen[index, side] = self._look(index, side)
 
     def _look(self, index: int, side: int) -> tuple[str, tuple[Reason, ...] | None]:
-        item = self.images.items[index]
+        item, ranges = self.images.items[index], self.ranges if side == THUMBNAIL else None
         try:
             raw = item.read()
             picture = picture_of(thumbnail(raw, side), item.name)
-            explained = side == THUMBNAIL and self.ranges is not None
-            return picture, reasons(properties_of(raw), self.ranges) if explained and self.ranges is not None else None
+            return picture, None if ranges is None else reasons(properties_of(raw), ranges)
         except UNREADABLE as error:  # the file may have changed since it was scored
             return f"<span>{html.escape(reason_of(error))}</span>", None
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dlsr.errors import MissingExtraError
 from dlsr.explaining.explain import explain
-from dlsr.explaining.groups import ALONE, Group, encoded_again, groups_of
+from dlsr.explaining.groups import ALONE, Group, encoded_again, in_groups_of
 from dlsr.explaining.layout import Layout, place
 from dlsr.images.sources import ImageDataset
 from dlsr.reports.figures import Figures, caption_of, picture_of
@@ -74,14 +74,8 @@ class Drawn:
         refused = [i for i, result in enumerate(self.results) if result.is_ood]
         if not refused:
             return self, []
-        found = groups_of(
-            self.z0[refused], [self.results[i] for i in refused], [result.path for result in self.results]
-        )
-        groups = [replace(each, members=tuple(refused[i] for i in each.members)) for each in found]
-        results = list(self.results)
-        for each in groups:
-            for i in each.members:
-                results[i] = replace(results[i], group=each.name)
+        members = [self.results[i] for i in refused]
+        results, groups = in_groups_of(self.z0[refused], members, refused, self.results)
         return replace(self, results=results), groups
 
 
