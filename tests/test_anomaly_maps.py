@@ -10,6 +10,7 @@ from dlsr.images.sources import ImageDataset, ImageItem, open_images
 from shared import patches
 
 
+@pytest.mark.slow
 def test_maps_point_to_pasted_patches_and_ordinary_images_stay_dark(photographs):
     temple, flower = patches(photographs[0], 300, side=96), patches(photographs[1], 40, side=96, seed=1)
     training, held_out = list(temple[:260]), temple[260:]

@@ -63,7 +63,6 @@ def test_commands_start_the_service_with_options_that_exist(run, tmp_path, comma
     assert "'nowhere' is no model directory" in run("serve", "nowhere", *arguments[2:]).err
 
 
-@pytest.mark.slow
 def test_the_health_check_tells_whether_the_service_answers(model, monkeypatch):
     monkeypatch.setenv("DLSR_TOKEN", "long enough")  # or the first message is a warning
     program, option, code = health_check()

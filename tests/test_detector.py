@@ -379,6 +379,7 @@ def test_a_fit_that_fails_leaves_the_detector_as_it_was(model, image_folder, odd
         unfitted.score_samples(odd_folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "parameters",
     [

@@ -116,8 +116,11 @@ def workplace(tmp_path, photographs):
     return tmp_path
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=str)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=[] if page.name == "README.md" else pytest.mark.slow) for page in PAGES if blocks(page)],
+    ids=str,
+)
 def test_code_blocks_run(page, workplace, environment):
     with (workplace / "output").open("w") as output:
         process = subprocess.Popen(

@@ -87,7 +87,6 @@ def test_images_are_scored_as_pytorch_scores_them(without_heavy, run, model, odd
         assert a["score"] == pytest.approx(b["score"], rel=1e-4, abs=1e-4)
 
 
-@pytest.mark.slow
 def test_every_command_on_a_fitted_model_runs_without_what_a_fit_needs(
     without_heavy, model, image_folder, odd_folder, tmp_path
 ):

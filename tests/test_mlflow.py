@@ -28,6 +28,7 @@ def runs(uri):
     return client, client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
 
 
+@pytest.mark.slow
 def test_a_fit_is_a_run(run, uri, image_folder, tmp_path):
     given = ["--score", "residual", "--epochs", "3", "--width", "32", "--group-by", "none", "--mlflow", uri]
     done = run("fit", image_folder, "-o", tmp_path / "model", *ENCODER, *given)
@@ -100,6 +101,7 @@ def test_a_server_that_cannot_be_used_is_one_line_before_any_work(run, uri, imag
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_marked(uri, model, monkeypatch):
     from mlflow import MlflowClient
 

@@ -405,6 +405,7 @@ def outcome(folder, score):
     return "scored"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mfsim", "residual", "local", "knn", "mahalanobis", "autoencoder"])
 def test_mutated_models_score_or_are_refused(features, tmp_path, name, no_network):
     Detector(**small(name)).fit_features(features[0], CHANNELS).save(tmp_path / "sound")
@@ -440,6 +441,7 @@ def test_mutated_models_with_an_encoder_score_or_are_refused(shown, odd_folder, 
     assert {"scored", "refused"} == set(outcomes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("score", ["local", "residual", "mahalanobis", "knn", "mfsim"])
 @pytest.mark.parametrize("value", [0, 1])
 def test_a_model_of_equal_features_scores_others_with_finite_numbers(score, value, tmp_path):

@@ -54,6 +54,7 @@ def run(script, *arguments):
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 def test_a_save_that_is_killed_at_any_moment_can_be_repeated(tmp_path):
     run(
         """
@@ -77,6 +78,7 @@ assert killed > 30, killed
     )
 
 
+@pytest.mark.slow
 def test_savers_and_loaders_at_the_same_time_do_not_disturb_each_other(tmp_path):
     run(
         """

@@ -178,7 +178,7 @@ def test_likelihood_regret_draws_only_the_noise_of_the_code(fitted, odd_folder, 
         drawn.append(draws * c)
         return noise_for(digests, seed, draws, c)
 
-    monkeypatch.setattr("dlsr.baselines.base.noise_for", recorded)
+    monkeypatch.setattr("dlsr.baselines.pixels.noise_for", recorded)
     scores = detector._scores(pixels)
     assert drawn == [detector.latent]
     # The first numbers of an image's noise do not depend on how many are drawn.

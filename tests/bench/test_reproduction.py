@@ -99,6 +99,7 @@ def test_an_unknown_figure_is_refused(task, tmp_path):
         draw("fig1", FigureRun(task, SETTINGS, tmp_path), tmp_path)
 
 
+@pytest.mark.slow
 def test_the_network_of_the_figures_scores_as_its_detector_does(task, tmp_path):
     """And the network after the first epoch scores as a detector that was trained for an epoch."""
     one, two = (FigureRun(task, SETTINGS, tmp_path, epochs).fit(width=32, blocks=2, lr=1e-2) for epochs in (1, 2))

@@ -105,6 +105,7 @@ def test_it_is_larger_for_images_that_were_left_out_in_turn(rate, confidence, sm
         threshold(np.zeros(smallest - 1), rate, None, confidence, left_out=True)
 
 
+@pytest.mark.slow
 def test_images_that_were_left_out_in_turn_may_depend_on_each_other():
     """So much that the standard deviation of the rate is larger by a fifth."""
     random = np.random.default_rng(0)

@@ -45,6 +45,7 @@ def new_score(monkeypatch):
     monkeypatch.setitem(SCORES, "constant", ConstantScorer)
 
 
+@pytest.mark.slow
 def test_fit_writes_a_model_and_removes_its_checkpoint(run, image_folder, tmp_path):
     settings = ["--epochs", "2", "--width", "32", "--t", "9,6,3", "--T", "50"]
     done = run("fit", image_folder, "-o", tmp_path / "model", *ENCODER, "--score", "mfsim", *settings)
@@ -64,6 +65,7 @@ def test_fit_prints_its_summary_as_json(run, image_folder, tmp_path):
     assert Detector.load(tmp_path / "m").settings_.scorer.neighbours == 7
 
 
+@pytest.mark.slow
 def test_pooling_is_an_option_that_info_shows(run, image_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     given = ["--pooling", "mean+std", "--score", "mahalanobis", "-q"]

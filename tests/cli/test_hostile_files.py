@@ -56,7 +56,6 @@ def rows_of(path):
     return pq.read_table(path).to_pylist()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("command", ["score", "fit"])
 def test_files_that_cannot_be_read_cost_themselves_only(model, hostile_folder, tmp_path, command):
     """Some of them stopped the run for ever, so it is a process of its own here."""

@@ -156,6 +156,7 @@ def test_a_change_of_dlsrs_own_code_changes_the_keys(encoder, monkeypatch):
     assert encoder.graph().key != engine
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backend", "pooling"),
     [

@@ -12,6 +12,7 @@ SMALL = {"encoder": "test_resnet", "weights": "random"}
 needs_bfloat16 = pytest.mark.skipif(not multiplies_in_bfloat16(), reason="this processor does not multiply in bfloat16")
 
 
+@pytest.mark.slow
 @needs_bfloat16
 def test_bfloat16_gives_nearly_the_same_features_whatever_the_batch_size():
     pixels = np.random.default_rng(0).integers(0, 256, (9, 224, 224, 3), dtype=np.uint8)
@@ -55,7 +56,6 @@ def in_8_bits(image_folder):
     return Detector(**SMALL, precision="int8", score="knn", group_by="none").fit(image_folder)
 
 
-@pytest.mark.slow
 def test_8_bits_give_features_near_those_of_float32(in_8_bits, image_folder):
     encoder = in_8_bits.extractor_.encoder
     full = Encoder(encoder.spec.model_copy(update={"precision": "float32"}))
@@ -77,7 +77,6 @@ def test_features_in_8_bits_are_kept_apart_by_the_images_of_their_ranges(in_8_bi
     assert other.key != encoder.key
 
 
-@pytest.mark.slow
 def test_a_model_in_8_bits_holds_its_encoder(in_8_bits, image_folder, odd_folder, tmp_path):
     in_8_bits.save(tmp_path / "model")
     for kind in (Detector, FittedDetector):
@@ -91,7 +90,6 @@ def test_a_model_in_8_bits_holds_its_encoder(in_8_bits, image_folder, odd_folder
         export(Detector.load(tmp_path / "model"), tmp_path / "out", "openvino")
 
 
-@pytest.mark.slow
 def test_fitting_again_quantises_the_exact_encoder(in_8_bits, image_folder, tmp_path):
     graph = in_8_bits.extractor_.encoder.onnx()
     in_8_bits.save(tmp_path / "model")

@@ -33,6 +33,7 @@ def fitted(image_folder, small_encoder, score="local", **arguments):
     return Detector(**small_encoder, **small(score, **settings), **arguments).fit(image_folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["onnx", "openvino"])
 @pytest.mark.parametrize("score", ["local", "residual", "mfsim", "lr", "mahalanobis", "knn"])
 def test_the_example_scores_as_the_detector_does(image_folder, odd_folder, small_encoder, tmp_path, kind, score):
@@ -96,6 +97,7 @@ def hard_images(photograph):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("decoding", "resizer"), [("full", "pillow"), ("draft", "cykooz")])
 def test_the_example_loads_images_as_the_detector_does(
     image_folder, small_encoder, photographs, tmp_path, monkeypatch, decoding, resizer
@@ -143,6 +145,7 @@ def test_the_example_refuses_what_the_detector_refuses(image_folder, small_encod
         assert (detector.predict(paths) == -1).tolist() == [True] * 5 + [False]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("score", [0.0, np.nan])
 def test_a_graph_that_disagrees_is_refused(image_folder, small_encoder, tmp_path, monkeypatch, score):
     detector = fitted(image_folder, small_encoder, score="mahalanobis")
@@ -173,6 +176,7 @@ def test_exporting_what_cannot_be_exported(image_folder, small_encoder, features
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_an_export_replaces_an_export(image_folder, odd_folder, small_encoder, tmp_path):
     detector = fitted(image_folder, small_encoder, score="mahalanobis")
     export(detector, tmp_path / "out", "onnx")
@@ -183,6 +187,7 @@ def test_an_export_replaces_an_export(image_folder, odd_folder, small_encoder, t
     assert torch.is_grad_enabled()
 
 
+@pytest.mark.slow
 def test_eight_bits_are_kept_only_if_detection_hardly_suffers(
     image_folder, odd_folder, small_encoder, tmp_path, monkeypatch
 ):
@@ -233,6 +238,7 @@ def test_eight_bits_need_sets_and_enough_images(image_folder, odd_folder, small_
         export_int8(detector, tmp_path / "out", image_folder, image_folder, {"flower": odd_folder})
 
 
+@pytest.mark.slow
 def test_export_from_the_command_line(model, image_folder, tmp_path, monkeypatch, capsys):
     from dlsr.cli import main
 

@@ -128,7 +128,6 @@ def test_long_comments_of_ppm_files_are_refused_at_once():
     assert decode(b"P4\n1000 1000\n" + b" " * 125_000).size == (1000, 1000)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "kind", "options", "most"),
     [

@@ -66,7 +66,6 @@ def test_shown_images_have_their_maps_if_the_model_makes_them(model_with_maps, m
         assert all(image["src"].startswith("data:image/png;base64,") for image in overlays)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian's package chromium)")
 def test_maps_lie_on_their_images_until_they_are_taken_away(model_with_maps, mixed, tmp_path):
     write_html_report(tmp_path / "report.html", Detector.load(model_with_maps, backend="torch"), mixed, title="maps")
@@ -159,7 +158,6 @@ def test_a_missing_package_of_a_layout_is_told_before_images_are_scored(model, m
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian's package chromium)")
-@pytest.mark.slow
 def test_the_map_is_used_by_pointer_and_keyboard(explaining_model, refused_folder, tmp_path):
     from playwright.sync_api import sync_playwright
 

@@ -33,6 +33,7 @@ def example_arrays():
     return [example.numpy() for example in graph().inputs.values()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "backend", ["torch", pytest.param("compile", marks=pytest.mark.slow), "onnxruntime", "openvino"]
 )

@@ -89,7 +89,7 @@ def test_the_first_call_is_alone_and_later_calls_are_concurrent(monkeypatch):
         def compile_model(self, model, device, options):
             return Compiled()
 
-    monkeypatch.setattr(openvino, "Core", Core)
+    monkeypatch.setattr("dlsr.runtime.openvino_engine.openvino_core", Core)
     engine = openvino_engine(object())
     with ThreadPoolExecutor(callers) as pool:
         found = list(pool.map(engine, [np.zeros(1)] * callers))
@@ -123,7 +123,7 @@ def test_requests_are_kept_for_calls_of_other_threads_and_never_shared(monkeypat
         def compile_model(self, model, device, options):
             return Compiled()
 
-    monkeypatch.setattr(openvino, "Core", Core)
+    monkeypatch.setattr("dlsr.runtime.openvino_engine.openvino_core", Core)
     engine = openvino_engine(object())
     for _ in range(5):
         with ThreadPoolExecutor(3) as pool:  # new threads each time
@@ -163,7 +163,6 @@ print(sorted(seen))
 """
 
 
-@pytest.mark.slow
 def test_workers_with_few_threads_are_not_pinned_to_the_first_core():
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", AFFINITIES]

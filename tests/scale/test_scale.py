@@ -344,6 +344,7 @@ def kill_workers():
         os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 @on_ray
 def test_ray_gives_the_scores_of_one_process_though_workers_are_killed(model, sources, expected, tmp_path):
     source, output = str(sources / "shards"), str(tmp_path / "out")
@@ -367,6 +368,7 @@ def test_ray_gives_the_scores_of_one_process_though_workers_are_killed(model, so
         score_with_ray(model, source, output, **options, false_alarm_rate=0.2)
 
 
+@pytest.mark.slow
 @on_ray
 def test_a_run_resumes_after_its_driver_was_killed(run, cluster, model, sources, expected, tmp_path):
     output = tmp_path / "out"
@@ -400,6 +402,7 @@ def wait_until(condition):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @on_ray
 def test_a_fit_with_ray_is_the_fit_of_one_process_and_resumes(run, sources, tmp_path):
     source, output, encoding = str(sources / "one.tar"), tmp_path / "model", tmp_path / "model.encoding"

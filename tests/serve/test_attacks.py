@@ -242,7 +242,6 @@ def test_the_service_answers_while_it_reads_a_long_comment(url):
     assert found[0] < 2
 
 
-@pytest.mark.slow
 def test_requests_of_large_images_do_not_keep_others_waiting(url, image):
     large = grey_png(7000)
     answers = []

@@ -77,7 +77,6 @@ def test_a_client_that_does_not_read_does_not_hold_up_the_end(fitted, running, m
         assert server.SEND_SECONDS <= time.monotonic() - start < server.SEND_SECONDS + 8
 
 
-@pytest.mark.slow
 def test_sigterm_ends_a_service_with_slow_clients(fitted):
     with serving(fitted, "--backend", "torch", "--drain", "0.5") as service, contextlib.ExitStack() as stack:
         for sent in [*SLOW.values()] * 2:

@@ -32,7 +32,6 @@ def is_malformed(index):
     return index % 5 == 4
 
 
-@pytest.mark.slow
 def test_under_load_every_request_is_answered_correctly_through_a_reload_and_the_shutdown(fitted, odd_folder, tmp_path):
     folder = shutil.copytree(fitted, tmp_path / "model")
     paths = sorted(odd_folder.iterdir())
@@ -157,7 +156,6 @@ def url(fitted, running):
         yield url
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian's package chromium)")
 def test_the_page_in_a_browser(url, fitted, image_folder, odd_folder, tmp_path):
     files = [*sorted(image_folder.rglob("*.png"))[:3], *sorted(odd_folder.iterdir())[:3]]
@@ -218,7 +216,6 @@ def test_the_page_in_a_browser(url, fitted, image_folder, odd_folder, tmp_path):
     assert all(address.startswith((url, "blob:", "data:")) for address in requested)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian's package chromium)")
 def test_the_page_tells_in_words_what_is_unusual(explaining_model, running, refused_folder):
     expect.set_options(timeout=60_000)
@@ -235,7 +232,6 @@ def test_the_page_tells_in_words_what_is_unusual(explaining_model, running, refu
         browser.close()
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian's package chromium)")
 def test_the_page_shows_where_an_image_deviates(model_with_maps, running, odd_folder):
     expect.set_options(timeout=60_000)

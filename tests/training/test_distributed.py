@@ -122,6 +122,7 @@ def test_a_rows_random_numbers_do_not_depend_on_who_has_it():
         assert all(torch.equal(mine, all_of[share]) for mine, all_of in zip(drawn(share), whole, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("score", "blocks"),
     [("residual", "memory"), ("mfsim", "memory"), ("feature-vae", "memory"), ("residual", "blocks")],
@@ -141,6 +142,7 @@ def test_accelerate_launch_starts_it_too(tmp_path, alone):
     np.testing.assert_allclose(two, one, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_killed_processes_resume_from_the_checkpoint_of_the_first(tmp_path, alone):
     one, _ = alone()
     (tmp_path / "fit.py").write_text(FIT)
@@ -172,6 +174,7 @@ OPTIONS = ["--encoder", "test_resnet", "--weights", "random", "--backend", "torc
            "--width", "32", "--epochs", "3", "--false-alarm-rate", "0.2"]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keeping", [True, False])
 def test_the_command_line_fits_together_and_prints_once(odd_folder, tmp_path, keeping):
     photos = tmp_path / "photos"

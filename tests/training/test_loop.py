@@ -238,6 +238,7 @@ def numbers(folder):
     return safetensors.torch.load_file(path)
 
 
+@pytest.mark.slow
 def test_a_killed_process_goes_on_and_ends_the_same(tmp_path):
     def command(*arguments):
         return [sys.executable, "-c", FIT, *map(str, arguments)]

@@ -281,7 +281,6 @@ def test_stopping_in_the_middle_of_many_images_loses_none(folder, tmp_path):
     assert [float(row["score"]) for row in rows_of(output)] == list(range(40))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
 def test_a_process_that_is_killed_again_and_again_loses_and_doubles_nothing(folder, tmp_path, suffix):
     output = tmp_path / f"a.{suffix}"

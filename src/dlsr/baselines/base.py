@@ -1,6 +1,5 @@
 """What all baselines share: reading images, training, scoring in batches, saving and loading."""
 
-import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,8 +17,7 @@ from dlsr.config import TrainingSettings
 from dlsr.errors import ArtifactError, InputError, NotFittedError, SettingsError, TooFewImagesError, one_line
 from dlsr.estimator import Estimator
 from dlsr.images.sources import ImageDataset, ImagesLike, open_images, warn_of_unreadable
-from dlsr.images.transforms import Transform, read_pixels
-from dlsr.method.noise import noise_for, pixel_digest
+from dlsr.images.transforms import Transform
 from dlsr.model_folder import MANIFEST
 from dlsr.runtime.devices import resolve_device
 from dlsr.training.checkpoint import training_key
@@ -53,8 +51,6 @@ class Baseline(Estimator):
     needs_labels: ClassVar[bool] = False
     family: ClassVar[str | None] = None
     """Detectors of one family train the same network, so that they can share a checkpoint."""
-    size: ClassVar[int] = 32
-    """Images are resized to squares of this many pixels a side."""
     scoring_batch: ClassVar[int] = 64
     """Images scored at once."""
 
@@ -74,7 +70,7 @@ class Baseline(Estimator):
         """Train `network_`.
 
         Args:
-            pixels: output of `_tensor`: uint8, shape `(N, 3, size, size)`, or features, shape `(N, c)`.
+            pixels: output of `_tensor`: uint8, shape `(N, C, size, size)`, or features, shape `(N, c)`.
             labels: classes, shape `(N,)`; None if there are none.
             trainer: runs the training, resuming from its checkpoint.
         """
@@ -159,14 +155,13 @@ class Baseline(Estimator):
         warn_of_unreadable({item.name: e for item, e in zip(images.items, errors, strict=True) if e is not None})
         return inputs, np.flatnonzero([error is None for error in errors])
 
+    @abstractmethod
     def _read(self, images: ImageDataset, transform: Transform | None) -> tuple[Inputs, list[str | None]]:
         """Inputs of the readable images; and for each image why it cannot be read, or None."""
-        apply = transform.apply if transform else None
-        return read_pixels(images, self.size, "bicubic", apply=apply, workers=self.workers)
 
+    @abstractmethod
     def _tensor(self, inputs: Inputs) -> Tensor:
         """Inputs as `_learn` and `_scores` take them, on the device."""
-        return torch.from_numpy(inputs).permute(0, 3, 1, 2).contiguous().to(self._device())
 
     def save(self, folder: str | PathLike[str]) -> None:
         """Write a model directory (safetensors and JSON).
@@ -252,12 +247,6 @@ class Baseline(Estimator):
         same samples.
         """
         return samples[torch.randperm(len(samples))[:most].to(samples.device)]
-
-    def _noise(self, pixels: Tensor, draws: int, *shape: int) -> Tensor:
-        """Standard normal noise, a function of each image and the seed: `(n, 3, H, W)` to `(n, draws, *shape)`."""
-        digests = np.stack([pixel_digest(image) for image in pixels.permute(0, 2, 3, 1).cpu().numpy()])
-        noise = noise_for(digests, self.seed, draws, math.prod(shape))
-        return torch.from_numpy(noise).reshape(len(pixels), draws, *shape).to(pixels.device)
 
     def _device(self) -> torch.device:
         return torch.device(resolve_device(self.device))

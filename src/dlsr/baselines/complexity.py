@@ -14,11 +14,11 @@ from torch import Tensor
 
 
 def complexity(pixels: NDArray[np.uint8]) -> float:
-    """Bits per dimension of an image in the smaller of PNG and lossless JPEG 2000: uint8, shape `(H, W, 3)`.
+    """Bits per dimension of an image in the smaller of PNG and lossless JPEG 2000: uint8, shape `(H, W, 1 | 3)`.
 
     The paper uses the smallest of PNG, JPEG 2000 and FLIF; Pillow has no FLIF.
     """
-    image = Image.fromarray(pixels)
+    image = Image.fromarray(pixels.squeeze(axis=2) if pixels.shape[2] == 1 else pixels)
     sizes = []
     for kind, options in (("PNG", {"optimize": True}), ("JPEG2000", {"irreversible": False})):
         buffer = io.BytesIO()
@@ -28,5 +28,5 @@ def complexity(pixels: NDArray[np.uint8]) -> float:
 
 
 def complexity_of(pixels: Tensor) -> Tensor:
-    """`complexity` of each image: uint8 of shape `(n, 3, H, W)` to `(n,)`, on the CPU."""
+    """`complexity` of each image: uint8 of shape `(n, C, H, W)` to `(n,)`, on the CPU."""
     return torch.tensor([complexity(image) for image in pixels.permute(0, 2, 3, 1).cpu().numpy()])

@@ -40,7 +40,7 @@ class DiffGuard(PixelDiffusion):
 
     def _build(self, classes: int) -> nn.ModuleDict:
         network = super()._build(classes)
-        network["classifier"] = SmallResNet(self.width, classes)
+        network["classifier"] = SmallResNet(self.width, classes, self.image_channels)
         return network
 
     def _learn(self, pixels: Tensor, labels: Tensor | None, trainer: Trainer) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dlsr.baselines.base import Baseline
+from dlsr.baselines.pixels import PixelBaseline
 from dlsr.config import TrainingSettings
 from dlsr.errors import MissingExtraError
 from dlsr.method.diffusion import distort, restore
@@ -20,7 +20,7 @@ T = 1000
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
-class PixelDiffusion(Baseline):
+class PixelDiffusion(PixelBaseline):
     """Base of detectors with a U-Net (diffusers) that predicts the noise in a distorted image (Ho et al. 2020).
 
     Args:
@@ -41,6 +41,7 @@ class PixelDiffusion(Baseline):
     network_: nn.ModuleDict = field(init=False)
 
     def _build(self, classes: int) -> nn.ModuleDict:
+        self._check_size(4)
         try:
             from diffusers import UNet2DModel  # noqa: PLC0415 - an optional extra
         except ImportError:
@@ -48,8 +49,8 @@ class PixelDiffusion(Baseline):
         unet: Any = UNet2DModel
         network = unet(
             sample_size=self.size,
-            in_channels=3,
-            out_channels=3,
+            in_channels=self.image_channels,
+            out_channels=self.image_channels,
             layers_per_block=2 if self.width >= 64 else 1,
             block_out_channels=(self.width, 2 * self.width, 2 * self.width),
             down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
@@ -74,7 +75,7 @@ class PixelDiffusion(Baseline):
         self._train(pixels, loss, settings, trainer, network=self.network_["unet"])
 
     def _noise_in(self, xt: Tensor, t: Tensor) -> Tensor:
-        """The predicted noise: `(n, 3, H, W)` and times `(n,)` to `(n, 3, H, W)`."""
+        """The predicted noise: `(n, C, H, W)` and times `(n,)` to `(n, C, H, W)`."""
         noise: Tensor = self.network_["unet"](xt, t).sample
         return noise
 

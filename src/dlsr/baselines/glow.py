@@ -6,15 +6,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dlsr.baselines.base import Baseline
 from dlsr.baselines.complexity import complexity_of
+from dlsr.baselines.pixels import PixelBaseline
 from dlsr.config import TrainingSettings
 from dlsr.errors import MissingExtraError
 from dlsr.training.loop import Draws, Trainer
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
-class Glow(Baseline):
+class Glow(PixelBaseline):
     """Negative log-likelihood of a normalising flow on pixels, minus the image's complexity.
 
     Args:
@@ -36,13 +36,14 @@ class Glow(Baseline):
     lr: float = 5e-4
 
     def _build(self, classes: int) -> nn.Module:
+        self._check_size(2**self.levels)
         try:
             import normflows  # noqa: PLC0415 - an optional extra
         except ImportError:
             raise MissingExtraError("normflows", "bench") from None
         flows, merges, bases = [], [], []
         for level in range(self.levels):
-            channels = 3 * 2 ** (self.levels + 1 - level)
+            channels = self.image_channels * 2 ** (self.levels + 1 - level)
             blocks = [normflows.flows.GlowBlock(channels, self.hidden) for _ in range(self.steps)]
             flows.append([*blocks, normflows.flows.Squeeze()])
             # normflows counts levels from the innermost; every other level splits off half of its channels.
@@ -55,7 +56,7 @@ class Glow(Baseline):
         return network
 
     def _bits(self, x: Tensor) -> Tensor:
-        """Negative log-likelihood in bits per dimension of images in `[0, 1)`: `(n, 3, H, W)` to `(n,)`."""
+        """Negative log-likelihood in bits per dimension of images in `[0, 1)`: `(n, C, H, W)` to `(n,)`."""
         network: nn.Module = self.network_
         log_prob: Tensor = network.log_prob(x, None)  # type: ignore[operator]  # a method of MultiscaleFlow
         return 8 - log_prob / (x[0].numel() * math.log(2))

@@ -46,9 +46,9 @@ class LMD(PixelDiffusion):
         estimate of the clean image. Both use noise of their own, as the start does.
 
         Args:
-            x0: images in `[-1, 1]`, shape `(n, 3, H, W)`.
+            x0: images in `[-1, 1]`, shape `(n, C, H, W)`.
             kept: which pixels are kept: bool, shape `(H, W)`.
-            noise: standard normal, shape `(n, 2 * steps, 3, H, W)`.
+            noise: standard normal, shape `(n, 2 * steps, C, H, W)`.
         """
         alpha_bar = cosine_alpha_bar(T).to(x0.device)
         kept = kept.to(x0.device)

@@ -10,13 +10,14 @@ class SmallResNet(nn.Module):
     Args:
         width: channels of the first stage; doubled at each of two halvings.
         outputs: outputs for each image.
+        image_channels: `C`, 1 for grey images and 3 for colour.
         blocks: residual blocks in each of three stages.
     """
 
-    def __init__(self, width: int, outputs: int, blocks: int = 2) -> None:
+    def __init__(self, width: int, outputs: int, image_channels: int = 3, blocks: int = 2) -> None:
         super().__init__()
         self.features = 4 * width
-        layers: list[nn.Module] = [nn.Conv2d(3, width, 3, 1, 1, bias=False)]
+        layers: list[nn.Module] = [nn.Conv2d(image_channels, width, 3, 1, 1, bias=False)]
         before = width
         for stage in range(3):
             after = width * 2**stage
@@ -27,7 +28,7 @@ class SmallResNet(nn.Module):
         self.head = nn.Linear(before, outputs)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images in `[-1, 1]`, shape `(n, 3, H, W)`, to shape `(n, outputs)`."""
+        """Images in `[-1, 1]`, shape `(n, C, H, W)`, to shape `(n, outputs)`."""
         out: Tensor = self.head(self.embed(images))
         return out
 

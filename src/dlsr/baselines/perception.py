@@ -32,13 +32,14 @@ class Perception(nn.Module):
 
     @torch.no_grad()
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
-        """Distances of images in `[-1, 1]`: `(n, 3, H, W)` twice to `(n,)`; 0 for equal images."""
+        """Distances of images in `[-1, 1]`: `(n, C, H, W)` twice to `(n,)`; 0 for equal images."""
         maps_a, maps_b = self._maps(a), self._maps(b)
         return torch.stack(
             [(x - y).square().sum(dim=1).mean(dim=(1, 2)) for x, y in zip(maps_a, maps_b, strict=True)]
         ).mean(dim=0)
 
     def _maps(self, images: Tensor) -> list[Tensor]:
-        larger = F.interpolate(images, size=(self.SIZE, self.SIZE), mode="bilinear")
+        colour = images.expand(-1, 3, -1, -1)
+        larger = F.interpolate(colour, size=(self.SIZE, self.SIZE), mode="bilinear")
         pixels = (127.5 * (larger + 1)).permute(0, 2, 3, 1)
         return [F.normalize(maps, dim=1) for maps in self.encoder.network(self.encoder.normalised(pixels))]

@@ -1,7 +1,8 @@
 """PixelCNN++ (Salimans et al. 2017) with the input-complexity score (Serrà et al. 2020).
 
 The network has two streams: `u` sees the rows above a pixel, `ul` also the pixels to its left. Convolutions are shifted
-rather than masked. Each pixel has a mixture of discretised logistics, green conditioned on red, blue on both.
+rather than masked. Each pixel has a mixture of discretised logistics; in colour, green is conditioned on red, blue on
+both.
 """
 
 import math
@@ -12,10 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from dlsr.baselines.base import Baseline
 from dlsr.baselines.complexity import complexity_of
+from dlsr.baselines.pixels import PixelBaseline
 from dlsr.config import TrainingSettings
 from dlsr.training.loop import Trainer
+
+PARAMETERS = {1: 3, 3: 10}
+"""Parameters of a logistic by `C`: its weight, a mean and a scale for each channel; in colour, three links of these."""
 
 
 class ShiftedConv(nn.Module):
@@ -85,24 +89,27 @@ class GatedBlock(nn.Module):
 
 
 class PixelCNNNetwork(nn.Module):
-    """Parameters of the mixtures: images in `[-1, 1]`, shape `(n, 3, H, W)`, to `(n, 10 * mixtures, H, W)`.
+    """Parameters of the mixtures: images in `[-1, 1]`, shape `(n, C, H, W)`, to `(n, P * mixtures, H, W)`.
+
+    `P` is `PARAMETERS[C]`.
 
     Args:
         channels: channels of each stream.
         blocks: blocks of each stream at each of three resolutions, on the way down and on the way up.
         mixtures: logistics for each pixel.
         dropout: rate of dropout inside the blocks.
+        image_channels: `C`, 1 for grey images and 3 for colour.
     """
 
     LEVELS = 3
 
-    def __init__(self, channels: int, blocks: int, mixtures: int, dropout: float) -> None:
+    def __init__(self, channels: int, blocks: int, mixtures: int, dropout: float, image_channels: int = 3) -> None:
         super().__init__()
         self.blocks = blocks
-        # A fourth channel of ones, so that padding differs from black pixels.
-        self.first_u = ShiftedConv(4, channels, (2, 3), True)
-        self.first_above = ShiftedConv(4, channels, (1, 3), True)
-        self.first_left = ShiftedConv(4, channels, (2, 1), False)
+        # One more channel, of ones, so that padding differs from black pixels.
+        self.first_u = ShiftedConv(image_channels + 1, channels, (2, 3), True)
+        self.first_above = ShiftedConv(image_channels + 1, channels, (1, 3), True)
+        self.first_left = ShiftedConv(image_channels + 1, channels, (2, 1), False)
         down, up = range(self.LEVELS * blocks), range(self.LEVELS * blocks + self.LEVELS - 1)
         self.down_u = nn.ModuleList(GatedBlock(channels, True, 0, dropout) for _ in down)
         self.down_ul = nn.ModuleList(GatedBlock(channels, False, channels, dropout) for _ in down)
@@ -112,7 +119,7 @@ class PixelCNNNetwork(nn.Module):
         self.up_ul = nn.ModuleList(GatedBlock(channels, False, 2 * channels, dropout) for _ in up)
         self.double_u = nn.ModuleList(ShiftedUp(channels, True) for _ in range(self.LEVELS - 1))
         self.double_ul = nn.ModuleList(ShiftedUp(channels, False) for _ in range(self.LEVELS - 1))
-        self.last = weight_norm(nn.Conv2d(2 * channels, 10 * mixtures, 1))
+        self.last = weight_norm(nn.Conv2d(2 * channels, PARAMETERS[image_channels] * mixtures, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
@@ -140,23 +147,19 @@ class PixelCNNNetwork(nn.Module):
 
 
 def negative_log_likelihood(logits: Tensor, x: Tensor) -> Tensor:
-    """Nats of each image under the mixtures: logits `(n, 10 * K, H, W)`, images in `[-1, 1]`, to `(n,)`."""
-    n, _, height, width = x.shape
-    mixtures = logits.shape[1] // 10
+    """Nats of each image under the mixtures: logits `(n, P * K, H, W)`, images in `[-1, 1]`, to `(n,)`."""
+    n, image_channels, height, width = x.shape
+    mixtures = logits.shape[1] // PARAMETERS[image_channels]
     weights = logits[:, :mixtures]
-    rest = logits[:, mixtures:].reshape(n, 3, 3 * mixtures, height, width)
-    means, log_scales, links = rest.chunk(3, dim=2)
-    log_scales, links = log_scales.clamp(min=-7), links.tanh()
+    rest = logits[:, mixtures:].reshape(n, image_channels, -1, height, width)
+    means, log_scales, *links = torch.split(rest, mixtures, dim=2)
+    log_scales = log_scales.clamp(min=-7)
     values = x[:, :, None].expand(-1, -1, mixtures, -1, -1)
-    red, green = values[:, 0], values[:, 1]
-    means = torch.stack(
-        [
-            means[:, 0],
-            means[:, 1] + links[:, 0] * red,
-            means[:, 2] + links[:, 1] * red + links[:, 2] * green,
-        ],
-        dim=1,
-    )
+    if links:
+        link, red, green = links[0].tanh(), values[:, 0], values[:, 1]
+        means = torch.stack(
+            [means[:, 0], means[:, 1] + link[:, 0] * red, means[:, 2] + link[:, 1] * red + link[:, 2] * green], dim=1
+        )
     centred, precision = values - means, torch.exp(-log_scales)
     above, below = precision * (centred + 1 / 255), precision * (centred - 1 / 255)
     inside = (torch.sigmoid(above) - torch.sigmoid(below)).clamp(min=1e-12).log()
@@ -171,7 +174,7 @@ def negative_log_likelihood(logits: Tensor, x: Tensor) -> Tensor:
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
-class PixelCNN(Baseline):
+class PixelCNN(PixelBaseline):
     """Negative log-likelihood of an autoregressive model, minus the image's complexity.
 
     Args:
@@ -195,10 +198,11 @@ class PixelCNN(Baseline):
     lr: float = 5e-4
 
     def _build(self, classes: int) -> nn.Module:
-        return PixelCNNNetwork(self.channels, self.blocks, self.mixtures, self.dropout)
+        self._check_size(4)
+        return PixelCNNNetwork(self.channels, self.blocks, self.mixtures, self.dropout, self.image_channels)
 
     def _bits(self, pixels: Tensor) -> Tensor:
-        """Bits per dimension of images: uint8 `(n, 3, H, W)` to `(n,)`."""
+        """Bits per dimension of images: uint8 `(n, C, H, W)` to `(n,)`."""
         x = pixels.float() / 127.5 - 1
         return negative_log_likelihood(self.network_(x).float(), x) / (x[0].numel() * math.log(2))
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dlsr.baselines.base import Baseline
 from dlsr.baselines.diffusion import scaled
 from dlsr.baselines.networks import SmallResNet
+from dlsr.baselines.pixels import PixelBaseline
 from dlsr.baselines.pytorch_ood import pytorch_ood_detector
 from dlsr.config import TrainingSettings
 from dlsr.training.loop import Draws, Trainer
@@ -32,12 +32,11 @@ def nt_xent(z: Tensor, temperature: float) -> Tensor:
 
 
 def augmented(pixels: Tensor, draws: Draws) -> Tensor:
-    """SimCLR's augmentations for small images, drawn for each image: uint8 `(n, 3, H, W)` to `[-1, 1]`.
+    """SimCLR's augmentations for small images, drawn for each image: uint8 `(n, C, H, W)` to `[-1, 1]`.
 
     Random resized crop, horizontal flip, colour jitter (brightness, contrast, saturation) and greyscale; no blur, as
     in the paper for CIFAR-10 (appendix B.9).
     """
-    n, size = len(pixels), pixels.shape[-1]
 
     def uniform(low: float, high: float) -> Tensor:
         return draws.uniform() * (high - low) + low
@@ -47,7 +46,7 @@ def augmented(pixels: Tensor, draws: Draws) -> Tensor:
     flip = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
     zero = torch.zeros_like(side)
     rows = [torch.stack([side * flip, zero, shift_x], dim=1), torch.stack([zero, side, shift_y], dim=1)]
-    grid = F.affine_grid(torch.stack(rows, dim=1), [n, 3, size, size], align_corners=False)
+    grid = F.affine_grid(torch.stack(rows, dim=1), list(pixels.shape), align_corners=False)
     images = F.grid_sample(pixels.float() / 255, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
     jittered = images * uniform(0.6, 1.4)[:, None, None, None]
     mean = jittered.mean(dim=(1, 2, 3), keepdim=True)
@@ -61,7 +60,7 @@ def augmented(pixels: Tensor, draws: Draws) -> Tensor:
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
-class SimCLR(Baseline):
+class SimCLR(PixelBaseline):
     """Base of the two detectors on SimCLR features.
 
     Args:
@@ -88,7 +87,7 @@ class SimCLR(Baseline):
     network_: SmallResNet = field(init=False)
 
     def _build(self, classes: int) -> SmallResNet:
-        return SmallResNet(self.width, self.projection)
+        return SmallResNet(self.width, self.projection, self.image_channels)
 
     def _learn(self, pixels: Tensor, labels: Tensor | None, trainer: Trainer) -> None:
         def loss(samples: Tensor, draws: Draws) -> Tensor:

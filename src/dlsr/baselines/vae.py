@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dlsr.baselines.base import Baseline
+from dlsr.baselines.pixels import PixelBaseline
 from dlsr.config import TrainingSettings
 from dlsr.training.loop import Draws, Trainer
 
@@ -26,13 +26,14 @@ class ConvVAE(nn.Module):
         width: channels of the first convolution; they double whenever the image is halved.
         latent: dimension of the code.
         size: pixels a side, a multiple of 8.
+        image_channels: `C`, 1 for grey images and 3 for colour.
     """
 
-    def __init__(self, width: int, latent: int, size: int) -> None:
+    def __init__(self, width: int, latent: int, size: int, image_channels: int = 3) -> None:
         super().__init__()
         side = size // 8
         self.encoder = nn.Sequential(
-            nn.Conv2d(3, width, 4, 2, 1), nn.ReLU(),
+            nn.Conv2d(image_channels, width, 4, 2, 1), nn.ReLU(),
             nn.Conv2d(width, 2 * width, 4, 2, 1), nn.ReLU(),
             nn.Conv2d(2 * width, 4 * width, 4, 2, 1), nn.ReLU(),
             nn.Flatten(), nn.Linear(4 * width * side**2, 2 * latent),
@@ -42,11 +43,11 @@ class ConvVAE(nn.Module):
             nn.ConvTranspose2d(4 * width, 2 * width, 4, 2, 1), nn.ReLU(),
             nn.ConvTranspose2d(2 * width, width, 4, 2, 1), nn.ReLU(),
             nn.ConvTranspose2d(width, width, 4, 2, 1), nn.ReLU(),
-            nn.Conv2d(width, 3 * LEVELS, 1),
+            nn.Conv2d(width, image_channels * LEVELS, 1),
         )  # fmt: skip
 
     def negative_elbo(self, pixels: Tensor, noise: Tensor) -> Tensor:
-        """In nats, with a single sample of the code: uint8 `(n, 3, H, W)`, noise `(n, latent)`, to `(n,)`."""
+        """In nats, with a single sample of the code: uint8 `(n, C, H, W)`, noise `(n, latent)`, to `(n,)`."""
         mean, log_variance = self.encoder(pixels.float() / 255).chunk(2, dim=1)
         logits = self.decoder(mean + (log_variance / 2).exp() * noise)
         logits = logits.reshape(len(pixels), LEVELS, *pixels.shape[1:])
@@ -57,7 +58,7 @@ class ConvVAE(nn.Module):
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
-class VAE(Baseline):
+class VAE(PixelBaseline):
     """Likelihood regret of a VAE.
 
     Args:
@@ -84,7 +85,8 @@ class VAE(Baseline):
     network_: ConvVAE = field(init=False)
 
     def _build(self, classes: int) -> ConvVAE:
-        return ConvVAE(self.width, self.latent, self.size)
+        self._check_size(8)
+        return ConvVAE(self.width, self.latent, self.size, self.image_channels)
 
     def _learn(self, pixels: Tensor, labels: Tensor | None, trainer: Trainer) -> None:
         def loss(samples: Tensor, draws: Draws) -> Tensor:

@@ -29,7 +29,7 @@ from dlsr.images.sources import ImagesLike, open_images
 from dlsr.runtime.backends import as_onnx
 from dlsr.runtime.base import Engine, Graph
 from dlsr.runtime.conversion import converted_to_openvino, save_openvino, write_openvino
-from dlsr.runtime.openvino_engine import load_openvino, openvino, openvino_engine
+from dlsr.runtime.openvino_engine import load_openvino, openvino, openvino_core, openvino_engine
 from dlsr.runtime.quantisation import quantised
 from dlsr.scorers.base import Scorer
 from dlsr.streaming import map_ahead
@@ -127,7 +127,7 @@ def quantised_encoder(encoder: Graph, ranges: Pixels) -> Any:
     Raises:
         MissingExtraError: without NNCF.
     """
-    return openvino().Core().read_model(quantised(as_onnx(encoder), [image[None] for image in ranges]))
+    return openvino_core().read_model(quantised(as_onnx(encoder), [image[None] for image in ranges]))
 
 
 def joined(encoder: Any, scorer: Scorer, c: int) -> Any:

@@ -4,6 +4,8 @@ import hashlib
 import threading
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,24 @@ def openvino() -> Any:
     return openvino
 
 
+@cache
+def openvino_core() -> Any:
+    """The `openvino.Core` of this process, which has loaded the plugin for CPUs.
+
+    The plugin gives the thread that loads it a stack for signals. If several are unloaded in another order than they
+    were loaded in, as when a service takes over a new model, the thread is left with a stack that no longer exists, and
+    the next signal kills the process. So there is one plugin for good, loaded by a thread that handles no signals.
+    """
+
+    def loaded() -> Any:
+        core = openvino().Core()
+        core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        return core
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(loaded).result()
+
+
 def load_openvino(graph: Path | bytes, precision: Precision = "float32", inner: Sequence[str] = ()) -> Engine:
     """An engine that runs a graph in OpenVINO's own format, or in ONNX.
 
@@ -36,7 +56,7 @@ def load_openvino(graph: Path | bytes, precision: Precision = "float32", inner: 
         SettingsError: as `openvino_engine`.
         RuntimeError: if there are no such tensors.
     """
-    core = openvino().Core()
+    core = openvino_core()
     if isinstance(graph, Path):
         return openvino_engine(core.read_model(graph), precision)
     options = _options(precision)
@@ -63,7 +83,7 @@ def load_openvino(graph: Path | bytes, precision: Precision = "float32", inner: 
 
 def multiplies_in_bfloat16() -> bool:
     """Whether OpenVINO does so on this processor. On others it would quietly take float32."""
-    return "BF16" in openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def openvino_engine(model: Any, precision: Precision = "float32") -> Engine:
@@ -72,7 +92,7 @@ def openvino_engine(model: Any, precision: Precision = "float32") -> Engine:
     Raises:
         SettingsError: if the processor does not multiply in this precision.
     """
-    return _engine(openvino().Core().compile_model(model, "CPU", _options(precision)))
+    return _engine(openvino_core().compile_model(model, "CPU", _options(precision)))
 
 
 def _options(precision: Precision) -> dict[str, Any]:
