@@ -20,7 +20,7 @@ from dlsr.errors import ImageError
 from dlsr.images.decode import UNREADABLE, reason_of
 from dlsr.results import Result
 from dlsr.watch.journal import open_journal
-from dlsr.watch.watching import Watcher, WatchSettings
+from dlsr.watch.watching import Stop, Watcher, WatchSettings
 
 FAST = {"interval": 0.02, "settle": 0.05, "patience": 0.2}
 
@@ -51,7 +51,7 @@ class Run:
     """Watching in a thread."""
 
     def __init__(self, folder, output, detector=None, model="m", **settings):
-        self.lines, self.batches, self.stop = [], [], threading.Event()
+        self.lines, self.batches, self.stop = [], [], Stop()
         self.output, self.detector = output, detector or Detector()
         self._thread = threading.Thread(target=self._run, args=(folder, model, FAST | settings))
 
@@ -305,3 +305,21 @@ def test_a_process_that_is_killed_again_and_again_loses_and_doubles_nothing(fold
         kills += 1
     once(folder, output)
     assert sorted(float(row["score"]) for row in rows_of(output)) == list(range(count))
+
+
+def test_a_stop_can_be_set_by_a_signal_handler_at_any_moment():
+    """Also while the waiting thread holds the lock of what it waits for."""
+    stop, waits = Stop(), 0
+    before = signal.signal(signal.SIGALRM, lambda *_: stop.set())
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        start = time.monotonic()
+        while not stop.is_set():
+            stop.wait(0.0001)
+            waits += 1
+        assert waits > 10
+        stop.wait(60)
+        assert time.monotonic() - start < 30
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

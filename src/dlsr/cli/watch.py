@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -18,6 +17,7 @@ from dlsr.errors import SettingsError
 if TYPE_CHECKING:
     from dlsr.fitted_detector import FittedDetector
     from dlsr.results import Result
+    from dlsr.watch.watching import Stop
     from dlsr.watch.webhook import Delivery
 
 TOKEN = "DLSR_WEBHOOK_TOKEN"
@@ -158,9 +158,11 @@ def _rows_printer(quiet: bool) -> "Callable[[Sequence[Result]], None]":
 
 
 @contextmanager
-def _stopping() -> Iterator[threading.Event]:
-    """An event that is set by the first SIGINT or SIGTERM; the second has its usual effect."""
-    stop = threading.Event()
+def _stopping() -> "Iterator[Stop]":
+    """A stop that is set by the first SIGINT or SIGTERM; the second has its usual effect."""
+    from dlsr.watch.watching import Stop  # noqa: PLC0415
+
+    stop = Stop()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def restore() -> None:

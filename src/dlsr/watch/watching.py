@@ -1,9 +1,9 @@
 """Watching: list, score, write, and again, until it is stopped or everything is done."""
 
-import threading
+import queue
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,6 +41,26 @@ class WatchSettings:
     """Probability of a false alarm of each test of drift."""
     once: bool = False
     """End when everything that is there is done."""
+
+
+class Stop:
+    """Ends a `Watcher.run`. It may be set by a signal handler, where setting a `threading.Event` may wait for ever."""
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def set(self) -> None:
+        """Ask for the end."""
+        self._calls.put(None)
+
+    def is_set(self) -> bool:
+        """Whether the end was asked for."""
+        return not self._calls.empty()
+
+    def wait(self, seconds: float) -> None:
+        """Return when the end is asked for, or after this time."""
+        with suppress(queue.Empty):
+            self._calls.put(self._calls.get(timeout=seconds))
 
 
 @dataclass
@@ -106,7 +126,7 @@ class Watcher:
         self._drifted = self._drift.verdict is not None and self._drift.verdict.drifted
         self.watched = Watched(drift=self._drift.verdict)
 
-    def run(self, stop: threading.Event) -> Watched:
+    def run(self, stop: Stop) -> Watched:
         """Watch until `stop` is set, or with `once` until everything is done.
 
         Raises:
@@ -153,7 +173,7 @@ class Watcher:
         self._problems = self._arrivals.problems
         return ready
 
-    def _score(self, arrivals: Sequence[Arrival], stop: threading.Event) -> int:
+    def _score(self, arrivals: Sequence[Arrival], stop: Stop) -> int:
         """Score files and write their rows. Returns the number of rows."""
         if not arrivals:
             return 0
