@@ -158,7 +158,7 @@ def pytorch_ood_of(detector: TrainedClassifier) -> Any:
         "msp+trained": lambda: MaxSoftmax(network),
         "energy+trained": lambda: EnergyBased(network),
         "dice+trained": lambda: DICE(network.embed, network.head.weight, network.head.bias, p=0.9),
-        "ash-s+trained": lambda: ASH(backbone, head, variant="ash-s", percentile=0.9),
+        "ash-s+trained": lambda: ASH(backbone, head, variant="ash-s", percentile=0.65),
     }[detector.name]()
 
 

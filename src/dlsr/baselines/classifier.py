@@ -6,7 +6,6 @@ residual network of its own.
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +52,7 @@ def dice(head: Head, features: Tensor, sparsity: float = 0.9) -> Tensor:
     return scores
 
 
-def ash_s(head: Head, features: Tensor, percentile: float) -> Tensor:
+def ash_s(head: Head, features: Tensor, percentile: float = 0.65) -> Tensor:
     """Energy after activation shaping (Djurisic et al. 2022), on the pooled features, as in the authors' code."""
 
     def after_shaping(maps: Tensor) -> Tensor:
@@ -190,10 +189,10 @@ class DICE(LinearProbe):
 
 
 class ASHS(LinearProbe):
-    """ASH-S with a linear head, at the percentile that is pytorch-ood's default."""
+    """ASH-S with a linear head."""
 
     name = "ash-s"
-    _score = staticmethod(partial(ash_s, percentile=0.65))
+    _score = staticmethod(ash_s)
 
 
 class TrainedMSP(TrainedClassifier):
@@ -218,7 +217,7 @@ class TrainedDICE(TrainedClassifier):
 
 
 class TrainedASHS(TrainedClassifier):
-    """ASH-S with a network trained for it, at the percentile of the authors' settings for CIFAR-10 and ImageNet."""
+    """ASH-S with a network trained for it."""
 
     name = "ash-s+trained"
-    _score = staticmethod(partial(ash_s, percentile=0.9))
+    _score = staticmethod(ash_s)
