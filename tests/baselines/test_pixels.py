@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from baselines.tiny import TINY
 from dlsr.baselines import make_detector
 from dlsr.baselines.complexity import complexity
-from dlsr.baselines.diffusion import T
+from dlsr.baselines.diffusion import T, scaled
 from dlsr.baselines.lmd import checkerboard
 from dlsr.baselines.pixelcnn import PixelCNNNetwork, negative_log_likelihood
 from dlsr.baselines.simclr import augmented, nt_xent
@@ -20,6 +20,7 @@ from dlsr.method.diffusion import distort
 from dlsr.method.noise import noise_for
 from dlsr.method.schedule import cosine_alpha_bar
 from dlsr.training.loop import Draws
+from rivals import pytorch_ood_of
 
 
 def test_noisy_images_are_more_complex_than_flat_images():
@@ -101,6 +102,23 @@ def test_augmentations_are_a_function_of_the_generator(image_folder):
     assert first.max() <= 1
     assert (first - second).abs().mean() > 0.05
     torch.testing.assert_close(first, augmented(images, Draws(torch.Generator().manual_seed(0), len(images))))
+
+
+@pytest.mark.parametrize("name", ["msp+trained", "energy+trained", "dice+trained", "ash-s+trained"])
+def test_pytorch_ood_scores_the_whole_network_as_we_do(fitted, training, odd_folder, name):
+    detector = fitted(name)
+    theirs = pytorch_ood_of(detector)
+    batches = torch.split(images_of(detector, training), 16)
+    theirs.fit([(batch, torch.zeros(len(batch)).long()) for batch in batches])
+    with torch.no_grad():
+        expected = theirs(images_of(detector, odd_folder))
+    assert expected.std() > 0
+    np.testing.assert_allclose(detector.score_samples(odd_folder), expected, rtol=1e-4)
+
+
+def images_of(detector, source):
+    """Images in `[-1, 1]`."""
+    return scaled(detector._tensor(detector._read(open_images(source), None)[0]))
 
 
 def test_likelihood_regret_is_never_negative_and_grows_with_steps(fitted, odd_folder):

@@ -50,6 +50,20 @@ def _classifier(name: str, class_name: str, paper: str) -> DetectorInfo:
     return DetectorInfo(name, "classifier-based", paper, make, needs_labels=True, cost="one pass of the encoder")
 
 
+def _trained(name: str, class_name: str, paper: str) -> DetectorInfo:
+    return DetectorInfo(
+        name,
+        "classifier-based",
+        paper,
+        _lazily("baselines.classifier", class_name),
+        needs_labels=True,
+        needs_gpu=True,
+        cost="an hour on a GPU",
+        reduced={"width": 16, "epochs": 10},
+        reduced_images=20_000,
+    )
+
+
 def _simclr(name: str, class_name: str, paper: str) -> DetectorInfo:
     return DetectorInfo(
         name,
@@ -140,6 +154,10 @@ DETECTORS: Mapping[str, DetectorInfo] = {
         _classifier("energy", "Energy", "Liu et al. 2020"),
         _classifier("dice", "DICE", "Sun & Li 2022"),
         _classifier("ash-s", "ASHS", "Djurisic et al. 2022"),
+        _trained("msp+trained", "TrainedMSP", "Hendrycks & Gimpel 2017, with its own network"),
+        _trained("energy+trained", "TrainedEnergy", "Liu et al. 2020, with its own network"),
+        _trained("dice+trained", "TrainedDICE", "Sun & Li 2022, with its own network"),
+        _trained("ash-s+trained", "TrainedASHS", "Djurisic et al. 2022, with its own network"),
         _simclr("simclr+mahalanobis", "SimCLRMahalanobis", "Xiao et al. 2021"),
         _simclr("simclr+knn", "SimCLRKNN", "Sun et al. 2022"),
         DetectorInfo(

@@ -1,0 +1,50 @@
+"""The parts of `benchmarks/rivals.py` that need no datasets."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dlsr import open_images
+from dlsr.bench.tasks import SuiteTask
+from rivals import markdown, run
+
+SMALL = {"grey": True, "size": 28, "width": 4, "epochs": 8, "batch_size": 8, "lr": 1e-2}
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    """Two classes of grey images, lying and standing stripes; OOD: slanting ones, some hardly."""
+    folder = tmp_path_factory.mktemp("stripes")
+    random = np.random.default_rng(0)
+    rows, columns = np.indices((28, 28))
+    for kind, slants in {"id/0": (0, 0), "id/1": (90, 90), "ood/2": (0, 90)}.items():
+        (folder / kind).mkdir(parents=True)
+        for i in range(64):
+            slant = np.deg2rad(random.uniform(*slants))
+            waves = np.sin(np.cos(slant) * rows + np.sin(slant) * columns + random.uniform(0, 6))
+            pixels = np.uint8(np.clip(128 + 50 * waves + random.normal(0, 50, (28, 28)), 0, 255))
+            Image.fromarray(pixels).save(folder / kind / f"{i:02}.png")
+    images = open_images(folder / "id")
+    train, test = (images.subset(range(start, 128, 2)) for start in range(2))
+    return SuiteTask("stripes", None, "native", train, test, {"slanting": open_images(folder / "ood")})
+
+
+@pytest.mark.parametrize("name", ["msp+trained", "energy+trained", "dice+trained", "ash-s+trained"])
+def test_pytorch_ood_measures_the_same_of_a_trained_classifier(task, tmp_path_factory, name):
+    work = tmp_path_factory.getbasetemp() / "classifiers"  # of all four, which share a network
+    row = run(task, name, {"detector": name} | SMALL, work)
+    assert row["pytorch_ood_auroc"] == pytest.approx(row["auroc"], abs=1e-3)
+    assert 0 < row["auroc"] < 1
+    assert row["accuracy"] > 0.9
+    table = markdown({"command": "rivals", "rows": [row]})
+    assert f"| {100 * row['pytorch_ood_auroc']:.2f} | {100 * row['accuracy']:.2f} | 64 | 8 |" in table
+
+
+def test_a_finished_run_is_read(task, tmp_path):
+    settings = {"detector": "msp+trained"} | SMALL | {"epochs": 1}
+    row = run(task, "msp+trained", settings, tmp_path)
+    (path,) = tmp_path.glob("stripes/*.json")
+    path.write_text(json.dumps(row | {"auroc": 0.123}))
+    assert run(task, "msp+trained", settings, tmp_path)["auroc"] == 0.123
