@@ -4,7 +4,8 @@
 
 Tasks and settings are in `rivals.toml` beside this file. `--only TASK/DETECTOR,..` runs some of them; a run that is
 finished is not repeated, and training that was interrupted resumes. The output is a JSON file with a Markdown table
-beside it. Training takes hours; two processes with `OMP_NUM_THREADS=1` and each a share of `--only` use two cores best.
+beside it; rows of an earlier output stay in it unless they are run again, or their settings have changed. Training
+takes hours; two processes with `OMP_NUM_THREADS=1` and each a share of `--only` use two cores best.
 
 Classifiers that were trained are also given to pytorch-ood, whole, and measured by it on the same images.
 """
@@ -170,6 +171,13 @@ def loader(images: ImageDataset, labels: Sequence[int]) -> DataLoader[tuple[Tens
     return DataLoader(TensorDataset(scaled, torch.tensor(labels)), batch_size=250)
 
 
+def reported(output: Path | None) -> dict[tuple[str, str], dict[str, Any]]:
+    """The rows of an earlier report, by task and detector."""
+    if output is None or not output.exists():
+        return {}
+    return {(row["task"], row["detector"]): row for row in json.loads(output.read_text(encoding="utf-8"))["rows"]}
+
+
 def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
@@ -212,11 +220,14 @@ def main(
     opener = TaskOpener(suite, data)
     chosen = only.split(",") if only else [f"{task.name}/{name}" for task in suite.tasks for name in suite.detectors]
     rows = []
+    before = reported(output)
     for task in suite.tasks:
-        names = [name for name in suite.detectors if f"{task.name}/{name}" in chosen]
-        if names:
-            images = opener.open(task)
-            rows += [run(images, name, suite.detectors[name], work) for name in names]
+        for name, settings in suite.detectors.items():
+            row = before.get((task.name, name), {})
+            if f"{task.name}/{name}" in chosen:
+                rows.append(run(opener.open(task), name, settings, work))
+            elif row.get("settings") == settings:
+                rows.append(row)
     if output:
         content = {
             "command": f"python benchmarks/rivals.py --data ../shared/data --work {work} --output {output}",

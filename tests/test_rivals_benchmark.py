@@ -8,7 +8,7 @@ from PIL import Image
 
 from dlsr import open_images
 from dlsr.bench.tasks import SuiteTask
-from rivals import markdown, run
+from rivals import main, markdown, run
 
 SMALL = {"grey": True, "size": 28, "width": 4, "epochs": 8, "batch_size": 8, "lr": 1e-2}
 
@@ -48,3 +48,22 @@ def test_a_finished_run_is_read(task, tmp_path):
     (path,) = tmp_path.glob("stripes/*.json")
     path.write_text(json.dumps(row | {"auroc": 0.123}))
     assert run(task, "msp+trained", settings, tmp_path)["auroc"] == 0.123
+
+
+def test_rows_of_an_earlier_report_stay_while_their_settings_do(tmp_path, monkeypatch):
+    tasks = tmp_path / "rivals.toml"
+    tasks.write_text(
+        "[detectors]\n"
+        'same = { detector = "msp+trained", epochs = 1 }\nchanged = { detector = "msp+trained", epochs = 2 }\n'
+        '[[tasks]]\nname = "stripes"\ntraining_images = 8\nid = { images = "id" }\nood.other = { images = "ood" }\n'
+    )
+    monkeypatch.setattr("rivals.TASKS", tasks)
+    row = {
+        "task": "stripes", "ood": "other", "detector": "same", "settings": {"detector": "msp+trained", "epochs": 1},
+        "training_images": 8, "epochs": 1, "training_seconds": 60.0, "auroc": 0.5,
+    }  # fmt: skip
+    output = tmp_path / "rivals.json"
+    output.write_text(json.dumps({"rows": [row, row | {"detector": "changed"}]}))
+    main(data=tmp_path, work=tmp_path / "work", output=output, only="none/none")
+    assert json.loads(output.read_text())["rows"] == [row]
+    assert "| stripes | other | same |  | 50.00 |" in output.with_suffix(".md").read_text()
