@@ -28,6 +28,32 @@ def test_a_dataset_is_found_with_its_parts_and_labels(root):
     assert len(open_dataset("fmnist", None, places={"fmnist": root / "svhn_crops.tar"}).images) == 40
 
 
+def test_an_id_dataset_that_is_not_split_is_refused(tmp_path, photographs):
+    folder = tmp_path / "test" / "cifar10"  # not the folder that is meant
+    (folder / "train").mkdir(parents=True)
+    photographs[0].crop((0, 0, 8, 8)).save(folder / "train" / "a.png")
+    with pytest.raises(InputError, match="has no folder 'test' or 'val'; put its test images there"):
+        open_dataset("cifar10", folder.parent)
+    (folder / "train").rename(folder / "val")
+    with pytest.raises(InputError, match="has no folder 'train'; put its train images there"):
+        open_dataset("cifar10", folder.parent, part="train")
+    assert len(open_dataset("cifar10", folder.parent).images) == 1
+    places = {"celeba": folder}
+    with pytest.raises(InputError, match=r"train images there, or list_eval_partition\.txt beside them"):
+        open_dataset("celeba", None, part="train", places=places)
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_file_tells_the_parts_of_celeba(tmp_path, photographs, part):
+    (tmp_path / "celeba" / "img").mkdir(parents=True)
+    for i in range(6):
+        photographs[0].crop((0, 0, 8, 8)).save(tmp_path / "celeba" / "img" / f"{i}.jpg")
+    lines = [f"{i}.jpg {number}\n" for i, number in enumerate((0, 0, 0, 1, 2, 2))]
+    (tmp_path / "celeba" / "list_eval_partition.txt").write_text("".join(lines))
+    chosen = open_dataset("celeba", tmp_path, part=part).images.items
+    assert [Path(item.name).stem for item in chosen] == {"train": ["0", "1", "2"], "test": ["4", "5"]}[part]
+
+
 def test_the_docs_list_every_dataset():
     table = (Path(__file__).parents[2] / "docs" / "datasets.md").read_text()
     for info in DATASETS.values():

@@ -71,7 +71,7 @@ def test_figures_are_drawn_from_fitted_networks(task, tmp_path, monkeypatch):
     run = FigureRun(task, SETTINGS, tmp_path / "runs", 1, tmp_path / "store", messages.append)
     for figure in ("fig3", "fig9", "ablation"):
         numbers = json.loads(json.dumps(draw(figure, run, tmp_path)))
-        assert numbers["epochs"] == 1
+        assert (numbers["epochs"], numbers["width"]) == (1, 32)
     # All figures share a network; the ablation has three more.
     assert messages[0] == "fitting the paper's network with width 32, blocks 2"
     assert len(messages) == len(set(messages)) == 4

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -67,8 +68,10 @@ def drawn(monkeypatch):
 
 
 @pytest.fixture
-def places(image_folder, odd_folder):
-    return ["--set", f"cifar10={image_folder}", "--set", f"svhn={odd_folder}"]
+def places(image_folder, odd_folder, tmp_path):
+    for part in ("train", "test"):
+        shutil.copytree(image_folder, tmp_path / "cifar10" / part)
+    return ["--set", f"cifar10={tmp_path / 'cifar10'}", "--set", f"svhn={odd_folder}"]
 
 
 def test_a_figure_uses_the_datasets_that_there_are(run, drawn, places, tmp_path):
@@ -94,4 +97,12 @@ def test_reduced_figures_take_fewer_epochs_and_images(run, drawn, places, tmp_pa
 @pytest.mark.parametrize(("options", "encoder"), [([], "resnet50"), (["--encoder", "test_resnet"], "test_resnet")])
 def test_figures_6_and_7_are_about_resnet50(run, drawn, places, tmp_path, options, encoder):
     assert run("bench", "fig6", *places, *options, "--ood", "svhn", "-o", tmp_path, "-q").status == 0
-    assert drawn[0].settings.encoder == encoder
+    assert (drawn[0].settings.encoder, drawn[0].width) == (encoder, None)
+
+
+def test_the_network_of_figures_6_and_7_is_narrower_if_reduced(run, drawn, places, tmp_path):
+    from dlsr.cli.bench import paper
+
+    for figure in ("fig7", "fig3"):
+        assert run("bench", figure, *places, "--reduced", "--ood", "svhn", "-o", tmp_path, "-q").status == 0
+    assert [figure.width for figure in drawn] == [paper.REDUCED_WIDTH, None]

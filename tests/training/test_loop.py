@@ -74,6 +74,17 @@ def test_resumed_is_the_same_as_uninterrupted(tmp_path):
         assert same(getattr(resumed, part), getattr(whole, part)), part
 
 
+def test_training_goes_on_with_the_tensors_of_the_state_instead_of_copies():
+    given, network = run(SETTINGS, epochs=2), small_network()
+    before = given.optimizer | given.ema
+    loss = partial(restoration_loss, network, ALPHA_BAR)
+    after = next(train(network, Samples(rows()), rows(64, 1), loss, SETTINGS, 0, given))
+    assert all((after.optimizer | after.ema)[name].data_ptr() == held.data_ptr() for name, held in before.items())
+    for held in (given.network, new_state(network).network):
+        assert all(held[name].data_ptr() == tensor.data_ptr() for name, tensor in network.named_parameters())
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
 def test_initial_network_is_that_of_the_first_epoch():
     assert same(run(SETTINGS).initial, run(SETTINGS, epochs=1).ema)
 

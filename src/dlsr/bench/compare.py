@@ -208,7 +208,7 @@ def _run(
     on_message(f"{name}, seed {seed}: fitted in {seconds:.0f} s, scoring")
     scores = {name: detector.score_samples(dataset, transform=transform) for name, dataset in images.items()}
     rate = _rate(detector, images["ID"], transform)
-    return Run(name, seed, _parameters(detector), len(train), seconds, rate, scores)
+    return Run(name, seed, parameters_of(detector), len(train), seconds, rate, scores)
 
 
 def _fitted_detector(
@@ -256,14 +256,14 @@ def _made(name: str, settings: CompareSettings, seed: int, store: Path | None) -
     return detector
 
 
-def _parameters(detector: Any) -> dict[str, Any]:
-    """The parameters that its scores depend on."""
+def parameters_of(detector: Any) -> dict[str, Any]:
+    """The parameters of a detector that its scores depend on."""
     return {k: v for k, v in detector.get_params().items() if k not in ("store", "workers", "device")}
 
 
 def _key(detector: Any, settings: CompareSettings, data: Mapping[str, str], name: str) -> str:
     few = DETECTORS[name].reduced_images if settings.reduced else None
-    return key_of(name, _parameters(detector), few, settings.protocol, dict(data))
+    return key_of(name, parameters_of(detector), few, settings.protocol, dict(data))
 
 
 def key_of(*inputs: Any) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlsr.errors import InputError, MissingExtraError, SettingsError, one_line
+from dlsr.images.names import in_utf8
 from dlsr.images.sources import ImageDataset, open_images
 
 Part = Literal["train", "test"]
@@ -47,6 +48,10 @@ class DatasetInfo:
     """Images of the training split, for datasets that can be ID."""
     hub: Hub | None = None
     """Its place on the Hugging Face hub."""
+    test_folders: tuple[str, ...] = ("test", "val")
+    """Possible names of the folder with the test images, the first that is there."""
+    partition: str | None = None
+    """File whose lines `FILE NUMBER` tell training images (0) from test images (2), if no folders do."""
     archives: Mapping[str, str] = field(default_factory=dict)
     """Published SHA-256 of the official archives, by file name."""
 
@@ -64,8 +69,8 @@ DATASETS: Mapping[str, DatasetInfo] = {
         DatasetInfo("cifar100", 10_000, "https://www.cs.toronto.edu/~kriz/cifar.html", ("cifar-100",), "CIFAR100",
                     50_000, Hub("uoft-cs/cifar100", image="img", label="fine_label")),
         DatasetInfo("celeba", 19_962, "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html (aligned images)", (),
-                    None, 162_770, Hub("flwrlabs/celeba", label=None)),
-        DatasetInfo("imagenet100", 5_000, "the 100 classes of https://image-net.org that the paper names",
+                    None, 162_770, Hub("flwrlabs/celeba", label=None), partition="list_eval_partition.txt"),
+        DatasetInfo("imagenet100", 5_000, "100 classes of https://image-net.org (the paper does not say which)",
                     ("imagenet-100",), None, 130_000),
         DatasetInfo("svhn", 26_032, "http://ufldl.stanford.edu/housenumbers", ("svhn_crops",), "SVHN",
                     hub=Hub("ufldl-stanford/svhn", "cropped_digits")),
@@ -76,7 +81,7 @@ DATASETS: Mapping[str, DatasetInfo] = {
                     ("dtd", "dtd_5classes", "dtd-r1.0.1"), "DTD", hub=Hub("tanganke/dtd"), archives={
                         "dtd-r1.0.1.tar.gz": "e42855a52a4950a3b59612834602aa253914755c95b0cff9ead6d07395f8e205",
                     }),
-        DatasetInfo("places365", 10_000, "http://places2.csail.mit.edu", ("places",)),
+        DatasetInfo("places365", 10_000, "http://places2.csail.mit.edu", ("places", "Places")),
         DatasetInfo("sun", 10_000, "SUN of https://github.com/deeplearning-wisc/large_scale_ood", ("SUN",)),
         DatasetInfo("inaturalist", 10_000, "iNaturalist of https://github.com/deeplearning-wisc/large_scale_ood",
                     ("iNaturalist",)),
@@ -89,7 +94,8 @@ DATASETS: Mapping[str, DatasetInfo] = {
         DatasetInfo("notmnist", 18_724, "https://yaroslavvb.blogspot.com/2011/09/notmnist-dataset.html",
                     ("notMNIST_small",)),
         DatasetInfo("tiny-imagenet", 10_000, "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
-                    ("tiny_imagenet_val", "tiny-imagenet-200"), hub=Hub("zh-plus/tiny-imagenet", test="valid")),
+                    ("tiny_imagenet_val", "tiny-imagenet-200"), hub=Hub("zh-plus/tiny-imagenet", test="valid"),
+                    test_folders=("val",)),
     )
 }  # fmt: skip
 """Benchmark datasets by name."""
@@ -136,15 +142,15 @@ def open_dataset(
     Args:
         name: a name of `DATASETS`.
         root: folder with the datasets, each a folder or a `.tar` called by its name or one of its aliases.
-        part: `train` or `test`; if the folder or tar has both, only this part is used.
+        part: `train` or `test`; a folder or tar without these parts is taken for the test images.
         against: name of the ID dataset. Classes that an OOD dataset shares with it are removed, with a remark.
         places: folders or tars of single datasets, by name, used instead of `root`.
         download: let torchvision, or else the Hugging Face hub, download the dataset.
 
     Raises:
         SettingsError: for an unknown name, with the names that exist.
-        InputError: if the dataset is not found, with where to get it; or if an archive has the name of the official
-            one but another SHA-256.
+        InputError: if the dataset or this part of it is not found, with where to get it; or if an archive has the name
+            of the official one but another SHA-256.
         MissingExtraError: if it has to come from the hub and `datasets` is not installed.
     """
     if name not in DATASETS:
@@ -158,9 +164,7 @@ def open_dataset(
     wnids: dict[str, str] | None = None
     if path is not None:
         _check_archive(path, info)
-        images = open_images(path)
-        chosen = ImageDataset([item for item in images.items if f"/{part}/" in item.name])
-        images = chosen if chosen.items else images
+        images = _part_of(info, path, part)
         labels = labels_of(images)
         if name == "tiny-imagenet" and against == "cifar10":
             wnids = tiny_imagenet_classes(path, images)
@@ -185,6 +189,30 @@ def open_dataset(
     if len(images) != expected:
         remarks.append(f"{len(images)} images; the whole dataset has {expected}")
     return Dataset(images, labels, tuple(remarks))
+
+
+def _part_of(info: DatasetInfo, path: Path, part: Part) -> ImageDataset:
+    """The images of one part in a folder or tar. Raises InputError if they cannot be told from those of the other."""
+    images = open_images(path)
+    text = _text_below(path, info.partition) if info.partition else None
+    if text is not None:
+        numbers = dict(line.split()[:2] for line in text.splitlines() if line)
+        wanted = "0" if part == "train" else "2"
+        return ImageDataset([item for item in images.items if numbers.get(Path(item.name).name) == wanted])
+
+    def below(folder: str) -> ImageDataset:
+        above = in_utf8(str(path))  # which may be in a folder called `test`
+        return ImageDataset([item for item in images.items if f"/{folder}/" in f"/{item.name.removeprefix(above)}"])
+
+    folders = ("train",) if part == "train" else info.test_folders
+    for folder in folders:
+        if (chosen := below(folder)).items:
+            return chosen
+    if part == "train" or below("train").items:
+        named = " or ".join(f"'{folder}'" for folder in folders)
+        listed = f", or {info.partition} beside them" if info.partition else ""
+        raise InputError(f"'{path}' has no folder {named}; put its {part} images there{listed}")
+    return images
 
 
 def labels_of(images: ImageDataset) -> NDArray[np.int64] | None:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from dlsr.bench.compare import (
@@ -16,6 +15,7 @@ from dlsr.bench.compare import (
     compare,
     digest_of,
     key_of,
+    parameters_of,
     read_scores,
     scored_images,
     write_failures,
@@ -29,8 +29,8 @@ from dlsr.encoding.pipeline import Encoded
 from dlsr.errors import InputError, SettingsError
 from dlsr.images.transforms import Protocol, protocol_transform
 from dlsr.method.diffusion import skipping_steps
+from dlsr.scorer_module import ModuleScorer
 from dlsr.scorers import SCORES, Scorer
-from dlsr.scorers.base import score_features
 
 TABLES = tuple(dict.fromkeys(table.table for table in PAPER))
 FIGURES = ("fig3", "fig4", "fig5", "fig6", "fig7", "fig8", "fig9", "table4", "ablation")
@@ -146,11 +146,8 @@ class PaperNetwork:
 
     def scores(self, scorer: Scorer) -> dict[str, Scores]:
         """Scores by dataset."""
-        seed = self.detector.settings_.seed
-        return {
-            name: score_features(scorer, torch.from_numpy(images.z0), images.digests, seed)[0].double().numpy()
-            for name, images in self.encoded.items()
-        }
+        module, seed = ModuleScorer(scorer), self.detector.settings_.seed
+        return {name: module.score(images.z0, images.digests, seed)[0] for name, images in self.encoded.items()}
 
     def scorer(self, score: str, t: Sequence[int] | None = None, initial: bool = False) -> Scorer:
         """Another score of the same network, along other times, or of the network after the first epoch."""
@@ -162,7 +159,7 @@ class PaperNetwork:
         settings = self.detector.settings_.scorer.changed({} if t is None else {"t": tuple(t)})
         scorer = SCORES[score](settings, self.detector.channels_)
         scorer.load_state_dict(learned, assign=True)
-        return scorer.eval()
+        return scorer.to(ModuleScorer(self.detector.scorer_).device).eval()
 
 
 @dataclass(frozen=True)
@@ -178,6 +175,8 @@ class FigureRun:
     store: Path | None = None
     """Folder of the feature store."""
     on_message: OnMessage = lambda _: None
+    width: int | None = None
+    """Width of the paper's network; None for its default."""
 
     def fit(self, **changes: Any) -> PaperNetwork:
         """Preset `paper`, with changes, fitted to the ID dataset or loaded, and the features of all datasets."""
@@ -187,15 +186,13 @@ class FigureRun:
             settings.encoder,
             preset="paper",
             weights=settings.weights,
-            epochs=self.epochs,
             store=self.store,
-            device="cpu",
-            **changes,
+            **{"epochs": self.epochs, "width": self.width, **changes},
         )
-        parameters, images = {**detector.get_params(), "store": None}, digest_of(train)
+        parameters, images = parameters_of(detector), digest_of(train)
         model = self.folder / f"network-{key_of(parameters, settings.protocol, images)}"
         if model.exists():
-            detector = Detector.load(model, weights=settings.weights, store=self.store, device="cpu")
+            detector = Detector.load(model, weights=settings.weights, store=self.store)
         else:
             self.on_message(f"fitting the paper's network{_described(changes)}")
             # The checkpoint stays: a later call with more epochs goes on from it.
@@ -288,7 +285,10 @@ def draw(figure: str, run: FigureRun, folder: Path) -> dict[str, Any]:
     network = run.fit()
     if figure == "table4":
         return {"table4": over_sizes(run, network)}
-    numbers: dict[str, Any] = {"epochs": len(network.detector.fit_summary_.log)}
+    numbers: dict[str, Any] = {
+        "epochs": len(network.detector.fit_summary_.log),
+        "width": network.detector.scorer_.state_dict()["lfdn.linear_in.bias"].numel(),
+    }
     if figure in ("fig3", "fig6", "fig7"):
         panels = first_and_last_epoch(network)
         save_distributions(folder / f"{figure}.png", panels, "MFsim")

@@ -66,8 +66,8 @@ OnEpoch = Callable[[EpochLog, int], None]
 
 
 def new_state(network: nn.Module) -> TrainingState:
-    """The state before the first epoch."""
-    return TrainingState(network=_copy(network.state_dict()), ema=_copy(network.state_dict()))
+    """The state before the first epoch. Its `network` are the tensors of the network, as in all states of `train`."""
+    return TrainingState(network=network.state_dict(), ema=_copy(network.state_dict()))
 
 
 def train(
@@ -89,16 +89,18 @@ def train(
         loss: loss of the network on a batch of samples.
         settings: batch size (of all processes together), learning rate, epochs, patience.
         seed: of order, times and noise.
-        state: from `new_state`, or as yielded by an earlier run with the same other arguments; on any device.
+        state: from `new_state`, or as yielded by an earlier run with the same other arguments; on any device. Its
+            tensors are trained further, not copied: a large network takes all the memory that there is.
         ranks: the processes that share each batch; each calls this with the same arguments. The states are those of a
             single process, up to rounding, unless the network draws random numbers itself.
     """
     network.load_state_dict(state.network)
+    state.network = network.state_dict()  # whoever holds the state no longer holds a copy
     parameters = dict(network.named_parameters())
     optimizer = torch.optim.AdamW(parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
     _restore_optimizer(optimizer, parameters, state.optimizer)
     device = samples.device
-    ema = {name: tensor.to(device, copy=True) for name, tensor in state.ema.items()}
+    ema = {name: tensor.to(device) for name, tensor in state.ema.items()}
     buffers = {name: buffer for name, buffer in network.named_buffers() if name in ema}
     objective = ranks.parallel(_Objective(network, loss))
     steps_per_epoch = math.ceil(len(samples) / settings.batch_size)
@@ -115,14 +117,15 @@ def train(
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(settings, step, epochs * steps_per_epoch)
                 share, mine = _share(ranks, n)
+                optimizer.zero_grad()  # before the forward pass, which needs memory of its own
                 with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
                     batch_loss = objective(buffer[chosen[share].to(device)], Draws(generator, n, share, device))
-                optimizer.zero_grad()
                 (batch_loss * (mine * ranks.size / n)).backward()
                 optimizer.step()
                 _average(ema, parameters, buffers, min(settings.ema_decay, (1 + step) / (10 + step)))
                 total += batch_loss.detach() * mine
                 step += 1
+        optimizer.zero_grad()
         network.eval()
         entry = EpochLog(
             epoch=state.epoch + 1,
@@ -324,5 +327,5 @@ def _restore_optimizer(optimizer: torch.optim.AdamW, parameters: Mapping[str, Te
     for name, tensor in tensors.items():
         parameter, _, key = name.rpartition(".")
         held = parameters[parameter]
-        # The copy is on the parameter's device, where the fused AdamW wants its steps, too.
-        optimizer.state[held][key] = tensor.to(held.device, copy=True)
+        # On the parameter's device, where the fused AdamW wants its steps, too.
+        optimizer.state[held][key] = tensor.to(held.device)

@@ -22,10 +22,14 @@ from dlsr.cli.options import Quiet, with_groups
 TABLES = (*(f"table{n}" for n in (1, 2, 3)), *(f"table{n}" for n in range(5, 13)))
 FIGURES = (*(f"fig{n}" for n in range(3, 10)), "table4", "ablation")
 
+OF_RESNET50 = ("table6", "table7", "fig6", "fig7")
+"""Those that the paper measures with ResNet-50."""
 REDUCED_EPOCHS = 5
 """Epochs of the paper's network with --reduced."""
 REDUCED_IMAGES = 10_000
 """Its training images."""
+REDUCED_WIDTH = 1024
+"""Its width with ResNet-50, that of the default encoder's: at its own, 3584, training takes more than 16 GiB."""
 
 app = typer.Typer()
 
@@ -48,6 +52,7 @@ def table(
     from dlsr.bench.reproduction import run_table  # noqa: PLC0415
 
     name = str(context.info_name)
+    experiment = _with_papers_resnet(name, experiment)
     report = run_table(
         name,
         places.where(),
@@ -82,8 +87,7 @@ def figure(
     task, missing = open_task(id, names(ood) or SIX, places.where())
     for reason in missing.values():
         print_message(reason, quiet)
-    if name in ("fig6", "fig7"):
-        experiment = replace(experiment, encoder=experiment.encoder or "resnet50")
+    experiment = _with_papers_resnet(name, experiment)
     if experiment.reduced and name != "fig8":  # its detector has reduced settings of its own
         epochs = epochs or REDUCED_EPOCHS
         experiment = replace(experiment, train_limit=experiment.train_limit or REDUCED_IMAGES)
@@ -94,8 +98,13 @@ def figure(
         epochs,
         experiment.store_folder(),
         lambda message: print_message(message, quiet),
+        REDUCED_WIDTH if experiment.reduced and name in OF_RESNET50 else None,
     )
     write_report(output, name, {"id": id, "epochs": epochs, "missing": missing, **draw(name, run, output)})
+
+
+def _with_papers_resnet(name: str, experiment: Experiment) -> Experiment:
+    return replace(experiment, encoder=experiment.encoder or "resnet50") if name in OF_RESNET50 else experiment
 
 
 for _name in TABLES:
