@@ -38,6 +38,8 @@ from dlsr.images.sources import ImageDataset
 from dlsr.training.log import EpochLog
 
 TASKS = Path(__file__).with_suffix(".toml")
+EPOCH = 27_000
+"""Images in an epoch of `rivals.toml`: a task with fewer training images gets more epochs, and as many steps."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,14 @@ def run(task: SuiteTask, name: str, given: dict[str, Any], work: Path) -> dict[s
     """Train a detector, resuming, and measure it; a finished run is read."""
     settings = dict(given)
     kind = settings.pop("detector")
+    settings["epochs"] = max(1, round(settings["epochs"] * EPOCH / len(task.train)))
     detector = make_detector(kind, **settings)
     folder = work / task.name
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{key_of(detector)[:16]}.json"
     if path.exists():
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
+        return found | {"settings": given}
     family = getattr(detector, "family", None) or name
     times = folder / f"{family}.epochs"
     last = time.perf_counter()

@@ -13,6 +13,11 @@ from rivals import main, markdown, run
 SMALL = {"grey": True, "size": 28, "width": 4, "epochs": 8, "batch_size": 8, "lr": 1e-2}
 
 
+@pytest.fixture(autouse=True)
+def few_images_in_an_epoch(monkeypatch):
+    monkeypatch.setattr("rivals.EPOCH", 64)
+
+
 @pytest.fixture(scope="module")
 def task(tmp_path_factory):
     """Two classes of grey images, lying and standing stripes; OOD: slanting ones, some hardly."""
@@ -38,6 +43,7 @@ def test_pytorch_ood_measures_the_same_of_a_trained_classifier(task, tmp_path_fa
     assert row["pytorch_ood_auroc"] == pytest.approx(row["auroc"], abs=1e-3)
     assert 0 < row["auroc"] < 1
     assert row["accuracy"] > 0.9
+    assert row["epochs"] == 8
     table = markdown({"command": "rivals", "rows": [row]})
     assert f"| {100 * row['pytorch_ood_auroc']:.2f} | {100 * row['accuracy']:.2f} | 64 | 8 |" in table
 
@@ -48,6 +54,11 @@ def test_a_finished_run_is_read(task, tmp_path):
     (path,) = tmp_path.glob("stripes/*.json")
     path.write_text(json.dumps(row | {"auroc": 0.123}))
     assert run(task, "msp+trained", settings, tmp_path)["auroc"] == 0.123
+
+
+def test_fewer_images_get_more_epochs(task, tmp_path, monkeypatch):
+    monkeypatch.setattr("rivals.EPOCH", 192)
+    assert run(task, "msp+trained", {"detector": "msp+trained"} | SMALL | {"epochs": 1}, tmp_path)["epochs"] == 3
 
 
 def test_rows_of_an_earlier_report_stay_while_their_settings_do(tmp_path, monkeypatch):
