@@ -10,12 +10,10 @@ takes hours; two processes with `OMP_NUM_THREADS=1` and each a share of `--only`
 Classifiers that were trained are also given to pytorch-ood, whole, and measured by it on the same images.
 """
 
-import hashlib
 import io
 import json
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,10 +30,13 @@ from dlsr.artifact import installed_versions
 from dlsr.baselines import DETECTORS, make_detector
 from dlsr.baselines.classifier import TrainedClassifier
 from dlsr.bench.code import code_digest
+from dlsr.bench.compare import key_of, parameters_of
+from dlsr.bench.datasets import labels_of
 from dlsr.bench.tasks import SuiteTask, TaskOpener, read_suite
-from dlsr.files import replacing, write_json
+from dlsr.files import write_json
 from dlsr.images.sources import ImageDataset
 from dlsr.training.log import EpochLog
+from quality import write_report
 
 TASKS = Path(__file__).with_suffix(".toml")
 EPOCH = 27_000
@@ -75,11 +76,12 @@ def run(task: SuiteTask, name: str, given: dict[str, Any], work: Path) -> dict[s
     detector = make_detector(kind, **settings)
     folder = work / task.name
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}-{key_of(detector)[:16]}.json"
+    key = key_of(parameters_of(detector), code_digest(type(detector).__module__))
+    path = folder / f"{name}-{key}.json"
     if path.exists():
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return found | {"settings": given}
-    family = getattr(detector, "family", None) or name
+    family = detector.family or name
     times = folder / f"{family}.epochs"
     last = time.perf_counter()
 
@@ -91,8 +93,8 @@ def run(task: SuiteTask, name: str, given: dict[str, Any], work: Path) -> dict[s
         say(f"{task.name}, {name}: epoch {entry.epoch} of {most}, {entry.validation_loss:.4g}, {now - last:.0f} s")
         last = now
 
-    labels = {"labels": labels_of(task.train)} if DETECTORS[kind].needs_labels else {}
-    detector.fit(task.train, **labels, checkpoint=folder / f"{family}.checkpoint", on_epoch=on_epoch)
+    labels = labels_of(task.train) if DETECTORS[kind].needs_labels else None
+    detector.fit(task.train, labels, checkpoint=folder / f"{family}.checkpoint", on_epoch=on_epoch)
     start = time.perf_counter()
     inside, *outside = (detector.score_samples(images) for images in (task.test, *task.ood.values()))
     metrics = evaluate_scores(inside, np.concatenate(outside))
@@ -104,7 +106,8 @@ def run(task: SuiteTask, name: str, given: dict[str, Any], work: Path) -> dict[s
         "settings": given,
         "training_images": len(task.train),
         "test_images": len(inside) + sum(map(len, outside)),
-        "training_seconds": sum(map(float, times.read_text(encoding="utf-8").split())) if times.exists() else 0.0,
+        # Those of an earlier training with other settings come before.
+        "training_seconds": sum(map(float, times.read_text(encoding="utf-8").split()[-len(detector.log_) :])),
         "scoring_seconds": time.perf_counter() - start,
         "threads": torch.get_num_threads(),
         **metrics.as_dict(),
@@ -113,20 +116,6 @@ def run(task: SuiteTask, name: str, given: dict[str, Any], work: Path) -> dict[s
     write_json(path, result)
     say(f"{task.name}, {name}: AUROC {100 * metrics.auroc:.2f}")
     return result
-
-
-def key_of(detector: Any) -> str:
-    """Digest of a detector's code and settings."""
-    parameters = {k: v for k, v in detector.get_params().items() if k not in ("store", "workers", "device")}
-    text = json.dumps(parameters, sort_keys=True) + code_digest(type(detector).__module__)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def labels_of(images: ImageDataset) -> list[int]:
-    """The class of each image, from its folder."""
-    names = [Path(item.name).parent.name for item in images.items]
-    classes = sorted(set(names))
-    return [classes.index(name) for name in names]
 
 
 def pytorch_ood_run(detector: TrainedClassifier, task: SuiteTask) -> dict[str, float]:
@@ -166,12 +155,12 @@ def pytorch_ood_of(detector: TrainedClassifier) -> Any:
     }[detector.name]()
 
 
-def loader(images: ImageDataset, labels: Sequence[int]) -> DataLoader[tuple[Tensor, ...]]:
+def loader(images: ImageDataset, labels: Any) -> DataLoader[tuple[Tensor, ...]]:
     """Batches of small grey images in `[-1, 1]`, at the size that they have, and their labels."""
     encoded: list[Any] = [item.read() for item in images.items]
     pixels = np.stack([np.asarray(Image.open(io.BytesIO(one)).convert("L")) for one in encoded])
     scaled = torch.from_numpy(pixels)[:, None].float() / 255 * 2 - 1
-    return DataLoader(TensorDataset(scaled, torch.tensor(labels)), batch_size=250)
+    return DataLoader(TensorDataset(scaled, torch.as_tensor(labels)), batch_size=250)
 
 
 def reported(output: Path | None) -> dict[tuple[str, str], dict[str, Any]]:
@@ -189,11 +178,12 @@ def markdown(content: dict[str, Any]) -> str:
     lines = [
         f"`{content['command']}`",
         "",
-        "AUROC in %, of 500 ID and 500 OOD images; training in minutes on the threads of one process.",
+        "AUROC in %, on as many ID as OOD images. Minutes are of one process with one thread, on a machine that had",
+        "other work, too: upper bounds.",
         "",
-        "| ID | OOD | detector | printed | ours | share | pytorch-ood (3) | accuracy (3) | images | epochs | minutes | "
-        "settings | source |",
-        "|---" * 13 + "|",
+        "| ID | OOD | detector | printed | ours | share | pytorch-ood (3) | accuracy (3) | training images | epochs "
+        "| minutes | test images | settings | source |",
+        "|---" * 14 + "|",
     ]
     for row in content["rows"]:
         printed = PRINTED.get((row["task"], row["detector"]))
@@ -207,7 +197,8 @@ def markdown(content: dict[str, Any]) -> str:
         cells = [
             row["task"], row["ood"], row["detector"], number, f"{100 * row['auroc']:.2f}", share,
             *(f"{100 * row[key]:.2f}" if key in row else "" for key in ("pytorch_ood_auroc", "accuracy")),
-            f"{row['training_images']:,}", row["epochs"], f"{row['training_seconds'] / 60:.0f}", settings, source,
+            f"{row['training_images']:,}", row["epochs"], f"{row['training_seconds'] / 60:.0f}",
+            f"{row['test_images']:,}", settings, source,
         ]  # fmt: skip
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join([*lines, "", NOTES])
@@ -237,9 +228,7 @@ def main(
             "rows": rows,
             "versions": installed_versions(),
         }
-        write_json(output, content)
-        with replacing(output.with_suffix(".md")) as path:
-            path.write_text(markdown(content), encoding="utf-8")
+        write_report(output, content, markdown(content))
 
 
 if __name__ == "__main__":

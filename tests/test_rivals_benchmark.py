@@ -71,7 +71,7 @@ def test_rows_of_an_earlier_report_stay_while_their_settings_do(tmp_path, monkey
     monkeypatch.setattr("rivals.TASKS", tasks)
     row = {
         "task": "stripes", "ood": "other", "detector": "same", "settings": {"detector": "msp+trained", "epochs": 1},
-        "training_images": 8, "epochs": 1, "training_seconds": 60.0, "auroc": 0.5,
+        "training_images": 8, "test_images": 4, "epochs": 1, "training_seconds": 60.0, "auroc": 0.5,
     }  # fmt: skip
     output = tmp_path / "rivals.json"
     output.write_text(json.dumps({"rows": [row, row | {"detector": "changed"}]}))

@@ -168,3 +168,28 @@ def test_workers_with_few_threads_are_not_pinned_to_the_first_core():
     command = [sys.executable, "-c", AFFINITIES]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == f"[{len(os.sched_getaffinity(0))}]"
+
+
+SIGNALS = """
+import gc, signal, sys
+from pathlib import Path
+from dlsr.runtime.openvino_engine import load_openvino
+
+graph = Path(sys.argv[1]).read_bytes()
+signal.signal(signal.SIGTERM, lambda *_: print("handled", flush=True))
+engines = [load_openvino(graph) for _ in range(3)]
+while engines:
+    engines.pop(0)
+    gc.collect()
+    signal.raise_signal(signal.SIGTERM)
+"""
+
+
+def test_signals_are_handled_whichever_engines_have_ended(onnx, tmp_path):
+    """As when a service has taken over a new model, and is then ended."""
+    graph = tmp_path / "graph.onnx"
+    graph.write_bytes(onnx)
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALS, graph], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "handled\n" * 3), done.stderr
