@@ -37,6 +37,11 @@ def test_p_values_of_an_example():
     np.testing.assert_allclose(p_values(np.array([0.5, 2.0, 9.0]), np.array([1.0, 2.0, 3.0])), [1, 0.75, 0.25])
 
 
+def test_no_p_value_is_above_1_though_the_shares_of_a_group_are_rounded():
+    groups = np.repeat([0, 1], [1, 21])
+    assert p_values(np.array([-1.0]), np.arange(22.0), groups)[0] == 1
+
+
 def test_the_false_alarm_rate_holds_on_average_over_calibration_datasets():
     random = np.random.default_rng(0)
     calibration, scores = random.standard_normal((4000, 39)), random.standard_normal((4000, 200))

@@ -122,7 +122,9 @@ def p_value_table(
     """
     _check_confidence(confidence)
     ordered, weights = _ordered(calibration, groups, confidence)
-    at_least, n = np.append(np.cumsum(weights[::-1])[::-1], 0.0), round(float(weights.sum()))
+    n = round(float(weights.sum()))
+    # At most n: the rounding of groups' shares would give p-values above 1.
+    at_least = np.append(np.minimum(np.cumsum(weights[::-1])[::-1], n), 0.0)
     if confidence is None:
         return ordered, np.asarray((1 + at_least) / (n + 1), dtype=np.float64)
     counts = LEFT_OUT_COUNTS if left_out else 1
