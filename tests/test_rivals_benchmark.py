@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 
 from dlsr import open_images
@@ -48,6 +49,21 @@ def test_pytorch_ood_measures_the_same_of_a_trained_classifier(task, tmp_path_fa
     assert f"| {100 * row['pytorch_ood_auroc']:.2f} | {100 * row['accuracy']:.2f} | 64 | 8 |" in table
 
 
+def test_pytorch_ood_measures_the_energy_of_diffguards_classifier(task, tmp_path):
+    settings = SMALL | {"detector": "diffguard", "epochs": 1, "classifier_epochs": 8, "steps": 2}
+    row = run(task, "diffguard", settings, tmp_path)
+    assert row["accuracy"] > 0.9
+    assert 0 < row["pytorch_ood_auroc"] < 1
+    assert row["pytorch_ood_auroc"] != row["auroc"]
+    assert row["epochs"] == 9
+
+
+def test_a_detector_on_features_is_measured(task, tmp_path):
+    row = run(task, "autoencoder", {"detector": "autoencoder", "width": 8, "epochs": 2}, tmp_path)
+    assert 0 < row["auroc"] < 1
+    assert row["epochs"] == 2
+
+
 def test_a_finished_run_is_read(task, tmp_path):
     settings = {"detector": "msp+trained"} | SMALL | {"epochs": 1}
     row = run(task, "msp+trained", settings, tmp_path)
@@ -66,6 +82,7 @@ def test_rows_of_an_earlier_report_stay_while_their_settings_do(tmp_path, monkey
     tasks.write_text(
         "[detectors]\n"
         'same = { detector = "msp+trained", epochs = 1 }\nchanged = { detector = "msp+trained", epochs = 2 }\n'
+        'new = { detector = "msp+trained", epochs = 1 }\n'
         '[[tasks]]\nname = "stripes"\ntraining_images = 8\nid = { images = "id" }\nood.other = { images = "ood" }\n'
     )
     monkeypatch.setattr("rivals.TASKS", tasks)
@@ -75,6 +92,17 @@ def test_rows_of_an_earlier_report_stay_while_their_settings_do(tmp_path, monkey
     }  # fmt: skip
     output = tmp_path / "rivals.json"
     output.write_text(json.dumps({"rows": [row, row | {"detector": "changed"}]}))
-    main(data=tmp_path, work=tmp_path / "work", output=output, only="none/none")
-    assert json.loads(output.read_text())["rows"] == [row]
+    new = row | {"detector": "new"}
+    monkeypatch.setattr("rivals.run", lambda task, name, settings, work: new)
+    for name in ("id", "ood"):
+        (tmp_path / name).mkdir()
+        for i in range(12):
+            Image.new("L", (8, 8), i).save(tmp_path / name / f"{i}.png")
+    main(data=tmp_path, work=tmp_path / "work", output=output, only="stripes/new")
+    assert json.loads(output.read_text())["rows"] == [row, new]
     assert "| stripes | other | same |  | 50.00 |" in output.with_suffix(".md").read_text()
+
+
+def test_an_unknown_run_is_refused(tmp_path):
+    with pytest.raises(typer.BadParameter, match=r"no run is called mnist/sift; choose among fashion-mnist/glow, "):
+        main(data=tmp_path, work=tmp_path, only="mnist/glow,mnist/sift")

@@ -10,15 +10,15 @@ from torch.nn import functional as F
 from baselines.tiny import TINY
 from dlsr.baselines import make_detector
 from dlsr.baselines.complexity import complexity
-from dlsr.baselines.diffusion import T, scaled
+from dlsr.baselines.ddpm import times_of_unit_pixels
+from dlsr.baselines.diffusion import ALPHA_BAR, T, scaled
 from dlsr.baselines.lmd import checkerboard
 from dlsr.baselines.pixelcnn import PixelCNNNetwork, negative_log_likelihood
 from dlsr.baselines.simclr import augmented, nt_xent
 from dlsr.images.sources import open_images
 from dlsr.images.transforms import read_pixels
-from dlsr.method.diffusion import distort
+from dlsr.method.diffusion import ddim_step, distort
 from dlsr.method.noise import noise_for
-from dlsr.method.schedule import cosine_alpha_bar
 from dlsr.training.loop import Draws
 from rivals import pytorch_ood_of
 
@@ -143,6 +143,24 @@ def test_inpainting_leaves_kept_pixels_as_they_are(fitted):
     assert (painted[:, :, ~kept] - x0[:, :, ~kept]).abs().mean() > 0.05
 
 
+def test_inpainting_with_the_best_denoiser_samples_the_distribution():
+    """The best estimate for pixels that are independent and normal is known in closed form."""
+    mean, std = 0.2, 0.3
+    detector = make_detector("lmd", **TINY["lmd"] | {"steps": 250})
+
+    def x0_of(xt, t, alpha_bar):
+        signal = alpha_bar[t]
+        gain = signal.sqrt() * std**2 / (signal * std**2 + 1 - signal)
+        return mean + gain * (xt - signal.sqrt() * mean)
+
+    detector._x0_of = x0_of
+    noise = torch.randn(8, 500, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    kept = checkerboard(32, 0)
+    painted = detector._inpainted(torch.zeros(8, 1, 32, 32), kept, noise)[:, :, ~kept]
+    assert painted.mean().item() == pytest.approx(mean, abs=0.02)
+    assert painted.std().item() == pytest.approx(std, rel=0.1)  # 3 % with all 1,000 steps
+
+
 def test_a_perfect_denoiser_restores_the_image():
     detector = make_detector("ddpm", **TINY["ddpm"])
     x0 = torch.rand(2, 3, 32, 32) * 2 - 1
@@ -151,9 +169,25 @@ def test_a_perfect_denoiser_restores_the_image():
     torch.testing.assert_close(restored, x0)
 
 
+@pytest.mark.parametrize("t", [1, 40, 500, 900])
+def test_pixels_in_0_1_are_as_noisy_as_those_in_minus_1_1_at_the_time_found(t):
+    (found,) = times_of_unit_pixels([t])
+
+    def signal_to_noise(variance, time):
+        return (variance * ALPHA_BAR[time] / (1 - ALPHA_BAR[time])).item()
+
+    # Whatever the image is: its variance is four times as large in [-1, 1].
+    assert signal_to_noise(4, found) <= signal_to_noise(1, t) < signal_to_noise(4, found - 1)
+
+
+def test_times_of_unit_pixels_fall():
+    assert times_of_unit_pixels(range(T, 0, -1))[0] == T
+    assert times_of_unit_pixels([900, 500, 100]) == sorted(times_of_unit_pixels([900, 500, 100]), reverse=True)
+
+
 def test_guidance_raises_the_likelihood_of_the_label(fitted):
     detector = fitted("diffguard")
-    alpha_bar = cosine_alpha_bar(T)
+    alpha_bar = ALPHA_BAR
     state = torch.rand(4, 3, 32, 32) - 0.5
     label = torch.zeros(4).long()
     classifier = detector.network_["classifier"]
@@ -174,12 +208,16 @@ def test_each_step_of_an_inpainting_uses_noise_of_its_own(monkeypatch):
         states.append(xt)
         return torch.zeros_like(xt)
 
-    def recorded(z0, t, alpha_bar, noise):
-        used.append(noise.unique().item())
-        return distort(z0, t, alpha_bar, noise)
+    def recorded(step):
+        def call(*args):
+            used.append(args[-1].unique().item())
+            return step(*args)
+
+        return call
 
     detector._x0_of = x0_of
-    monkeypatch.setattr("dlsr.baselines.lmd.distort", recorded)
+    for step in (distort, ddim_step):
+        monkeypatch.setattr(f"dlsr.baselines.lmd.{step.__name__}", recorded(step))
     kept = checkerboard(32, 0)
     numbered = torch.arange(6.0).reshape(1, 6, 1, 1, 1).expand(1, 6, 3, 32, 32)
     detector._inpainted(torch.zeros(1, 3, 32, 32), kept, numbered)

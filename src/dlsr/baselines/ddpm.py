@@ -1,11 +1,12 @@
 """DDPM with multi-scale reconstruction (Graham et al. 2023, "Denoising diffusion models for OOD detection")."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from dlsr.baselines.diffusion import PixelDiffusion, T, scaled
+from dlsr.baselines.diffusion import ALPHA_BAR, PixelDiffusion, T, scaled
 from dlsr.baselines.perception import Perception
 from dlsr.method.diffusion import skipping_steps
 from dlsr.training.loop import Trainer
@@ -19,7 +20,8 @@ class DDPM(PixelDiffusion):
     """Mean standardised error of reconstructions from several noise levels.
 
     The errors are the mean squared error and a perceptual distance. Each is standardised for each noise level on ID
-    images, as in the paper. The perceptual distance is that of `dlsr.baselines.perception` instead of LPIPS.
+    images, as in the paper. The noise levels are those of its code, which distorts pixels in `[0, 1]`. The perceptual
+    distance is that of `dlsr.baselines.perception` instead of LPIPS.
 
     Args:
         starts: noise levels to reconstruct from, evenly spaced.
@@ -56,6 +58,18 @@ class DDPM(PixelDiffusion):
         noise = self._noise(pixels, self.starts, *pixels.shape[1:])
         errors = []
         for i, start in enumerate(skipping_steps(T, self.starts)):
-            restored = self._restored(x0, skipping_steps(start, max(1, self.steps * start // T)), noise[:, i])
+            times = times_of_unit_pixels(skipping_steps(start, max(1, self.steps * start // T)))
+            restored = self._restored(x0, times, noise[:, i])
             errors += [(restored - x0).square().flatten(1).mean(dim=1), perception.distance(x0, restored)]
         return torch.stack(errors, dim=1)
+
+
+def times_of_unit_pixels(times: Sequence[int]) -> list[int]:
+    """The falling times at which pixels in `[-1, 1]` have the signal-to-noise ratios of pixels in `[0, 1]` at `times`.
+
+    Half the amplitude is a quarter of the signal's variance: the times found are later.
+    """
+    signal = ALPHA_BAR[list(times)]
+    same_ratio = signal / (4 - 3 * signal)
+    found = torch.searchsorted(-ALPHA_BAR, -same_ratio).clamp(1, T)
+    return sorted(set(found.tolist()), reverse=True)

@@ -12,11 +12,13 @@ from dlsr.baselines.pixels import PixelBaseline
 from dlsr.config import TrainingSettings
 from dlsr.errors import MissingExtraError
 from dlsr.method.diffusion import distort, restore
-from dlsr.method.schedule import cosine_alpha_bar
+from dlsr.method.schedule import scaled_linear_alpha_bar
 from dlsr.training.loop import Draws, Trainer
 
 T = 1000
 """Noise levels."""
+ALPHA_BAR = scaled_linear_alpha_bar(T)
+"""Their schedule, shape `(T + 1,)`: that of DDPM-OOD's code, and close to the linear ones of LMD's and DiffGuard's."""
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
@@ -55,12 +57,13 @@ class PixelDiffusion(PixelBaseline):
             block_out_channels=(self.width, 2 * self.width, 2 * self.width),
             down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
             up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+            attention_head_dim=2 * self.width,  # a single head, as in Ho et al.
             norm_num_groups=min(32, self.width // 2),
         )
         return nn.ModuleDict({"unet": network})
 
     def _learn(self, pixels: Tensor, labels: Tensor | None, trainer: Trainer) -> None:
-        alpha_bar = cosine_alpha_bar(T).to(pixels.device)
+        alpha_bar = ALPHA_BAR.to(pixels.device)
 
         def loss(samples: Tensor, draws: Draws) -> Tensor:
             x0 = scaled(samples)
@@ -87,7 +90,7 @@ class PixelDiffusion(PixelBaseline):
 
     def _restored(self, x0: Tensor, times: Sequence[int], noise: Tensor) -> Tensor:
         """Distort to the first of the falling times and restore along all of them by DDIM with eta = 0."""
-        alpha_bar = cosine_alpha_bar(T).to(x0.device)
+        alpha_bar = ALPHA_BAR.to(x0.device)
         shape = x0.shape
 
         def denoiser(xt: Tensor, t: int) -> Tensor:

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dlsr.baselines.diffusion import PixelDiffusion, T, scaled
+from dlsr.baselines.diffusion import ALPHA_BAR, PixelDiffusion, T, scaled
 from dlsr.baselines.perception import Perception
-from dlsr.method.diffusion import distort, skipping_steps
-from dlsr.method.schedule import cosine_alpha_bar
+from dlsr.method.diffusion import ddim_step, distort, skipping_steps
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
@@ -42,27 +41,24 @@ class LMD(PixelDiffusion):
     def _inpainted(self, x0: Tensor, kept: Tensor, noise: Tensor) -> Tensor:
         """Sample the pixels that are not kept, as RePaint does without resampling (Lugmayr et al. 2022, Algorithm 1).
 
-        At each time the kept pixels are those of the distorted image, and the others are sampled from the network's
-        estimate of the clean image. Both use noise of their own, as the start does.
+        At each time the kept pixels are those of the distorted image, and the others follow from those at the time
+        before by ancestral sampling (Eq. 3 with eta = 1). Both use noise of their own, as the start does.
 
         Args:
             x0: images in `[-1, 1]`, shape `(n, C, H, W)`.
             kept: which pixels are kept: bool, shape `(H, W)`.
             noise: standard normal, shape `(n, 2 * steps, C, H, W)`.
         """
-        alpha_bar = cosine_alpha_bar(T).to(x0.device)
+        alpha_bar = ALPHA_BAR.to(x0.device)
         kept = kept.to(x0.device)
         draws = iter(noise.unbind(dim=1))
-
-        def distorted(image: Tensor, t: int) -> Tensor:
-            return distort(image.flatten(1), t, alpha_bar, next(draws).flatten(1)).reshape(x0.shape)
 
         xt = next(draws)
         times = skipping_steps(T, self.steps)
         for t, t_next in zip(times, [*times[1:], 0], strict=True):
-            xt = torch.where(kept, distorted(x0, t), xt)
+            xt = torch.where(kept, distort(x0, t, alpha_bar, next(draws)), xt)
             estimate = self._x0_of(xt, t, alpha_bar)
-            xt = distorted(estimate, t_next) if t_next else estimate
+            xt = ddim_step(xt, estimate, t, t_next, alpha_bar, 1.0, next(draws)) if t_next else estimate
         return torch.where(kept, x0, xt)
 
 
