@@ -2,10 +2,11 @@
 
     python benchmarks/rivals.py --data ../shared/data --work rivals-work --output docs/rivals.json
 
-Tasks and settings are in `rivals.toml` beside this file. `--only TASK/DETECTOR,..` runs some of them; a run that is
-finished is not repeated, and training that was interrupted resumes. The output is a JSON file with a Markdown table
-beside it; rows of an earlier output stay in it unless they are run again, or their settings have changed. Training
-takes hours; two processes with `OMP_NUM_THREADS=1` and each a share of `--only` use two cores best.
+Tasks and settings are in `rivals.toml` beside this file; `--tasks` takes another file: `rivals-cifar10.toml` has
+CIFAR-10 as in the large table of docs/results.md. `--only TASK/DETECTOR,..` runs some of them; a run that is finished
+is not repeated, and training that was interrupted resumes. The output is a JSON file with a Markdown table beside it;
+rows of an earlier output stay in it unless they are run again, or their settings have changed. Training takes hours;
+two processes with `OMP_NUM_THREADS=1` and each a share of `--only` use two cores best.
 
 Classifiers that were trained are also given to pytorch-ood, whole, and measured by it on the same images: by the same
 score, and DiffGuard's by its energy, which DiffGuard's gain is over.
@@ -39,12 +40,13 @@ from dlsr.bench.datasets import labels_of
 from dlsr.bench.tasks import SuiteTask, TaskOpener, read_suite
 from dlsr.files import write_json
 from dlsr.images.sources import ImageDataset
+from dlsr.images.transforms import Transform, protocol_transform
 from dlsr.training.log import EpochLog
 from quality import write_report
 
 TASKS = Path(__file__).with_suffix(".toml")
 EPOCH = 27_000
-"""Images in an epoch of `rivals.toml`: a task with fewer training images gets more epochs, and as many steps."""
+"""Images in an epoch of a task file: a task with fewer training images gets more epochs, and as many steps."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +102,15 @@ def run(task: SuiteTask, name: str, given: dict[str, Any], work: Path) -> dict[s
         last = now
 
     labels = labels_of(task.train) if DETECTORS[kind].needs_labels else None
-    detector.fit(task.train, labels, checkpoint=folder / f"{family}.checkpoint", on_epoch=on_epoch)
+    transform = protocol_transform(task.protocol)
+    checkpoint = folder / f"{family}.checkpoint"
+    detector.fit(task.train, labels, transform=transform, checkpoint=checkpoint, on_epoch=on_epoch)
     log = detector.log_ if isinstance(detector, Baseline) else detector.fit_summary_.log
     start = time.perf_counter()
-    inside, *outside = (detector.score_samples(images) for images in (task.test, *task.ood.values()))
-    metrics = evaluate_scores(inside, np.concatenate(outside))
+    inside = detector.score_samples(task.test, transform=transform)
+    outside = {ood: detector.score_samples(images, transform=transform) for ood, images in task.ood.items()}
+    sets = {ood: evaluate_scores(inside, scores).as_dict() for ood, scores in outside.items()}
+    auroc = float(np.mean([metrics["auroc"] for metrics in sets.values()]))
     result = {
         "task": task.name,
         "ood": ", ".join(task.ood),
@@ -112,16 +118,17 @@ def run(task: SuiteTask, name: str, given: dict[str, Any], work: Path) -> dict[s
         "epochs": len(log),
         "settings": given,
         "training_images": len(task.train),
-        "test_images": len(inside) + sum(map(len, outside)),
+        "test_images": len(inside) + sum(map(len, outside.values())),
         # Those of an earlier training with other settings come before.
         "training_seconds": sum(map(float, times.read_text(encoding="utf-8").split()[-len(log) :])),
         "scoring_seconds": time.perf_counter() - start,
         "threads": torch.get_num_threads(),
-        **metrics.as_dict(),
+        "auroc": auroc,
+        "sets": sets,
         **(pytorch_ood_run(detector, task) if isinstance(detector, TrainedClassifier | DiffGuard) else {}),
     }
     write_json(path, result)
-    say(f"{task.name}, {name}: AUROC {100 * metrics.auroc:.2f}")
+    say(f"{task.name}, {name}: AUROC {100 * auroc:.2f}")
     return result
 
 
@@ -137,12 +144,17 @@ def pytorch_ood_run(detector: TrainedClassifier | DiffGuard, task: SuiteTask) ->
     from pytorch_ood.metrics import OODMetrics  # noqa: PLC0415 - an optional extra
 
     theirs = pytorch_ood_of(detector)
-    theirs.fit(loader(task.train, labels_of(task.train)))
+    transform = protocol_transform(task.protocol)
+
+    def batches(images: ImageDataset, labels: Any) -> DataLoader[tuple[Tensor, ...]]:
+        return loader(images, labels, transform, "L" if detector.grey else "RGB")
+
+    theirs.fit(batches(task.train, labels_of(task.train)))
     metrics = OODMetrics()
     outside = [(images, [-1] * len(images)) for images in task.ood.values()]
     with torch.no_grad():
         for images, labels in [(task.test, labels_of(task.test)), *outside]:
-            for x, y in loader(images, labels):
+            for x, y in batches(images, labels):
                 metrics.update(theirs(x), y, classifier_of(detector)(x).argmax(dim=1))
     found = metrics.compute()
     return {"pytorch_ood_auroc": found["AUROC"], "accuracy": found["ACC"]}
@@ -173,12 +185,16 @@ def pytorch_ood_of(detector: TrainedClassifier | DiffGuard) -> Any:
     }[detector.name]()
 
 
-def loader(images: ImageDataset, labels: Any) -> DataLoader[tuple[Tensor, ...]]:
-    """Batches of small grey images in `[-1, 1]`, at the size that they have, and their labels."""
-    encoded: list[Any] = [item.read() for item in images.items]
-    pixels = np.stack([np.asarray(Image.open(io.BytesIO(one)).convert("L")) for one in encoded])
-    scaled = torch.from_numpy(pixels)[:, None].float() / 255 * 2 - 1
-    return DataLoader(TensorDataset(scaled, torch.as_tensor(labels)), batch_size=250)
+def loader(images: ImageDataset, labels: Any, transform: Transform | None, mode: str) -> DataLoader[tuple[Tensor, ...]]:
+    """Batches of small images in `[-1, 1]`, at the size that they have, and their labels."""
+
+    def pixels(encoded: Any) -> Tensor:
+        image: Image.Image = Image.open(io.BytesIO(encoded)).convert("RGB")
+        array = np.array((transform.apply(image) if transform else image).convert(mode))
+        return torch.from_numpy(array).reshape(*array.shape[:2], -1).permute(2, 0, 1)
+
+    stacked = torch.stack([pixels(item.read()) for item in images.items])
+    return DataLoader(TensorDataset(stacked.float() / 255 * 2 - 1, torch.as_tensor(labels)), batch_size=250)
 
 
 def reported(output: Path | None) -> dict[tuple[str, str], dict[str, Any]]:
@@ -196,8 +212,8 @@ def markdown(content: dict[str, Any]) -> str:
     lines = [
         f"`{content['command']}`",
         "",
-        "AUROC in %, on as many ID as OOD images. Minutes are of one process with one thread, on a machine that had",
-        "other work, too: upper bounds.",
+        "AUROC in %, averaged over the OOD sets; each has as many test images as ID. Minutes are of one process with",
+        "one thread, on a machine that had other work, too: upper bounds.",
         "",
         "| ID | OOD | detector | printed | ours | share | pytorch-ood (3) | accuracy (3) | training images | epochs "
         "| minutes | test images | settings | source |",
@@ -212,8 +228,11 @@ def markdown(content: dict[str, Any]) -> str:
         settings = ", ".join(
             f"{key}={value}" for key, value in row["settings"].items() if key not in ("detector", "epochs", "grey")
         )
+        ood = row["ood"]
+        if len(row.get("sets", ())) > 1:
+            ood = ", ".join(f"{name} {100 * metrics['auroc']:.2f}" for name, metrics in row["sets"].items())
         cells = [
-            row["task"], row["ood"], row["detector"], number, f"{100 * row['auroc']:.2f}", share,
+            row["task"], ood, row["detector"], number, f"{100 * row['auroc']:.2f}", share,
             *(f"{100 * row[key]:.2f}" if key in row else "" for key in ("pytorch_ood_auroc", "accuracy")),
             f"{row['training_images']:,}", row["epochs"], f"{row['training_seconds'] / 60:.0f}",
             f"{row['test_images']:,}", settings, source,
@@ -225,10 +244,11 @@ def markdown(content: dict[str, Any]) -> str:
 def main(
     data: Annotated[Path, typer.Option(help="Folder with the tars of shared/data.")],
     work: Annotated[Path, typer.Option(help="Folder for checkpoints and finished runs.")],
+    tasks: Annotated[Path, typer.Option(help="TOML file with tasks and settings.")] = TASKS,
     output: Annotated[Path | None, typer.Option(help="JSON file to write, with a Markdown table beside it.")] = None,
     only: Annotated[str, typer.Option(help="TASK/DETECTOR, separated by commas; all unless given.")] = "",
 ) -> None:
-    suite = read_suite(TASKS)
+    suite = read_suite(tasks)
     opener = TaskOpener(suite, data)
     every = [f"{task.name}/{name}" for task in suite.tasks for name in suite.detectors]
     chosen = only.split(",") if only else every
@@ -244,8 +264,9 @@ def main(
             elif row.get("settings") == settings:
                 rows.append(row)
     if output:
+        given = "" if tasks == TASKS else f"--tasks {tasks} "
         content = {
-            "command": f"python benchmarks/rivals.py --data ../shared/data --work {work} --output {output}",
+            "command": f"python benchmarks/rivals.py {given}--data ../shared/data --work {work} --output {output}",
             "rows": rows,
             "versions": installed_versions(),
         }

@@ -1,6 +1,7 @@
 """The parts of `benchmarks/rivals.py` that need no datasets."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -49,6 +50,18 @@ def test_pytorch_ood_measures_the_same_of_a_trained_classifier(task, tmp_path_fa
     assert f"| {100 * row['pytorch_ood_auroc']:.2f} | {100 * row['accuracy']:.2f} | 64 | 8 |" in table
 
 
+def test_colour_images_are_changed_by_the_protocol_for_both(task, tmp_path):
+    matched = replace(task, protocol="matched", ood=task.ood | {"same": task.test})
+    row = run(matched, "msp+trained", SMALL | {"detector": "msp+trained", "grey": False, "size": 32}, tmp_path)
+    assert row["sets"].keys() == {"slanting", "same"}
+    assert row["sets"]["same"]["auroc"] == pytest.approx(0.5)
+    assert row["auroc"] == pytest.approx(np.mean([metrics["auroc"] for metrics in row["sets"].values()]))
+    table = markdown({"command": "rivals", "rows": [row]})
+    assert f"| slanting {100 * row['sets']['slanting']['auroc']:.2f}, same 50.00 | msp+trained |" in table
+    # The sets are of one size, so the AUROC of both together is the mean.
+    assert row["pytorch_ood_auroc"] == pytest.approx(row["auroc"], abs=1e-3)
+
+
 def test_pytorch_ood_measures_the_energy_of_diffguards_classifier(task, tmp_path):
     settings = SMALL | {"detector": "diffguard", "epochs": 1, "classifier_epochs": 8, "steps": 2}
     row = run(task, "diffguard", settings, tmp_path)
@@ -85,7 +98,6 @@ def test_rows_of_an_earlier_report_stay_while_their_settings_do(tmp_path, monkey
         'new = { detector = "msp+trained", epochs = 1 }\n'
         '[[tasks]]\nname = "stripes"\ntraining_images = 8\nid = { images = "id" }\nood.other = { images = "ood" }\n'
     )
-    monkeypatch.setattr("rivals.TASKS", tasks)
     row = {
         "task": "stripes", "ood": "other", "detector": "same", "settings": {"detector": "msp+trained", "epochs": 1},
         "training_images": 8, "test_images": 4, "epochs": 1, "training_seconds": 60.0, "auroc": 0.5,
@@ -98,7 +110,7 @@ def test_rows_of_an_earlier_report_stay_while_their_settings_do(tmp_path, monkey
         (tmp_path / name).mkdir()
         for i in range(12):
             Image.new("L", (8, 8), i).save(tmp_path / name / f"{i}.png")
-    main(data=tmp_path, work=tmp_path / "work", output=output, only="stripes/new")
+    main(data=tmp_path, work=tmp_path / "work", tasks=tasks, output=output, only="stripes/new")
     assert json.loads(output.read_text())["rows"] == [row, new]
     assert "| stripes | other | same |  | 50.00 |" in output.with_suffix(".md").read_text()
 
