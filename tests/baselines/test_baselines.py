@@ -25,7 +25,7 @@ def test_a_score_depends_on_the_image_alone_and_survives_saving(name, fitted, od
     assert loaded.get_params() == detector.get_params()
     order = np.random.default_rng(0).permutation(8)[:5]
     # DiffGuard's inversion amplifies the rounding that depends on the batch size.
-    tolerance = (1e-2 if name == "diffguard" else 1e-4) * np.abs(scores).max()
+    tolerance = (1e-3 if name == "diffguard" else 1e-4) * np.abs(scores).max()
     np.testing.assert_allclose(loaded.score_samples(images.subset(order)), scores[order], atol=tolerance)
     np.testing.assert_allclose(loaded.score_samples(images.subset([3])), scores[[3]], atol=tolerance)
 

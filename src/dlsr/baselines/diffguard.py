@@ -6,36 +6,42 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dlsr.baselines.diffusion import ALPHA_BAR, PixelDiffusion, T, scaled
+from dlsr.baselines.diffusion import ALPHA_BAR, PixelDiffusion, T, clean_image, scaled
 from dlsr.baselines.networks import SmallResNet
 from dlsr.config import TrainingSettings
 from dlsr.method.diffusion import predicted_noise, skipping_steps
 from dlsr.training.loop import Draws, Trainer
 
+DROPPED = 0.1
+"""Share of the labels that training hides, so that the U-Net also learns to do without (Ho & Salimans 2022)."""
+
 
 @dataclass(kw_only=True, repr=False, eq=False)
 class DiffGuard(PixelDiffusion):
-    """Distance of an image to its restoration under the guidance of a classifier.
+    """Distance of an image to its restoration as an image of the class that a classifier predicts for it.
 
-    The image is inverted to noise by DDIM, then restored with guidance towards the class that the classifier predicts
-    for it (section 3.2.1; the gradient is taken at the estimate of the clean image, "clean grad"). An ID image changes
-    little; an OOD image moves towards a class that it does not show. The distance is that of the logits in the L1 norm,
-    as in the paper's CIFAR-10 benchmark (section 4.1). Unlike the paper, inversion ends at a fixed level, that at which
-    the paper sets its thresholds, and the gradient is that of the whole image instead of the sum over random cutouts.
+    The image is inverted to noise by DDIM without a class, then restored with classifier-free guidance towards the
+    class (the paper's section 3.2.2, and its CIFAR-10 benchmark). Guidance is limited to where the class activation map
+    is high; elsewhere the image is restored without a class. An ID image changes little; an OOD image moves towards a
+    class that it does not show. The distance is that of the classifier's logits in the L1 norm (section 4.1).
 
     Args:
-        guidance: scale of the classifier's gradient; the paper's code has 3 for each of 8 cutouts.
+        guidance: its scale, `omega` in Eq. 5; the default is that of the paper's code for its latent diffusion model.
+        cut: guidance is given where the activation map, whose maximum is 1, is above this (fig. 7).
         start: share of the noise levels that the image is inverted through.
         steps: DDIM steps in each direction.
         classifier_epochs: epochs of training the classifier.
     """
 
     name = "diffguard"
+    family = "conditional u-net"
+    conditional = True
     needs_labels = True
 
-    guidance: float = 24.0
-    start: float = 0.6
-    steps: int = 50
+    guidance: float = 10.0
+    cut: float = 0.2
+    start: float = 1.0
+    steps: int = 25
     classifier_epochs: int = 100
 
     def _build(self, classes: int) -> nn.ModuleDict:
@@ -46,7 +52,14 @@ class DiffGuard(PixelDiffusion):
     def _learn(self, pixels: Tensor, labels: Tensor | None, trainer: Trainer) -> None:
         assert labels is not None
         classes = labels.to(pixels.device)
-        super()._learn(pixels, labels, trainer)
+        indices = torch.arange(len(pixels), device=pixels.device)
+
+        def denoising_loss(indices: Tensor, draws: Draws) -> Tensor:
+            hidden = draws.uniform() < DROPPED
+            return self._denoising_loss(pixels[indices], draws, classes[indices].where(~hidden, self.classes_))
+
+        unet = self.network_["unet"]
+        self._train(indices, denoising_loss, self._training(), trainer, network=unet, also=(pixels, classes))
 
         def loss(indices: Tensor, draws: Draws) -> Tensor:
             logits = self.network_["classifier"](scaled(pixels[indices]))
@@ -58,7 +71,7 @@ class DiffGuard(PixelDiffusion):
         log = self.log_
         own = trainer.checkpoint.with_suffix(".classifier") if trainer.checkpoint else None
         self._train(
-            torch.arange(len(pixels), device=pixels.device),
+            indices,
             loss,
             settings,
             replace(trainer, checkpoint=own),
@@ -67,34 +80,44 @@ class DiffGuard(PixelDiffusion):
         )
         self.log_ = [*log, *self.log_]
 
+    @torch.no_grad()
     def _scores(self, pixels: Tensor) -> Tensor:
         x0 = scaled(pixels)
-        alpha_bar = ALPHA_BAR.to(x0.device)
-        times = skipping_steps(round(self.start * T), self.steps)
-        with torch.no_grad():
-            logits = self.network_["classifier"](x0)
-            label = logits.argmax(dim=1)
-            state = x0
-            for t, t_next in zip([1, *times[:0:-1]], times[::-1], strict=True):
-                state = self._step(state, self._x0_of(state, t, alpha_bar), t, t_next, alpha_bar)
-        for t, t_next in zip(times, [*times[1:], 0], strict=True):
-            estimate = self._guided(state, t, label, alpha_bar)
-            state = estimate if t_next == 0 else self._step(state, estimate, t, t_next, alpha_bar)
-        with torch.no_grad():
-            distance: Tensor = (self.network_["classifier"](state) - logits).abs().sum(dim=1)
+        classifier = self.network_["classifier"]
+        assert isinstance(classifier, SmallResNet)
+        logits = classifier(x0)
+        label = logits.argmax(dim=1)
+        scale = self.guidance * (classifier.activation_map(x0, label) > self.cut)
+        restored = self._restored_as(x0, label, scale)
+        distance: Tensor = (classifier(restored) - logits).abs().sum(dim=1)
         return distance
 
+    def _restored_as(self, x0: Tensor, label: Tensor, scale: Tensor) -> Tensor:
+        """Images inverted to noise without a class, and restored as a class, with guidance as in `_guided_noise`."""
+        alpha_bar = ALPHA_BAR.to(x0.device)
+        times = skipping_steps(round(self.start * T), self.steps)
+        state = x0
+        for t, t_next in zip([1, *times[:0:-1]], times[::-1], strict=True):
+            state = self._step(state, self._x0_of(state, t, alpha_bar), t, t_next, alpha_bar)
+        for t, t_next in zip(times, [*times[1:], 0], strict=True):
+            estimate = clean_image(state, self._guided_noise(state, t, label, scale), t, alpha_bar)
+            state = estimate if t_next == 0 else self._step(state, estimate, t, t_next, alpha_bar)
+        return state
+
+    def _x0_of(self, xt: Tensor, t: int, alpha_bar: Tensor) -> Tensor:
+        """The clean image without guidance."""
+        return clean_image(xt, self._noise_in(xt, t, self._no_class(xt)), t, alpha_bar)
+
+    def _no_class(self, xt: Tensor) -> Tensor:
+        return torch.full((len(xt),), self.classes_, device=xt.device)
+
     def _step(self, state: Tensor, estimate: Tensor, t: int, t_next: int, alpha_bar: Tensor) -> Tensor:
-        """A DDIM step without noise (Eq. 3 with eta = 0), forwards or backwards in time."""
+        """A DDIM step without noise (Eq. 3 with sigma = 0), forwards or backwards in time (Eq. 6)."""
         noise = predicted_noise(state, estimate, t, alpha_bar)
         return alpha_bar[t_next].sqrt() * estimate + (1 - alpha_bar[t_next]).sqrt() * noise
 
-    def _guided(self, state: Tensor, t: int, label: Tensor, alpha_bar: Tensor) -> Tensor:
-        """The estimate of the clean image, moved towards the label: Eq. 4 puts the gradient into the noise."""
-        with torch.no_grad():
-            estimate = self._x0_of(state, t, alpha_bar)
-        with torch.enable_grad():
-            leaf = estimate.detach().requires_grad_()
-            likelihood = -F.cross_entropy(self.network_["classifier"](leaf), label, reduction="sum")
-            (gradient,) = torch.autograd.grad(likelihood, leaf)
-        return (estimate + self.guidance * (1 - alpha_bar[t]) / alpha_bar[t].sqrt() * gradient).clamp(-1, 1)
+    def _guided_noise(self, xt: Tensor, t: int, label: Tensor, scale: Tensor) -> Tensor:
+        """The noise predicted with guidance (Eq. 5) of a scale for each pixel, shape `(n, 1, H, W)`."""
+        labels = torch.cat([self._no_class(xt), label])
+        without, towards = self._noise_in(torch.cat([xt, xt]), t, labels).chunk(2)
+        return without + scale * (towards - without)

@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,6 +32,8 @@ class PixelDiffusion(PixelBaseline):
     """
 
     family = "u-net"
+    conditional: ClassVar[bool] = False
+    """Whether the U-Net also takes a class; the number after the last class stands for none."""
     scoring_batch = 32
 
     width: int = 128
@@ -59,34 +60,38 @@ class PixelDiffusion(PixelBaseline):
             up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
             attention_head_dim=2 * self.width,  # a single head, as in Ho et al.
             norm_num_groups=min(32, self.width // 2),
+            num_class_embeds=classes + 1 if self.conditional else None,
         )
         return nn.ModuleDict({"unet": network})
 
     def _learn(self, pixels: Tensor, labels: Tensor | None, trainer: Trainer) -> None:
-        alpha_bar = ALPHA_BAR.to(pixels.device)
-
         def loss(samples: Tensor, draws: Draws) -> Tensor:
-            x0 = scaled(samples)
-            t = draws.integers(1, T + 1)
-            noise = draws.normal(*x0.shape[1:])
-            xt = distort(x0.flatten(1), t, alpha_bar, noise.flatten(1)).reshape(x0.shape)
-            return F.mse_loss(self._noise_in(xt, t), noise)
+            return self._denoising_loss(samples, draws)
 
-        settings = TrainingSettings(
+        self._train(pixels, loss, self._training(), trainer, network=self.network_["unet"])
+
+    def _training(self) -> TrainingSettings:
+        """Of the U-Net."""
+        return TrainingSettings(
             epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, weight_decay=0, ema_decay=0.999
         )
-        self._train(pixels, loss, settings, trainer, network=self.network_["unet"])
 
-    def _noise_in(self, xt: Tensor, t: Tensor) -> Tensor:
-        """The predicted noise: `(n, C, H, W)` and times `(n,)` to `(n, C, H, W)`."""
-        noise: Tensor = self.network_["unet"](xt, t).sample
+    def _denoising_loss(self, pixels: Tensor, draws: Draws, label: Tensor | None = None) -> Tensor:
+        """Mean squared error of the predicted noise: uint8 `(n, C, H, W)`, and classes `(n,)`, to `()`."""
+        x0 = scaled(pixels)
+        t = draws.integers(1, T + 1)
+        noise = draws.normal(*x0.shape[1:])
+        xt = distort(x0.flatten(1), t, ALPHA_BAR.to(x0.device), noise.flatten(1)).reshape(x0.shape)
+        return F.mse_loss(self._noise_in(xt, t, label), noise)
+
+    def _noise_in(self, xt: Tensor, t: int | Tensor, label: Tensor | None = None) -> Tensor:
+        """The predicted noise: `(n, C, H, W)`, times `(n,)` or one for all, and classes `(n,)`, to `(n, C, H, W)`."""
+        noise: Tensor = self.network_["unet"](xt, t, class_labels=label).sample
         return noise
 
     def _x0_of(self, xt: Tensor, t: int, alpha_bar: Tensor) -> Tensor:
         """The clean image in `[-1, 1]` that follows from the noise predicted for `xt`."""
-        times = torch.full((len(xt),), t, device=xt.device)
-        x0 = (xt - (1 - alpha_bar[t]).sqrt() * self._noise_in(xt, times)) / alpha_bar[t].sqrt()
-        return x0.clamp(-1, 1)
+        return clean_image(xt, self._noise_in(xt, t), t, alpha_bar)
 
     def _restored(self, x0: Tensor, times: Sequence[int], noise: Tensor) -> Tensor:
         """Distort to the first of the falling times and restore along all of them by DDIM with eta = 0."""
@@ -98,6 +103,11 @@ class PixelDiffusion(PixelBaseline):
 
         xt = distort(x0.flatten(1), times[0], alpha_bar, noise.flatten(1))
         return restore(denoiser, xt, times, alpha_bar).reshape(shape)
+
+
+def clean_image(xt: Tensor, noise: Tensor, t: int, alpha_bar: Tensor) -> Tensor:
+    """The image in `[-1, 1]` that is `xt` without its noise at `t`, shape `(n, C, H, W)`."""
+    return ((xt - (1 - alpha_bar[t]).sqrt() * noise) / alpha_bar[t].sqrt()).clamp(-1, 1)
 
 
 def scaled(pixels: Tensor) -> Tensor:

@@ -37,6 +37,21 @@ class SmallResNet(nn.Module):
         features: Tensor = self.body(images).mean(dim=(2, 3))
         return features
 
+    def activation_map(self, images: Tensor, outputs: Tensor) -> Tensor:
+        """Where an output comes from (class activation map, Zhou et al. 2016), in `[0, 1]`, largest at its maximum.
+
+        Args:
+            images: as in `forward`.
+            outputs: one for each image, shape `(n,)`.
+
+        Returns:
+            Shape `(n, 1, H, W)`; 0 where the output is lowered.
+        """
+        maps = self.body(images)
+        activation = (maps * self.head.weight[outputs][:, :, None, None]).sum(dim=1, keepdim=True).clamp(min=0)
+        larger = F.interpolate(activation, size=images.shape[-2:], mode="bilinear")
+        return larger / larger.amax(dim=(2, 3), keepdim=True).clamp(min=1e-6)
+
 
 class _Block(nn.Module):
     def __init__(self, before: int, after: int, stride: int) -> None:
