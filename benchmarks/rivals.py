@@ -212,8 +212,8 @@ def markdown(content: dict[str, Any]) -> str:
     lines = [
         f"`{content['command']}`",
         "",
-        "AUROC in %, averaged over the OOD sets; each has as many test images as ID. Minutes are of one process with",
-        "one thread, on a machine that had other work, too: upper bounds.",
+        "AUROC in %, averaged over the OOD sets; each has at most as many test images as ID. Minutes are of one",
+        "process with one thread, on a machine that had other work, too: upper bounds.",
         "",
         "| ID | OOD | detector | printed | ours | share | pytorch-ood (3) | accuracy (3) | training images | epochs "
         "| minutes | test images | settings | source |",

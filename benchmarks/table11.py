@@ -105,7 +105,7 @@ def mean_of(found: dict[str, float], tasks: list[str]) -> str:
 def printed(name: str) -> float:
     """The average that Table 11 prints."""
     (table,) = (table for table in PAPER if table.table == "table11" and table.metric == "auroc")
-    numbers = [number for number in table.rows[{"diffusion": "dlsr+mfsim"}.get(name, name)] if number is not None]
+    numbers = [number for number in table.rows[DETECTORS[name]] if number is not None]
     return float(np.mean(numbers))
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from dlsr.baselines.diffusion import ALPHA_BAR, PixelDiffusion, T, clean_image, scaled
 from dlsr.baselines.networks import SmallResNet
 from dlsr.config import TrainingSettings
-from dlsr.method.diffusion import predicted_noise, skipping_steps
+from dlsr.method.diffusion import predicted_noise, restore, skipping_steps
 from dlsr.training.loop import Draws, Trainer
 
 DROPPED = 0.1
@@ -98,11 +98,15 @@ class DiffGuard(PixelDiffusion):
         times = skipping_steps(round(self.start * T), self.steps)
         state = x0
         for t, t_next in zip([1, *times[:0:-1]], times[::-1], strict=True):
-            state = self._step(state, self._x0_of(state, t, alpha_bar), t, t_next, alpha_bar)
-        for t, t_next in zip(times, [*times[1:], 0], strict=True):
-            estimate = clean_image(state, self._guided_noise(state, t, label, scale), t, alpha_bar)
-            state = estimate if t_next == 0 else self._step(state, estimate, t, t_next, alpha_bar)
-        return state
+            # Eq. 6: a DDIM step backwards.
+            estimate = self._x0_of(state, t, alpha_bar)
+            noise = predicted_noise(state, estimate, t, alpha_bar)
+            state = alpha_bar[t_next].sqrt() * estimate + (1 - alpha_bar[t_next]).sqrt() * noise
+
+        def denoiser(xt: Tensor, t: int) -> Tensor:
+            return clean_image(xt, self._guided_noise(xt, t, label, scale), t, alpha_bar)
+
+        return restore(denoiser, state, times, alpha_bar)
 
     def _x0_of(self, xt: Tensor, t: int, alpha_bar: Tensor) -> Tensor:
         """The clean image without guidance."""
@@ -110,11 +114,6 @@ class DiffGuard(PixelDiffusion):
 
     def _no_class(self, xt: Tensor) -> Tensor:
         return torch.full((len(xt),), self.classes_, device=xt.device)
-
-    def _step(self, state: Tensor, estimate: Tensor, t: int, t_next: int, alpha_bar: Tensor) -> Tensor:
-        """A DDIM step without noise (Eq. 3 with sigma = 0), forwards or backwards in time (Eq. 6)."""
-        noise = predicted_noise(state, estimate, t, alpha_bar)
-        return alpha_bar[t_next].sqrt() * estimate + (1 - alpha_bar[t_next]).sqrt() * noise
 
     def _guided_noise(self, xt: Tensor, t: int, label: Tensor, scale: Tensor) -> Tensor:
         """The noise predicted with guidance (Eq. 5) of a scale for each pixel, shape `(n, 1, H, W)`."""

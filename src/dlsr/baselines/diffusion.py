@@ -96,13 +96,8 @@ class PixelDiffusion(PixelBaseline):
     def _restored(self, x0: Tensor, times: Sequence[int], noise: Tensor) -> Tensor:
         """Distort to the first of the falling times and restore along all of them by DDIM with eta = 0."""
         alpha_bar = ALPHA_BAR.to(x0.device)
-        shape = x0.shape
-
-        def denoiser(xt: Tensor, t: int) -> Tensor:
-            return self._x0_of(xt.reshape(shape), t, alpha_bar).flatten(1)
-
-        xt = distort(x0.flatten(1), times[0], alpha_bar, noise.flatten(1))
-        return restore(denoiser, xt, times, alpha_bar).reshape(shape)
+        xt = distort(x0, times[0], alpha_bar, noise)
+        return restore(lambda state, t: self._x0_of(state, t, alpha_bar), xt, times, alpha_bar)
 
 
 def clean_image(xt: Tensor, noise: Tensor, t: int, alpha_bar: Tensor) -> Tensor:
