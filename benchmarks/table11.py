@@ -3,8 +3,9 @@
     python benchmarks/table11.py --data ../shared/data --folder /tmp/table11 --output docs/table11.json
 
 On the 18 tasks of the shipped suite, on the paper's features, the mean of each map. `--steps` gives the lengths of
-training to compare, `--only` the tasks. Finished fits in the folder are not repeated. Writes a JSON file with all
-numbers, and a Markdown table beside it; rows of an earlier output stay in it unless they are measured again.
+training to compare, `--width` and `--blocks` the size, `--networks` and `--only` the networks and tasks to run.
+Finished fits in the folder are not repeated. Writes a JSON file with all numbers, and a Markdown table beside it; rows
+of an earlier output stay in it unless they are measured again.
 """
 
 import json
@@ -25,8 +26,8 @@ from quality import write_report
 
 DETECTORS = {"autoencoder": "autoencoder", "feature-vae": "feature-vae", "diffusion": "dlsr+mfsim"}
 """In the order of Table 11, which is that of its averages."""
-BLOCKS = {"autoencoder": 4, "diffusion": 4}
-"""Residual blocks; the VAE has the paper's 13 layers."""
+WITHOUT_BLOCKS = {"feature-vae"}
+"""The VAE has the paper's 13 layers, not residual blocks."""
 
 
 def main(
@@ -34,7 +35,9 @@ def main(
     folder: Annotated[Path, typer.Option(help="For finished fits.")],
     output: Annotated[Path, typer.Option(help="JSON file to write, with a Markdown table beside it.")],
     steps: Annotated[str, typer.Option(help="Steps of training, separated by commas.")] = "600",
-    width: Annotated[int, typer.Option(help="Of the networks' hidden layers.")] = 512,
+    width: Annotated[int, typer.Option(help="Of the networks' hidden layers; twice the features in the paper.")] = 512,
+    blocks: Annotated[int, typer.Option(help="Residual blocks of autoencoder and diffusion; 16 in the paper.")] = 4,
+    networks: Annotated[str, typer.Option(help="Names of networks, separated by commas.")] = ",".join(DETECTORS),
     only: Annotated[str | None, typer.Option(help="Names of tasks, separated by commas.")] = None,
     store: Path | None = None,
 ) -> None:
@@ -42,7 +45,9 @@ def main(
     opener = TaskOpener(suite, data)
     tasks = [opener.open(task) for task in suite.tasks if only is None or task.name in only.split(",")]
     lengths = [int(number) for number in steps.split(",")]
-    chosen = {f"{name}/{number}": variant(name, number, width) for number in lengths for name in DETECTORS}
+    chosen = {
+        f"{name}/{number}": variant(name, number, width, blocks) for number in lengths for name in networks.split(",")
+    }
     report = run_suite(
         tasks,
         SuiteSettings(chosen),
@@ -56,7 +61,8 @@ def main(
     for row in report["rows"]:
         (run,) = row["runs"]
         name, number = row["detector"].split("/")
-        about = {"task": row["task"], "detector": name, "steps": int(number), "width": width}
+        depth = None if name in WITHOUT_BLOCKS else blocks
+        about = {"task": row["task"], "detector": name, "steps": int(number), "width": width, "blocks": depth}
         aurocs = {ood: metrics["auroc"] for ood, metrics in run["sets"].items()}
         rows = [old for old in rows if any(old[key] != about[key] for key in about)]
         rows.append({**about, "auroc": aurocs, "command": command})
@@ -64,14 +70,14 @@ def main(
     write_report(output, content, markdown(content))
 
 
-def variant(name: str, steps: int, width: int) -> dict[str, Any]:
+def variant(name: str, steps: int, width: int, blocks: int) -> dict[str, Any]:
     """Settings of a detector in the form of a suite."""
-    blocks = {"blocks": BLOCKS[name]} if name in BLOCKS else {}
-    return {"detector": DETECTORS[name], "pooling": "mean", "width": width, "epochs": 1, "min_steps": steps} | blocks
+    size = {} if name in WITHOUT_BLOCKS else {"blocks": blocks}
+    return {"detector": DETECTORS[name], "pooling": "mean", "width": width, "epochs": 1, "min_steps": steps} | size
 
 
 def markdown(content: dict[str, Any]) -> str:
-    """Mean AUROC by detector, steps and width, over each half and all tasks, and each task's."""
+    """Mean AUROC by network, size and steps, over each half and all tasks, and each task's."""
     halves: dict[str, str] = content["halves"]
     rows = content["rows"]
     kinds = list(dict.fromkeys(halves.values()))
@@ -79,21 +85,19 @@ def markdown(content: dict[str, Any]) -> str:
     lines += [
         "AUROC in %. The printed averages are those of the paper's Table 11 (CIFAR-10, seven OOD datasets).",
         "",
-        f"| network | width | steps | printed | {' | '.join(kinds)} | all tasks | {' | '.join(halves)} |",
-        "|---" * (5 + len(kinds) + len(halves)) + "|",
+        f"| network | width | blocks | steps | printed | {' | '.join(kinds)} | all tasks | {' | '.join(halves)} |",
+        "|---" * (6 + len(kinds) + len(halves)) + "|",
     ]
-    settings = sorted({(row["width"], row["steps"]) for row in rows})
-    for width, steps in settings:
-        for name in DETECTORS:
-            found = {
-                row["task"]: float(np.mean(list(row["auroc"].values())))
-                for row in rows
-                if (row["width"], row["steps"], row["detector"]) == (width, steps, name)
-            }
-            means = [mean_of(found, [task for task, half in halves.items() if half == kind]) for kind in kinds]
-            cells = [*means, mean_of(found, list(halves)), *(mean_of(found, [task]) for task in halves)]
-            head = [name, f"{width:,}", f"{steps:,}", f"{printed(name):.2f}"]
-            lines.append(f"| {' | '.join([*head, *cells])} |")
+    by_network: dict[tuple[Any, ...], dict[str, float]] = {}
+    for row in rows:
+        network = (row["width"], row["steps"], list(DETECTORS).index(row["detector"]), row["blocks"])
+        by_network.setdefault(network, {})[row["task"]] = float(np.mean(list(row["auroc"].values())))
+    for (width, steps, place, blocks), found in sorted(by_network.items()):
+        name = list(DETECTORS)[place]
+        means = [mean_of(found, [task for task, half in halves.items() if half == kind]) for kind in kinds]
+        cells = [*means, mean_of(found, list(halves)), *(mean_of(found, [task]) for task in halves)]
+        head = [name, f"{width:,}", "" if blocks is None else str(blocks), f"{steps:,}", f"{printed(name):.2f}"]
+        lines.append(f"| {' | '.join([*head, *cells])} |")
     return "\n".join(lines) + "\n"
 
 
