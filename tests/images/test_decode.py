@@ -11,7 +11,7 @@ from PIL import Image
 
 from dlsr import ImageError, ImageTooLargeError
 from dlsr.images import decode as decode_module
-from dlsr.images.decode import decode, most_pixels, pixels_of
+from dlsr.images.decode import MAX_PIXELS, decode, most_pixels, pixels_of
 from dlsr.images.resizing import resize
 
 
@@ -265,6 +265,40 @@ def test_decompression_bombs_are_refused(monkeypatch):
     monkeypatch.undo()
     with pytest.raises(ImageError, match=r"decompression bomb|over the limit"):
         decode(encoded(Image.new("1", (20_000, 10_000))))
+
+
+def tiled_tiff(side, tile):
+    """A grey TIFF of one tile."""
+    entries = [(256, side), (257, side), (258, 8), (259, 1), (262, 1), (277, 1), (322, tile), (323, tile)]
+    entries += [(324, 8 + 2 + 12 * 10 + 4), (325, tile * tile)]
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + directory + bytes(4)
+
+
+def test_tiles_larger_than_their_image_count_as_pixels():
+    """A tile is decoded whole: 500 MB for an image of 16 pixels a side."""
+    small = tiled_tiff(16, 32) + bytes([90]) * 32**2
+    assert pixels_of(small) == 32**2
+    assert decode(small).getpixel((15, 15)) == (90, 90, 90)
+    assert pixels_of(tiled_tiff(16, 24_000)) == 24_000**2
+    with pytest.raises(ImageTooLargeError, match=f"tiles of 576000000 pixels are over the limit of {MAX_PIXELS}"):
+        decode(tiled_tiff(16, 24_000))
+
+
+def test_jpegs_with_very_many_scans_are_refused():
+    """Each holds a decoder for the time of all pixels, and needs a dozen bytes."""
+    raw = encoded(RED.resize((64, 64)), "JPEG", progressive=True)
+    last = raw[raw.rindex(b"\xff\xda") : -2]
+    assert decode(raw[:-2] + last * 50 + raw[-2:]).size == (64, 64)
+    many = raw[:-2] + last * 100 + raw[-2:]
+    for function in (decode, pixels_of):
+        with pytest.raises(ImageTooLargeError, match="scans are over the limit of 100"):
+            function(many)
+    hidden = b"\xff\xd8\xff\xe1\x00\x08Exif\xff\xd9" + many[2:]
+    with pytest.raises(ImageTooLargeError, match="scans are over the limit of 100"):
+        decode(hidden)
+    assert decode(raw + b"\xff\xda" * 1000).size == (64, 64)  # a film behind a photograph
+    assert decode(raw[:2] + b"\xff\xfe\x0f\xa2" + b"\xff\xda" * 2000 + raw[2:]).size == (64, 64)
 
 
 def test_all_kinds_of_input_give_the_same_pixels():

@@ -1,4 +1,5 @@
 import io
+import struct
 from functools import partial
 
 import numpy as np
@@ -119,3 +120,14 @@ def test_unreadable_images_are_named_with_the_reason(photo_patches):
     assert measure(dataset([b""])).properties == {}
     with pytest.raises(ImageError, match="empty file"):
         properties_of(b"")
+
+
+def test_an_image_is_measured_by_the_format_that_it_is_decoded_in():
+    """A TGA can be a cursor, too, to Pillow: here one of 1.8 thousand million pixels."""
+    bitmap = struct.pack("<IiiHHIIiiII", 40, 30_000, 120_000, 1, 24, 0, 0, 0, 0, 0, 0)
+    pixels = (struct.pack("<I", 22) + bitmap).ljust(8 * 8 * 3, b"\0")
+    raw = struct.pack("<BBBHHBHHHHBB", 0, 0, 2, 0x100, 0, 0, 0, 0, 8, 8, 24, 0) + pixels
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(io.BytesIO(raw))
+    found = properties_of(raw)
+    assert (found["width"], found["height"], found["file type"]) == (8, 8, "TGA")

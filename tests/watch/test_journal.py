@@ -76,6 +76,10 @@ def test_whatever_is_left_of_a_row_is_cut_off(tmp_path, suffix):
         ("d.jsonl", '{"id": "zz", "score": null}\n'),
         ("e.jsonl", '{"id": "aa", "score": null}\n'),
         ("f.jsonl", "\udcff\n"),
+        ("g.jsonl", '[{"path": "x"}]'),
+        ("h.csv", 'inch 1/2"\nx\n'),
+        ("i.csv", "path,score\rx,1\r"),
+        ("j.csv", "path,score\rx,1\r\n"),
     ],
 )
 def test_a_file_of_other_rows_is_not_touched(tmp_path, name, content):

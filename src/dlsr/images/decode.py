@@ -10,6 +10,7 @@ Decoding an image takes at most 1.1 GB of memory besides its file, and mostly 3 
 
 import functools
 import io
+import math
 import re
 import sys
 from collections.abc import Iterator
@@ -35,6 +36,9 @@ _SMALLER_BY = {"WEBP": 1.5, "JPEG2000": 2.0}
 MAX_PLAIN_BYTES = 2**23
 """Larger PPM files whose pixels are written as text are refused, since Pillow takes long for their comments."""
 
+MAX_SCANS = 100
+"""JPEGs with more scans are refused: each costs time for all pixels, and a dozen bytes. Encoders write at most 20."""
+
 MAX_TEXT_HEADER = 65_536
 """Longer headers of PPM files are refused, since Pillow takes half a second for a megabyte of them."""
 
@@ -48,6 +52,12 @@ NO_MEMORY = "there is not enough memory for it"
 
 _STRIP_PIXELS = 2**21
 """Pixels that are converted to RGB at once."""
+_TILE_SIDES = (322, 323)
+"""Tags of a TIFF."""
+_SCAN = b"\xff\xda"
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
+"""Where a part of a JPEG begins; the data of a scan have none inside."""
+_END = b"\xff\xd9"
 _HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 
 Decoding = Literal["full", "draft"]
@@ -73,7 +83,7 @@ def decode(raw: object, draft: int | None = None) -> Image.Image:
     """
     with undecodable():
         if isinstance(raw, bytes):
-            image: Image.Image = _opened(raw)
+            image: Image.Image = opened(raw)
         elif isinstance(raw, Image.Image):
             image = raw
         else:
@@ -109,21 +119,22 @@ def most_pixels(format: str | None) -> int:
 
 
 def pixels_of(raw: bytes) -> int:
-    """The number of pixels of an encoded image, read from its header without decoding it.
+    """The number of pixels that decoding an image takes memory for, read from its header without decoding it.
 
     Raises:
         ImageError: with the reason, if the header cannot be read.
         ImageTooLargeError: if the header says more than twice `MAX_PIXELS`.
     """
     with undecodable():
-        image = _opened(raw)
-    return image.width * image.height
+        return _pixels(opened(raw))
 
 
-def _opened(raw: bytes) -> Image.Image:
+def opened(raw: bytes) -> Image.Image:
+    """An encoded image, of which only the header is read. Errors are of any kind, see `undecodable`."""
     if not raw:
         raise ImageError("empty file")
     _check_text_header(raw)
+    _check_scans(raw)
     try:
         return Image.open(io.BytesIO(raw), formats=FORMATS)
     except UnidentifiedImageError:
@@ -171,14 +182,37 @@ def _check_text_header(raw: bytes) -> None:
         raise ImageError(f"its header is over the limit of {MAX_TEXT_HEADER} bytes")
 
 
+def _check_scans(raw: bytes) -> None:
+    """Refuse a progressive JPEG that holds its decoder for minutes."""
+    # What is behind the image, such as a film, may have the bytes of a scan by chance; then its parts are counted.
+    if raw.startswith(b"\xff\xd8") and raw.count(_SCAN) > MAX_SCANS and (scans := _scans(raw)) > MAX_SCANS:
+        raise ImageTooLargeError(f"{scans} scans are over the limit of {MAX_SCANS}")
+
+
+def _scans(raw: bytes) -> int:
+    scans, at = 0, 2
+    while (marker := _MARKER.search(raw, at)) and marker[0] != _END:
+        scans += marker[0] == _SCAN
+        at = marker.end() + int.from_bytes(raw[marker.end() : marker.end() + 2])
+    return scans
+
+
 def _check_size(image: Image.Image) -> None:
     width, height = image.size
     if width * height > (most := most_pixels(image.format)):
         raise ImageTooLargeError(f"{width}x{height} pixels are over the limit of {most}")
+    if (pixels := _pixels(image)) > most:
+        raise ImageTooLargeError(f"tiles of {pixels} pixels are over the limit of {most}")
     if max(width, height) > MAX_SIDE:
         raise ImageTooLargeError(f"{width}x{height} pixels have a side over the limit of {MAX_SIDE}")
     if min(width, height) < 1:
         raise ImageError(f"{width}x{height} pixels are none")
+
+
+def _pixels(image: Image.Image) -> int:
+    """Pixels of an image, or of a tile of a TIFF that is larger: a whole tile is decoded at once."""
+    tile = [image.tag_v2.get(tag, 0) for tag in _TILE_SIDES] if isinstance(image, TiffImageFile) else (0, 0)
+    return max(image.width * image.height, math.prod(map(int, tile)))
 
 
 def _image_from_array(raw: object) -> Image.Image:

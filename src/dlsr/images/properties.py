@@ -1,6 +1,5 @@
 """Simple properties of images, by which people see what changed: brightness, sharpness, size, colour, file type."""
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ from PIL import ExifTags, Image, ImageStat
 
 from dlsr.calibration.reasons import MEASURED, Ranges
 from dlsr.errors import NoSuchImageError
-from dlsr.images.decode import DRAFT_MARGIN, UNREADABLE, decode, reason_of
+from dlsr.images.decode import DRAFT_MARGIN, UNREADABLE, decode, opened, reason_of, undecodable
 from dlsr.images.sources import ImageDataset, ImageItem
 from dlsr.streaming import map_ahead
 
@@ -58,8 +57,9 @@ def properties_of(raw: object) -> Properties:
     image = decode(raw, draft=MEASURED_SIDE // DRAFT_MARGIN if isinstance(raw, bytes) else None)
     width, height = image.size
     if isinstance(raw, bytes):
-        with Image.open(io.BytesIO(raw)) as encoded:
+        with undecodable():
             # Of the file, since the image may have been decoded at reduced size.
+            encoded = opened(raw)
             turned = encoded.getexif().get(ExifTags.Base.Orientation, 1) >= QUARTER_TURNS
             width, height = encoded.size[::-1] if turned else encoded.size
             file_type, tables = str(encoded.format), getattr(encoded, "quantization", None)

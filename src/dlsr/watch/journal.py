@@ -105,9 +105,21 @@ class Journal:
                 self._take(line, count)
                 self.size = end
         self.was_cut = os.fstat(self._file.fileno()).st_size > self.size
+        begun = self._line(list(COLUMNS)) if self._is_csv else b'{"path": '
+        if self.was_cut and not count and not self._begins_as(begun):
+            raise self._foreign()
         self._file.truncate(self.size)
         if self._is_csv and not count:
-            self._write(self._line(list(COLUMNS)))
+            self._write(begun)
+
+    def _begins_as(self, begun: bytes) -> bool:
+        """Whether a file without a whole row is a first row, half written, that begins in a known way."""
+        with self._path.open("rb") as written:
+            found = written.read(len(begun))
+        return begun.startswith(found)
+
+    def _foreign(self, part: str = "") -> OutputError:
+        return OutputError(f"{part}'{self._path}' is not from this command; give the name of another file")
 
     def _take(self, line: bytes, number: int) -> None:
         try:
@@ -119,10 +131,8 @@ class Journal:
                 raise ValueError("no id")
             if score not in (None, ""):
                 self.recent.append((row["model"], float(score)))
-        except (ValueError, KeyError, TypeError) as error:
-            raise OutputError(
-                f"row {number} of '{self._path}' is not from this command; give the name of another file"
-            ) from error
+        except (ValueError, KeyError, TypeError, csv.Error) as error:
+            raise self._foreign(f"row {number} of ") from error
         self.done.add(id)
 
     def _parsed(self, text: str, *, is_first: bool) -> dict[str, Any] | None:
