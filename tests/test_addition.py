@@ -244,7 +244,12 @@ def test_another_model_is_written_and_json_printed(run, folders, fitted, tmp_pat
 
 def test_a_calibration_that_is_lost_is_told(run, folders, fitted):
     model, runtime = fitted
-    assert run("calibrate", model, "--images", folders[0], *runtime).status == 0
+    others = folders[0].parent / "others"
+    shutil.copytree(folders[0], others)
+    for path in others.iterdir():
+        with Image.open(path) as image:
+            image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path)
+    assert run("calibrate", model, "--images", others, *runtime).status == 0
     done = run("fit", "--add", folders[1], "--model", model, *runtime)
     assert "the images that the model was calibrated on are not kept" in done.err
     assert "scores of the calibration images: mean" in done.err

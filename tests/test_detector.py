@@ -1,7 +1,9 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.base import clone
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
@@ -12,6 +14,7 @@ from dlsr import (
     ArtifactError,
     Detector,
     FeatureError,
+    InputError,
     NoImagesError,
     NotFittedError,
     OutputError,
@@ -89,6 +92,8 @@ def test_another_score_of_the_network_is_saved_as_such(fitted, features, tmp_pat
     loaded = Detector.load(tmp_path / "m")
     assert (loaded.score, loaded.seed, loaded.settings_.score) == ("lr", 2, "lr")
     np.testing.assert_array_equal(loaded.score_features(features[1]), regret.score_features(features[1]))
+    with pytest.raises(TooFewImagesError, match="got 0"):
+        print(loaded.threshold_)
     for score in ("residual", "best"):
         with pytest.raises(SettingsError, match="does not use the network of 'mse'"):
             fitted["mse"].with_settings(score=score)
@@ -408,6 +413,39 @@ def test_calibrating_on_other_images(model, odd_folder):
     assert detector.fit_summary_.calibration_images == 40
     with pytest.raises(TooFewImagesError):
         detector.calibrate(open_images(odd_folder).subset(range(5)))
+
+
+def test_images_of_the_fit_do_not_calibrate(model, image_folder, odd_folder, tmp_path):
+    """As new images each finds itself as its nearest: all new images were called OOD then."""
+    detector = Detector.load(model, backend="torch")
+    before = detector.threshold_
+    shutil.copytree(odd_folder, tmp_path / "mixed")
+    shutil.copy(next(image_folder.rglob("*.png")), tmp_path / "mixed" / "known.png")
+    for images, named in ((image_folder, "120 of the 120 images"), (tmp_path / "mixed", "1 of the 41 images")):
+        with pytest.raises(InputError, match=f"fitted to {named}, the first is .*leave them out"):
+            detector.calibrate(images)
+    assert detector.threshold_ == before
+
+
+def test_new_calibration_images_are_checked_as_those_of_a_fit(model, odd_folder, tmp_path):
+    for i in range(60):
+        with Image.open(sorted(odd_folder.iterdir())[i // 3]) as image:
+            shade = image.convert("RGB")
+        shade.putpixel((0, i % 3), (i, 0, 0))
+        shade.save(tmp_path / f"{i % 3}-{i}.png")
+    detector = Detector.load(model, backend="torch")
+    assert not detector.fit_summary_.check.fired
+    detector.group_by = "none"
+    summary = detector.calibrate(tmp_path).fit_summary_
+    assert summary.check.fired
+    assert "have a near copy" in summary.check.message
+    assert (summary.groups, summary.grouped_by) == (60, "none")
+
+
+def test_only_unreadable_calibration_images_are_an_error_with_the_first_reason(model, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with pytest.raises(NoImagesError, match=r"none of 1 images can be read; the first, .*a\.png: not an image"):
+        Detector.load(model, backend="torch").calibrate(tmp_path)
 
 
 def test_a_model_of_features_has_no_encoder(fitted, image_folder):

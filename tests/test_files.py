@@ -10,7 +10,17 @@ import pytest
 from safetensors.numpy import load_file
 
 from dlsr import OutputError
-from dlsr.files import add_file, replacing, replacing_folder, write_arrays, write_json
+from dlsr.files import (
+    add_file,
+    appending,
+    growing,
+    left_of,
+    remove_old,
+    replacing,
+    replacing_folder,
+    write_arrays,
+    write_json,
+)
 from shared import files_no_larger_than
 
 
@@ -141,6 +151,42 @@ def test_a_folder_is_replaced_whole(tmp_path):
 def test_arrays_come_back(tmp_path):
     write_arrays(tmp_path / "x.safetensors", {"a": np.arange(6).reshape(2, 3).T}, {"note": "b"})
     np.testing.assert_array_equal(load_file(tmp_path / "x.safetensors")["a"], np.arange(6).reshape(2, 3).T)
+
+
+def test_what_a_killed_process_leaves_of_arrays_is_known(tmp_path):
+    """safetensors writes to a file with a name of its own, which nothing removed."""
+    script = """
+import os, sys
+from pathlib import Path
+import numpy as np
+import safetensors.numpy
+from dlsr.files import write_arrays
+
+def killed(arrays, path, metadata):
+    (Path(path).parent / ".tmp123").write_bytes(b"half")
+    os.kill(os.getpid(), 9)
+
+safetensors.numpy.save_file = killed
+write_arrays(Path(sys.argv[1]), {"x": np.zeros(3)}, {})
+"""
+    target = tmp_path / "x.safetensors"
+    assert subprocess.run([sys.executable, "-c", script, str(target)], check=False).returncode == -9
+    assert list(tmp_path.iterdir())
+    remove_old(left_of(target), 0)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS])
+def test_files_grow_where_there_are_no_locks(tmp_path, monkeypatch, code):
+    def flock(*_):
+        raise OSError(code, "no locks")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with growing(tmp_path / "a.csv") as file:
+        file.write("x")
+    with appending(tmp_path / "a.csv") as file:
+        file.write(b"y")
+    assert (tmp_path / "a.csv").read_text() == "xy"
 
 
 def test_files_are_added_beside_others_of_their_name(tmp_path):

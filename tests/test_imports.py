@@ -99,7 +99,7 @@ def test_every_command_on_a_fitted_model_runs_without_what_a_fit_needs(
         ("score", own, odd_folder, "--fdr", "0.1", "-o", "rows.csv"),
         ("report", own, odd_folder, "-o", "page.html"),
         ("select", own, odd_folder, "--count", "3"),
-        ("calibrate", own, "--images", image_folder),
+        ("calibrate", own, "--images", odd_folder),
         ("calibrate", own, "--confidence", "0.9", "--false-alarm-rate", "0.2"),
         ("score", own, odd_folder, "-o", "rows.jsonl"),
         ("watch", own, odd_folder, "-o", "watched.jsonl", "--once", "--settle", "0.1"),

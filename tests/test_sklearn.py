@@ -80,6 +80,13 @@ def test_fewer_samples_than_the_score_needs_are_a_value_error():
         FeatureOutlierDetector("local").fit([[0.0, 1.0], [1.0, 0.0]])
 
 
+@pytest.mark.parametrize("score", ["local", "knn", "mahalanobis"])
+def test_one_group_warns_and_takes_the_quantile(features, score):
+    with pytest.warns(TooFewSamplesWarning, match=r"200 samples in 1 groups are too few"):
+        adapter = FeatureOutlierDetector(score).fit(features[:200], groups=[0] * 200)
+    assert np.mean(adapter.predict(features[:200]) == -1) <= 0.05
+
+
 def test_the_false_alarm_rate_holds_on_average():
     rng = np.random.default_rng(1)
     rates = []

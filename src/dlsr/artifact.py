@@ -256,7 +256,8 @@ def read_artifact(folder: Path, kind: type[M]) -> tuple[M, dict[str, NDArray[Any
             with safe_open(path, framework="numpy") as file:
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
                 of_manifest = (file.metadata() or {}).get("manifest_sha256")
-        except (OSError, SafetensorError) as error:
+        # The latter two for types that NumPy does not have.
+        except (OSError, SafetensorError, TypeError, AttributeError) as error:
             raise ArtifactError(f"cannot read '{path}' ({one_line(error)}); fit the model again") from error
         if of_manifest != digest(written):
             raise ArtifactError(f"'{folder / MANIFEST}' was changed since it was written; fit the model again")

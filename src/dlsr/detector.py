@@ -15,7 +15,7 @@ from dlsr.configured import Configured
 from dlsr.encoding.examples import choose_examples
 from dlsr.encoding.extractor import FeatureExtractor
 from dlsr.encoding.pipeline import Encoded, Progress
-from dlsr.errors import FeatureError, NoImagesError, SettingsError
+from dlsr.errors import FeatureError, SettingsError
 from dlsr.fitted_detector import FittedDetector
 from dlsr.fitting import as_graphs, fit_images, fit_model, own_settings, with_score
 from dlsr.images.properties import ranges_of
@@ -233,9 +233,7 @@ class Detector(Configured):
         trainer: Trainer,
         groups: Sequence[Hashable] | None,
     ) -> FittedModel:
-        if not len(encoded.z0):
-            name, reason = next(iter(encoded.unreadable.items()))
-            raise NoImagesError(f"none of {len(encoded.names)} images can be read; the first, {name}: {reason}")
+        encoded.check_readable()
         warn_of_unreadable(encoded.unreadable)
         config, settings, grouped = self._config(), self._resolved(), self._groups_of(encoded, groups)
         return fit_images(config, settings, encoded, extractor.encoder, grouped, self.device, trainer)
@@ -243,7 +241,7 @@ class Detector(Configured):
     def with_settings(self, *, seed: int | None = None, score: str | None = None) -> Self:
         """The same trained model scoring with the noise of another seed, or another score of the same network.
 
-        The calibration stays as it was: it is valid for another seed, but not for another score.
+        The calibration stays as it was for another seed. For another score there is none until `calibrate`.
 
         Raises:
             SettingsError: if the other score does not use the same network.

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _WRITE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Errors that no reading can cause: full disk, exceeded quota, file too large."""
+_WITHOUT_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL})
+"""Errors of locking on file systems that have no locks."""
 _TEMPORARY = re.compile(r"\.writing-[0-9a-f]{32}(?:-(.*)|\..*)?")
 _LONGEST = 100
 """Of a long name, temporary names contain the end."""
@@ -63,7 +65,7 @@ def replacing(path: Path) -> Iterator[Path]:
         with _reported(path):
             with temporary.open("rb") as written:
                 os.fsync(written.fileno())
-            # safetensors puts a private file of its own in the place of ours.
+            # The block may have put another file in the place of ours, as `write_arrays` does.
             temporary.chmod(mode)
             temporary.replace(path)
     finally:
@@ -339,11 +341,19 @@ def write_arrays(path: Path, arrays: "Mapping[str, NDArray[Any]]", metadata: Map
     """
     import safetensors.numpy  # noqa: PLC0415 - the command line needs this module before it needs NumPy
 
+    ordered = in_order(arrays)
     with replacing(path) as temporary:
+        # safetensors writes to a file with a name of its own first; in our folder, it is known as left by us.
+        folder = _temporary(path)
         try:
-            safetensors.numpy.save_file(in_order(arrays), temporary, dict(metadata))
+            with _reported(path):
+                folder.mkdir()
+                safetensors.numpy.save_file(ordered, folder / "arrays", dict(metadata))
+                (folder / "arrays").replace(temporary)
         except safetensors.SafetensorError as error:
             raise _cannot_write(path, error) from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def in_order(arrays: "Mapping[str, NDArray[Any]]") -> "dict[str, NDArray[Any]]":
@@ -369,7 +379,10 @@ def _temporary(path: Path) -> Path:
 
 
 def _locked(file: IO[Any], path: Path) -> bool:
-    """Lock a file until it is closed; False if another process has locked it, or has put it elsewhere meanwhile."""
+    """Lock a file until it is closed; False if another process has locked it, or has put it elsewhere meanwhile.
+
+    On Windows, and on file systems without locks, True.
+    """
     if fcntl is None:
         return True
     try:
@@ -377,6 +390,10 @@ def _locked(file: IO[Any], path: Path) -> bool:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except (BlockingIOError, FileNotFoundError):
         return False
+    except OSError as error:
+        if error.errno not in _WITHOUT_LOCKS:
+            raise
+        return True
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from dlsr.images.properties import ranges_of
 from dlsr.images.sources import ImagesLike, open_images, warn_of_unreadable
 from dlsr.images.transforms import Transform
 from dlsr.method.noise import Digests, row_digests
-from dlsr.model import FittedModel, checked_features
+from dlsr.model import FittedModel, check_digests, checked_features
 from dlsr.results import Result, Results
 from dlsr.runtime.backends import Backend
 from dlsr.runtime.devices import resolve_device
@@ -90,6 +90,9 @@ class FittedDetector(FittedAttributes):
     ) -> Self:
         """Replace the calibration images by others that are known to be in distribution, without refitting.
 
+        They must not be images of the fit, which look nearer to it than new ones. Images are told by their files; for a
+        model that was fitted to transformed images this is not checked.
+
         Their simple properties replace those of the fit, from which `dlsr.explain` tells what is unusual.
 
         Args:
@@ -98,13 +101,15 @@ class FittedDetector(FittedAttributes):
             progress: callback with the number of images that were encoded since the last call.
 
         Raises:
-            NotFittedError, InputError: as `detect`.
+            NotFittedError, InputError: as `detect`. InputError also for images that the model was fitted to.
+            NoImagesError: if none can be read.
             TooFewImagesError: if they are too few for the false-alarm rate.
         """
         found = open_images(images)
         encoded = self.extractor_.encode(found, progress=progress)
+        encoded.check_readable()
         warn_of_unreadable(encoded.unreadable)
-        model = self._fitted().calibrated(encoded.z0, encoded.digests, self._groups_of(encoded, groups))
+        model = self._fitted().calibrated(encoded, self._groups_of(encoded, groups))
         model.calibration.check_size(self.false_alarm_rate, self.confidence)
         self._model = replace(model, ranges=ranges_of(found, model.settings.seed, self.workers))
         return self
@@ -171,8 +176,17 @@ class FittedDetector(FittedAttributes):
         return self._fitted().detect(encoded, self.false_alarm_rate, self.confidence)
 
     def score_samples(self, images: ImagesLike, *, transform: Transform | None = None) -> Array:
-        """Scores of images, shape `(N,)`, larger = more OOD; NaN, and a warning, for unreadable ones."""
-        return self.detect(images, transform=transform).scores
+        """Scores of images, shape `(N,)`, larger = more OOD; NaN, and a warning, for unreadable ones.
+
+        Raises as `detect`, but for the number of calibration images, which scores do not need.
+        """
+        model, scores, unreadable = self._fitted(), [np.empty(0)], dict[str, str]()
+        for chunk in self.extractor_.encode_chunks(images, transform=transform):
+            of_chunk, _, errors = model.scored(chunk)
+            scores.append(of_chunk)
+            unreadable |= {name: error for name, error in zip(chunk.names, errors, strict=True) if error is not None}
+        warn_of_unreadable(unreadable)
+        return np.concatenate(scores)
 
     def p_values(self, images: ImagesLike) -> Array:
         """Conformal p-values of images, shape `(N,)`; NaN, and a warning, for unreadable ones."""
@@ -190,10 +204,12 @@ class FittedDetector(FittedAttributes):
             digests: content digests, shape `(N, 16)`; None for digests of the features.
 
         Raises:
-            FeatureError: for another number of columns, or NaN or infinity.
+            FeatureError: for another number of columns, or NaN or infinity; for digests of another shape.
         """
         model = self._fitted()
         z0 = checked_features(features, sum(model.channels))
+        if digests is not None:
+            check_digests(digests, len(z0))
         return model.score(z0, row_digests(z0) if digests is None else digests)[0]
 
     def p_values_of(self, scores: ArrayLike) -> Array:

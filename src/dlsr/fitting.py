@@ -16,10 +16,10 @@ from dlsr.config import DetectorConfig, SavedSettings
 from dlsr.encoders.encoder import Encoder
 from dlsr.encoding.fitted_images import FittedImages
 from dlsr.encoding.pipeline import Encoded
-from dlsr.errors import ExportError, FeatureError, SettingsError
+from dlsr.errors import ExportError, SettingsError
 from dlsr.images.sources import warn_caller
-from dlsr.method.noise import DIGEST_BYTES, Digests, row_digests
-from dlsr.model import Array, FitSummary, FittedModel, Graphs, calibrated_on
+from dlsr.method.noise import Digests, row_digests
+from dlsr.model import Array, FitSummary, FittedModel, Graphs, calibrated_on, check_digests
 from dlsr.model_checks import check_finite
 from dlsr.runtime.devices import resolve_device
 from dlsr.scorer_module import ModuleScorer, as_numbers, scorer_graph
@@ -73,8 +73,8 @@ def fit_model(
     # As the score validated them: of its own types, whatever was given.
     given = {name: getattr(settings.scorer, name) for name in config.settings}
     config = config.model_copy(update={"settings": given})
-    if digests is not None and digests.shape != (len(z0), DIGEST_BYTES):
-        raise FeatureError(f"digests must have shape ({len(z0)}, {DIGEST_BYTES}), got {digests.shape}")
+    if digests is not None:
+        check_digests(digests, len(z0))
     scorer, place = new_scorer(settings, channels), torch.device(resolve_device(device))
     left_out = leaves_out(scorer, len(z0), config.calibration)
     parts = split(
@@ -111,8 +111,6 @@ def fit_model(
         seen = digests_of(calibrating, held_out)
         calibration = calibrated_on(*fitted.score(held_out, seen, settings.seed), groups.numbers[calibrating])
         scores[calibrating] = calibration.scores
-    # Positions in a list are no names: it may be sorted by class.
-    ordered = None if names is None or all(name.isdigit() for name in names) else names
     # Without scores of the training images there is nothing to compare those of the others with.
     compared = scores if scorer.left_out is not None else np.empty(0)
     return FittedModel(
@@ -133,7 +131,7 @@ def fit_model(
             left_out=left_out,
             log=log,
             examined_images=int(np.isfinite(compared).sum()),
-            check=check(ordered, z0, scores, groups.numbers, settings.seed, groups.exact),
+            check=check(names, z0, scores, groups.numbers, settings.seed, groups.exact),
             unlike={str(i) if names is None else names[i]: deviation for i, deviation in _unlike(compared)},
         ),
     )
@@ -256,7 +254,7 @@ def own_settings(settings: SavedSettings) -> Settings:
 
 
 def with_score(model: FittedModel, fitted: ModuleScorer, score: str) -> FittedModel:
-    """The same network with another score.
+    """The same network with another score, which is not calibrated.
 
     Args:
         model: with the score as fitted.
@@ -266,11 +264,22 @@ def with_score(model: FittedModel, fitted: ModuleScorer, score: str) -> FittedMo
     Raises:
         SettingsError: if the other score does not use this network.
     """
-    scorer = fitted.module
-    if scorer.shared_network is None or score not in SCORES or SCORES[score].shared_network != scorer.shared_network:
+    network = fitted.module.shared_network
+    if network is None or score not in SCORES or SCORES[score].shared_network != network:
         raise SettingsError(f"'{score}' does not use the network of '{model.settings.score}'; fit it")
     settings = own_settings(model.settings).model_copy(update={"score": score})
     other = new_scorer(settings, model.channels).to(fitted.device)
-    other.load_state_dict(scorer.state_dict(), assign=True)
+    other.load_state_dict(fitted.module.state_dict(), assign=True)
     config = model.config.model_copy(update={"maps": False})
-    return replace(model, config=config, settings=settings, scorer=ModuleScorer(other), graphs=None, map_peaks=None)
+    none = replace(model.calibration, scores=np.empty(0), groups=np.empty(0, np.int64))
+    summary = model.summary.model_copy(update={"calibration_images": 0, "left_out": False})
+    return replace(
+        model,
+        config=config,
+        settings=settings,
+        scorer=ModuleScorer(other),
+        calibration=none,
+        summary=summary,
+        graphs=None,
+        map_peaks=None,
+    )

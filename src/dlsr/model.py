@@ -14,7 +14,7 @@ from dlsr.calibration.conformal import (
     p_value_table,
     threshold_in,
 )
-from dlsr.calibration.exchangeability import ExchangeabilityCheck
+from dlsr.calibration.exchangeability import ExchangeabilityCheck, check
 from dlsr.calibration.groups import Groups
 from dlsr.calibration.reasons import Ranges
 from dlsr.config import DetectorConfig, SavedSettings
@@ -22,8 +22,8 @@ from dlsr.encoders import EncoderSpec
 from dlsr.encoding.examples import Examples
 from dlsr.encoding.fitted_images import FittedImages
 from dlsr.encoding.pipeline import Encoded
-from dlsr.errors import FeatureError
-from dlsr.method.noise import Digests
+from dlsr.errors import FeatureError, InputError
+from dlsr.method.noise import DIGEST_BYTES, Digests
 from dlsr.results import Results
 from dlsr.scoring import FittedScorer, ScorerGraph
 from dlsr.streaming import READ_BYTES
@@ -46,7 +46,8 @@ class FitSummary(BaseModel):
     unreadable: dict[str, str] = {}
     """Reasons by name, of images that could not be read."""
     groups: int
-    """Groups of all these images: as many as images if each is a group of its own."""
+    """Groups of all these images, or of the calibration images if they are others: as many as images if each is a group
+    of its own."""
     grouped_by: str
     """`DetectorConfig.group_by`, or `given`."""
     left_out: bool = False
@@ -57,7 +58,7 @@ class FitSummary(BaseModel):
     examined_images: int = 0
     """Images that were compared with the rest. Only scores that can score their own training images do this."""
     check: ExchangeabilityCheck
-    """Whether the images look exchangeable, which the false-alarm rate assumes."""
+    """Whether these images look exchangeable, which the false-alarm rate assumes."""
     unlike: dict[str, float] = {}
     """Images unlike the rest, by name, the most unlike first: their scores' distance from the median, in standard
     deviations. They may not be in distribution at all."""
@@ -151,46 +152,71 @@ class FittedModel:
         """Scores, shape `(N,)`, and scores of each layer, shape `(N, M)`, of features, shape `(N, c)`."""
         return self.scorer.score(z0, digests, self.settings.seed)
 
-    def calibrated(self, z0: NDArray[np.float32], digests: Digests, groups: Groups) -> Self:
-        """This model calibrated on other ID features."""
-        calibration = calibrated_on(*self.score(z0, digests), groups.numbers)
+    def calibrated(self, images: Encoded, groups: Groups) -> Self:
+        """This model calibrated on other ID images, whose readable ones have these groups.
+
+        Raises:
+            InputError: for images that it was fitted to. As new images they would look unusually near to those.
+        """
+        if self.images is not None:
+            known = self.images.among(images.keys)
+            if known.any():
+                first = images.readable_names[int(known.argmax())]
+                raise InputError(
+                    f"the model was fitted to {known.sum()} of the {len(known)} images, the first is {first}: their "
+                    "scores say nothing of new images; leave them out (`dlsr audit --against` finds copies)"
+                )
+        calibration = calibrated_on(*self.score(images.z0, images.digests), groups.numbers)
+        names, scores, seed = images.readable_names, calibration.scores, self.settings.seed
         summary = self.summary.model_copy(
-            update={"calibration_images": len(z0), "left_out": False, "recalibrated": True}
+            update={
+                "calibration_images": len(scores),
+                "left_out": False,
+                "recalibrated": True,
+                "groups": groups.count,
+                "grouped_by": groups.by,
+                "check": check(names, images.z0, scores, groups.numbers, seed, groups.exact),
+            }
         )
         return replace(self, calibration=calibration, summary=summary)
 
-    def detect(self, images: Encoded, rate: float, confidence: float | None) -> Results:
-        """Scores, p-values and verdicts of encoded images, at a false-alarm rate.
+    def scored(self, images: Encoded) -> tuple[Array, Array, list[str | None]]:
+        """Scores of encoded images, of their layers, and reasons why images have none, each for all images.
 
-        An image whose score is not a finite number counts as unreadable.
+        An image whose score is not a finite number counts as unreadable. Shapes are `(N,)` and `(N, M)`; NaN for images
+        that cannot be read.
         """
-        calibration, readable, errors = self.calibration, images.readable, list(images.errors)
+        rows, errors = np.flatnonzero(images.readable), list(images.errors)
+        scores, layers = np.full(len(errors), np.nan), np.full((len(errors), len(self.channels)), np.nan)
+        scores[rows], layers[rows] = self.score(images.z0, images.digests)
+        bad = ~(np.isfinite(scores) & np.isfinite(layers).all(axis=1))
+        for i in rows[bad[rows]]:
+            errors[i] = "its score is not a finite number"
+        scores[bad] = layers[bad] = np.nan
+        return scores, layers, errors
+
+    def detect(self, images: Encoded, rate: float, confidence: float | None) -> Results:
+        """Scores, p-values and verdicts of encoded images, at a false-alarm rate. See `scored`."""
+        calibration = self.calibration
         cut = calibration.threshold(rate, confidence)
-        scores, layers = self.score(images.z0, images.digests)
-        with np.errstate(over="ignore", invalid="ignore"):
-            deviations = (layers - calibration.layer_mean) / calibration.layer_std
-        # Nothing is larger than NaN, so such an image would pass for in distribution.
-        finite = np.isfinite(scores) & np.isfinite(deviations).all(axis=1)
-        for i in np.flatnonzero(readable)[~finite]:
-            errors[i], readable[i] = "its score is not a finite number", False
-        scores, deviations, z0 = scores[finite], deviations[finite], images.z0[finite]
-
-        def spread(values: NDArray[Any], missing: float) -> NDArray[Any]:
-            every = np.full((len(readable), *values.shape[1:]), missing, values.dtype)
-            every[readable] = values
-            return every
-
+        scores, layers, errors = self.scored(images)
+        readable = np.isfinite(scores)
+        nearest = None
+        if self.examples:
+            found = self.examples.nearest(images.z0[readable[images.readable]], NEAREST)
+            nearest = np.full((len(scores), found.shape[1]), -1, found.dtype)
+            nearest[readable] = found
         return Results(
             paths=images.names,
-            scores=spread(scores, np.nan),
-            p_values=spread(calibration.p_values(scores, confidence), np.nan),
-            verdicts=spread((scores > cut).astype(np.int8), -1),
-            layers=spread(deviations, np.nan),
+            scores=scores,
+            p_values=calibration.p_values(scores, confidence),
+            verdicts=np.where(readable, scores > cut, -1).astype(np.int8),
+            layers=(layers - calibration.layer_mean) / calibration.layer_std,
             errors=errors,
             layer_names=self.layer_names,
             false_alarm_rate=rate,
             threshold=cut,
-            nearest=spread(self.examples.nearest(z0, NEAREST), -1) if self.examples else None,
+            nearest=nearest,
         )
 
 
@@ -214,6 +240,12 @@ def checked_features(features: ArrayLike, columns: int | None = None) -> NDArray
             f"{len(bad)} rows of the features hold NaN or infinity, the first is row {bad[0]}; drop them"
         )
     return samples
+
+
+def check_digests(digests: Digests, n: int) -> None:
+    """Raise FeatureError unless there is a digest for each of `n` features."""
+    if digests.shape != (n, DIGEST_BYTES):
+        raise FeatureError(f"digests must have shape ({n}, {DIGEST_BYTES}), got {digests.shape}")
 
 
 def calibrated_on(scores: Array, layers: Array, groups: NDArray[np.int64], left_out: bool = False) -> Calibration:

@@ -59,7 +59,7 @@ def _check_calibration(calibration: Calibration, layers: int, images: int) -> No
             raise ValueError(f"calibration {name} have shape {values.shape} of {values.dtype}")
         if not np.isfinite(values).all():
             raise ValueError(f"calibration {name} are not finite")
-    if n == 0 or n != images:
+    if n != images:
         raise ValueError(f"there are {n} calibration scores of {images} images")
     if not (calibration.layer_std > 0).all():
         raise ValueError("calibration layer_std are not positive")

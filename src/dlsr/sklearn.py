@@ -136,12 +136,16 @@ class FeatureOutlierDetector(OutlierMixin, BaseEstimator):  # type: ignore[misc]
             enough = True
         except TooFewImagesError:
             parts, enough = Split(*[np.arange(len(z0))] * 3), False
+            count = len(np.unique(numbers))
+            of = "" if count == len(z0) else f" in {count} groups"
             warnings.warn(
-                f"{len(z0)} samples are too few to hold some out for calibration: the threshold is a quantile of the "
-                f"training scores, and a false-alarm rate of {self.false_alarm_rate:g} is not guaranteed",
+                f"{len(z0)} samples{of} are too few to hold some out for calibration: the threshold is a quantile of "
+                f"the training scores, and a false-alarm rate of {self.false_alarm_rate:g} is not guaranteed",
                 TooFewSamplesWarning,
                 stacklevel=2,
             )
+            # One group could not be told from another.
+            numbers = np.arange(len(z0)) if count == 1 else numbers
         training, validation = np.sort(parts.training), z0[parts.validation]
         data = FitData(
             settings=settings,

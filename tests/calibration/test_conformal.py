@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from dlsr import SettingsError, TooFewImagesError, p_values, threshold
+from dlsr import FeatureError, SettingsError, TooFewImagesError, p_values, threshold
 from dlsr.calibration.conformal import check_calibration_size, layer_scale
 
 numbers = st.integers(-5, 5).map(float)
@@ -40,6 +40,26 @@ def test_p_values_of_an_example():
 def test_no_p_value_is_above_1_though_the_shares_of_a_group_are_rounded():
     groups = np.repeat([0, 1], [1, 21])
     assert p_values(np.array([-1.0]), np.arange(22.0), groups)[0] == 1
+
+
+def test_the_p_value_is_at_most_the_rate_where_the_verdict_is_ood():
+    """Sums of groups' shares were a little more than whole numbers."""
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        groups = np.repeat(np.arange(39), random.integers(1, 12, 39))
+        scores = random.normal(size=39)[groups]
+        for k in range(1, 5):
+            np.testing.assert_array_equal(
+                p_values(scores, scores, groups) <= k / 40, scores > threshold(scores, k / 40, groups)
+            )
+
+
+def test_scores_that_are_no_numbers_have_no_p_value():
+    assert np.isnan(p_values(np.array([np.nan, 0.0]), np.arange(50.0))).tolist() == [True, False]
+    for function in (lambda scores: threshold(scores, 0.05), lambda scores: p_values(np.zeros(1), scores)):
+        for bad in (np.nan, np.inf):
+            with pytest.raises(FeatureError, match="must be finite"):
+                function(np.append(np.arange(50.0), bad))
 
 
 def test_the_false_alarm_rate_holds_on_average_over_calibration_datasets():

@@ -50,6 +50,26 @@ def test_a_group_is_never_split():
     np.testing.assert_array_equal(np.sort(np.concatenate([*vars(parts).values()])), np.arange(500))
 
 
+@pytest.mark.parametrize("singles", [100, 5000])
+def test_a_large_group_is_held_out_no_more_often_than_others(singles):
+    """To go on until a tenth of the images are held out takes it nearly always: 2,500 of 20,000 were left to fit to."""
+    groups = np.concatenate([np.zeros(3 * singles, int), np.arange(1, singles + 1)])
+    parts = [split(groups, 0.05, seed) for seed in range(40)]
+    held_out = sum(0 not in groups[part.training] for part in parts)
+    assert held_out < 20  # with a probability of 0.15, or of 0.25 for 100, since 19 groups must calibrate
+    assert np.median([len(part.training) for part in parts]) > 0.9 * 3 * singles
+
+
+def test_validation_does_with_fewer_groups_where_there_are_few():
+    groups = np.repeat(np.arange(22), 10)
+    parts = split(groups, 0.05, 0)
+    assert [len(np.unique(groups[part])) for part in (parts.training, parts.validation, parts.calibration)] == [
+        2,
+        1,
+        19,
+    ]
+
+
 @pytest.mark.parametrize("calibration", [True, False])
 @pytest.mark.parametrize("groups", [np.zeros(100, int), np.repeat(np.arange(4), 50)])
 def test_too_few_groups_are_one_clear_error(groups, calibration):

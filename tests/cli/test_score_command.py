@@ -169,7 +169,7 @@ def test_the_summary_lists_the_groups(run, explaining_model, refused_folder, tmp
 
 
 def test_reasons_and_groups_that_cannot_be_are_one_line(run, model, image_folder, tmp_path, monkeypatch):
-    assert "319 are needed; measure ID images: dlsr calibrate" in run("score", model, image_folder, "--reasons").error
+    assert "not fitted to: dlsr calibrate MODEL --images FOLDER" in run("score", model, image_folder, "--reasons").error
     for option in ("--reasons", "--groups"):
         ray = run("score", model, image_folder, option, "--engine", "ray", "-o", tmp_path / "x")
         assert "score without --engine ray" in ray.error

@@ -45,6 +45,18 @@ def test_many_small_shards_are_merged_without_loss(tmp_path):
         assert merged.get(entry(i)[0])[1][0] == i
 
 
+def test_shards_of_other_users_are_not_merged(tmp_path, monkeypatch):
+    """They cannot be deleted in a shared folder: each start raised an error, and left one shard more."""
+    for i in range(MANY_SHARDS + 2):
+        store = FeatureStore(tmp_path, "k", 3)
+        store.add(*entry(i))
+        store.flush()
+    monkeypatch.setattr(os, "getuid", lambda: os.geteuid() + 1)
+    shards = set((tmp_path / "k").iterdir())
+    assert len(FeatureStore(tmp_path, "k", 3)) == MANY_SHARDS + 2
+    assert set((tmp_path / "k").iterdir()) == shards
+
+
 def test_a_merge_of_small_shards_leaves_full_shards_as_they_are(tmp_path, monkeypatch):
     monkeypatch.setattr(store_module, "SHARD_SIZE", 4)
     monkeypatch.setattr(store_module, "MANY_SHARDS", 3)

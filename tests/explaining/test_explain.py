@@ -61,7 +61,7 @@ def test_a_model_that_measured_too_few_images_or_none_says_so(model, features, r
     few = FittedDetector.load(model, backend="torch")
     assert few.ranges_.images == 120
     with pytest.raises(
-        SettingsError, match="properties of 120 ID images are too few, 319 are needed; measure ID images"
+        SettingsError, match="properties of 120 ID images are too few, 319 are needed; measure ID images that"
     ):
         explain(few, refused_folder, few.results(refused_folder))
     none = Detector(score="mahalanobis").fit_features(features[0])

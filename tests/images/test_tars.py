@@ -225,6 +225,13 @@ def test_a_tar_that_is_cut_is_told(tmp_path, contents):
         assert reason in list(found.values())[-1]
 
 
+def test_members_of_one_name_are_told_apart(tmp_path):
+    path = written(tmp_path / "x.tar", {"a.png": b"1", "b.png": b"2"})
+    with tarfile.open(path, "a") as tar:
+        add(tar, "a.png", b"3")
+    assert contents_of(path) == {"a.png": b"1", "b.png": b"2", "a.png (2)": b"3"}
+
+
 def test_names_that_are_not_utf8_are_written_as_utf8(tmp_path):
     path = written(tmp_path / "x.tar", {"caf\udce9.png": b"x", "caf\udce9.txt": b""}, format=tarfile.GNU_FORMAT)
     assert contents_of(path) == {r"caf\udce9.png": b"x"}

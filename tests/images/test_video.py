@@ -1,5 +1,6 @@
 """Clips that PyAV writes here, whole, cut short and damaged, and what is read of them."""
 
+import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -247,5 +248,6 @@ def test_every_command_takes_clips(run, model, clip, tmp_path):
     assert run("drift", model, clip, "--every", "2", *torch).status in (0, 1)
     words = ["--encoder", "test_resnet", "--weights", "random", *torch, "--thumbnails", "3"]
     assert run("fit", clip, "-o", tmp_path / "model", *words).status == 0
-    assert run("calibrate", tmp_path / "model", "--images", clip, "--every", "2", *torch).status == 0
+    other = shutil.copytree(model, tmp_path / "other")
+    assert run("calibrate", other, "--images", clip, "--every", "2", *torch).status == 0
     assert "--every is for clips" in run("score", model, "x", "--engine", "ray", "--every", "2", "-o", "y").error

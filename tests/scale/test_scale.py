@@ -9,6 +9,7 @@ import sys
 import tarfile
 import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -22,7 +23,7 @@ import ray
 
 from dlsr import ArtifactError, Detector, InputError, NoImagesError, SettingsError, UnreadableImagesWarning
 from dlsr.errors import ImageError
-from dlsr.scale.parts import FEW_SHARDS, Part, items_of, plan
+from dlsr.scale.parts import FEW_SHARDS, Part, digest_of, items_of, plan
 from dlsr.scale.ray_engine import ENCODED, connect, encode_with_ray, score_with_ray
 from dlsr.scale.run import CAREFUL_AFTER, RunFolder
 from dlsr.scale.tasks import encode_part, encoded_images, score_part
@@ -280,6 +281,53 @@ def test_damaged_files_do_not_stop_the_run(model, sources, expected, tmp_path):
     assert len(scores) == len(expected) + len(set(in_table) & expected.keys())
     damaged = {Path(row["path"]).name for row in errors if "the rest of this part cannot be read" in row["error"]}
     assert damaged == {"bad.tar", "bad.parquet"}
+
+
+def test_a_row_without_an_image_costs_that_row(model, contents, tmp_path):
+    (good, *_) = contents.values()
+    rows = {"image": [{"bytes": good, "path": None}, None, {"bytes": good, "path": None}]}
+    datasets.Dataset.from_dict(rows, datasets.Features({"image": datasets.Image(decode=False)})).save_to_disk(
+        tmp_path / "in"
+    )
+    (part,) = plan(f"hf:{tmp_path / 'in'}", 10)
+    done = score_part(Detector.load(model, backend="torch"), part, RunFolder(str(tmp_path / "out")))
+    scores, errors = rows_of(tmp_path / "out")
+    assert (done.images, len(scores)) == (3, 2)
+    assert [row["error"] for row in errors] == ["the row holds no bytes"]
+
+
+def test_errors_of_an_earlier_attempt_are_forgotten(model, sources, contents, tmp_path):
+    """The worker was killed after it had written `errors/`, and the file can be read now."""
+    run, (part, *_) = RunFolder(str(tmp_path)), plan(at(sources, "folder"), 15)
+    readable = replace(part, files=tuple(file for file in part.files if "broken" not in file and "empty" not in file))
+    (tmp_path / "errors").mkdir()
+    stale = pa.table({"path": [readable.files[0]], "error": ["Stale file handle"]})
+    pq.write_table(stale, tmp_path / "errors" / "part-000000.parquet")
+    score_part(Detector.load(model, backend="torch"), readable, run)
+    scores, errors = rows_of(tmp_path)
+    assert (len(scores), errors) == (len(readable.files), [])
+
+
+@pytest.mark.parametrize("source", ["folder", "one.tar", "compressed", "tables"])
+def test_changed_files_are_another_collection(sources, tmp_path, source):
+    place = tmp_path / source
+    (shutil.copytree if (sources / source).is_dir() else shutil.copy2)(sources / source, place)
+    before = digest_of(plan(str(place), 15))
+    assert digest_of(plan(str(place), 15)) == before
+    changed = sorted(path for path in (place, *place.rglob("*")) if path.is_file())[0]
+    os.utime(changed, ns=(0, 0))
+    after = digest_of(plan(str(place), 15))
+    assert after != before
+    assert digest_of(plan(str(place), 15)) == after
+
+
+def test_changed_objects_are_another_collection():
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/changing/a.png", b"12")
+    before = digest_of(plan("memory://changing", 5))
+    memory.pipe("/changing/a.png", b"123")
+    assert digest_of(plan("memory://changing", 5)) != before
+    memory.rm("/changing", recursive=True)
 
 
 def test_files_that_killed_workers_left_are_not_taken_for_results(model, sources, expected, tmp_path):

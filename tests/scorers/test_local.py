@@ -6,7 +6,7 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
-from dlsr import TooFewImagesError, evaluate_scores
+from dlsr import Detector, TooFewImagesError, evaluate_scores
 from dlsr.method.local import RIDGE as WEIGHT_RIDGE
 from dlsr.method.local import restoration_error
 from dlsr.method.noise import row_digests
@@ -139,15 +139,40 @@ def test_the_nearest_others_are_not_of_the_same_group():
     search = Neighbours(24)
     search.keep(references)
     found = search.nearest_others(torch.arange(60), 60, groups)
-    assert found.shape == (60, 56)
     assert not (groups[found] == groups[:, None]).any()
+    assert all(len(set(row)) == 56 for row in found.tolist())
+    assert (found[:, 55:] == found[:, 55:56]).all()
+
+
+def test_a_large_group_leaves_the_others_their_neighbours():
+    """As many were taken from all as are outside the largest group: nearer ones than a new image gets."""
+    references = drawn(60)
+    groups = torch.arange(60).clamp(max=10)  # 50 images in one group
+    search = Neighbours(24)
+    search.keep(references)
+    found = search.nearest_others(torch.arange(60), 20, groups)
+    alone = search.nearest_others(torch.arange(10), 20, torch.arange(60))
+    np.testing.assert_array_equal(found[:10], alone)
+    assert all(set(row) == set(range(10)) for row in found[10:].tolist())
 
 
 def test_a_sample_is_not_among_its_neighbours_even_if_others_equal_it():
     search = Neighbours(3)
     search.keep(torch.tensor([[1.0, 2.0, 3.0]]).repeat(5, 1))
     others = search.nearest_others(torch.arange(5), 10, torch.arange(5))
-    assert [sorted(row) for row in others.tolist()] == [[j for j in range(5) if j != i] for i in range(5)]
+    assert [sorted(set(row)) for row in others.tolist()] == [[j for j in range(5) if j != i] for i in range(5)]
+
+
+@pytest.mark.parametrize("score", ["local", "knn", "mahalanobis"])
+def test_the_rate_holds_though_one_group_is_nearly_all(score):
+    """`local` raised an error, and `knn` had 31 % of false alarms at 20 %."""
+    groups, rates = [min(i, 30) for i in range(300)], []
+    for seed in range(20):
+        features = drawn(500, seed=seed).numpy()
+        detector = Detector(score=score, false_alarm_rate=0.2).fit_features(features[:300], groups=groups)
+        rates.append(np.mean(detector.p_values_of(detector.score_features(features[300:])) <= 0.2))
+    # The standard deviation of one rate is about sqrt(0.2 * 0.8 / 31) = 0.072, so of the mean about 0.016.
+    assert np.mean(rates) < 0.2 + 3 * 0.016
 
 
 # Standardisation

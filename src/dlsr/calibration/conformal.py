@@ -27,11 +27,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlsr.calibration.distributions import beta_cdf, beta_quantile
-from dlsr.errors import SettingsError, TooFewImagesError
+from dlsr.errors import FeatureError, SettingsError, TooFewImagesError
 
 Array = NDArray[np.float64]
-ROUNDING = 1e-9
-"""Keeps sums from falling below a whole number, or p-values from exceeding a rate, by rounding."""
+DIGITS = 9
+"""Decimals of sums of groups' shares, which are rounded to whole numbers where they ought to be ones."""
+ROUNDING = 10.0**-DIGITS
+"""Keeps p-values from exceeding a rate by rounding."""
 LEFT_OUT_COUNTS = 2 / 3
 """With a confidence, an image that was left out in turn counts as this much of a held-out one."""
 MOST_IMAGES = 2**40
@@ -58,7 +60,10 @@ def p_values(
             matters with a confidence.
 
     Returns:
-        p-values of shape `(N,)`, in `(0, 1]`; small = OOD.
+        p-values of shape `(N,)`, in `(0, 1]`; small = OOD. NaN for NaN.
+
+    Raises:
+        FeatureError: for calibration scores that are not finite.
     """
     return looked_up(scores, p_value_table(calibration, groups, confidence, left_out))
 
@@ -83,15 +88,16 @@ def threshold(
     Raises:
         SettingsError: for a rate or confidence outside (0, 1).
         TooFewImagesError: if no p-value can be as small as `rate`.
+        FeatureError: for calibration scores that are not finite.
     """
     check_calibration_size(len(calibration), rate, groups, confidence, left_out)
     return threshold_in(p_value_table(calibration, groups, confidence, left_out), rate)
 
 
 def looked_up(scores: NDArray[np.floating], table: tuple[Array, Array]) -> Array:
-    """p-values of scores, shape `(N,)`, in the table that `p_value_table` returned."""
+    """p-values of scores, shape `(N,)`, in the table that `p_value_table` returned; NaN for NaN."""
     ordered, values = table
-    return values[np.searchsorted(ordered, scores, side="left")]
+    return np.where(np.isnan(scores), np.nan, values[np.searchsorted(ordered, scores, side="left")])
 
 
 def threshold_in(table: tuple[Array, Array], rate: float) -> float:
@@ -119,12 +125,15 @@ def p_value_table(
 
     Raises:
         SettingsError: for a confidence outside (0, 1).
+        FeatureError: for calibration scores that are not finite.
     """
     _check_confidence(confidence)
+    if not np.isfinite(calibration).all():
+        raise FeatureError("calibration scores must be finite numbers; leave out images that have none")
     ordered, weights = _ordered(calibration, groups, confidence)
     n = round(float(weights.sum()))
-    # At most n: the rounding of groups' shares would give p-values above 1.
-    at_least = np.append(np.minimum(np.cumsum(weights[::-1])[::-1], n), 0.0)
+    # Groups' shares add up to whole numbers but for rounding, by which a p-value could exceed 1 or a rate.
+    at_least = np.append(np.cumsum(weights[::-1])[::-1], 0.0).round(DIGITS)
     if confidence is None:
         return ordered, np.asarray((1 + at_least) / (n + 1), dtype=np.float64)
     counts = LEFT_OUT_COUNTS if left_out else 1

@@ -111,7 +111,7 @@ class Ranges:
 
 def why_no_reasons(ranges: Ranges | None) -> str | None:
     """Why no image can get a reason; None if images can."""
-    remedy = "measure ID images: dlsr calibrate MODEL --images FOLDER"
+    remedy = "measure ID images that it was not fitted to: dlsr calibrate MODEL --images FOLDER"
     if ranges is None:
         return f"the model was fitted without measuring properties of its images; {remedy}"
     if ranges.images < FEWEST:

@@ -10,6 +10,7 @@ from dlsr.calibration.conformal import fewest_calibration_images
 from dlsr.errors import TooFewImagesError
 
 FEWEST_TRAINING_IMAGES = 20
+FEWEST_VALIDATION_IMAGES = 5
 VALIDATION_SHARE = 0.05
 CALIBRATION_SHARE = 0.10
 MOST_HELD_OUT = 50_000
@@ -38,7 +39,8 @@ def split(
     """Split images at random. Images of one group stay together.
 
     Calibration gets a tenth of the images, at most 50,000, or more if the rate needs more. Validation gets a twentieth.
-    Without these parts, all are training images.
+    Without these parts, all are training images. A part gets as many groups as have so many images on average: to go
+    on until it has so many would put a large group into it nearly always.
 
     Args:
         groups: a number for each image, shape `(N,)`, the same for images of one group.
@@ -60,17 +62,20 @@ def split(
     order = np.argsort(np.argsort(shuffled)[group_of], kind="stable")
     before = np.concatenate([[0], np.cumsum(sizes[shuffled])])
 
-    def cut(end: int, images: int, at_least: int) -> int:
-        """The place from which the groups before `end` have as many images, and are as many."""
-        return min(int(np.searchsorted(before, before[end] - images, side="right")) - 1, end - at_least)
+    def groups_of(share: float) -> int:
+        """As many groups as have a share of the images on average."""
+        images = min(math.ceil(share * n), MOST_HELD_OUT)
+        return -(-images * count // n)
 
-    calibrating = max(min(math.ceil(CALIBRATION_SHARE * n), MOST_HELD_OUT), fewest) if calibration else 0
-    validating = max(min(math.ceil(VALIDATION_SHARE * n), MOST_HELD_OUT), 5) if validation else 0
-    first_calibrating = cut(count, calibrating, fewest if calibration else 0)
-    first_validating = cut(max(first_calibrating, 0), validating, 0)
-    training = int(before[max(first_validating, 0)])
-    if training < FEWEST_TRAINING_IMAGES or first_validating < 2 or count < fewest:
-        smallest = max(FEWEST_TRAINING_IMAGES + validating + (fewest if calibration else 0), fewest)
+    calibrating = max(groups_of(CALIBRATION_SHARE), fewest) if calibration else 0
+    # Validation does with fewer, rather than leave too few to fit to.
+    validating = max(min(max(groups_of(VALIDATION_SHARE), 5), count - calibrating - 2), 1) if validation else 0
+    first_validating = count - calibrating - validating
+    training, held_out = (int(before[max(place, 0)]) for place in (first_validating, count - calibrating))
+    too_few_validating = validation and held_out - training < FEWEST_VALIDATION_IMAGES
+    if training < FEWEST_TRAINING_IMAGES or first_validating < 2 or count < fewest or too_few_validating:
+        least = FEWEST_VALIDATION_IMAGES if validation else 0
+        smallest = max(FEWEST_TRAINING_IMAGES + least + (fewest if calibration else 0), fewest)
         at = f"{rate:g}" if confidence is None else f"{rate:g} with a confidence of {confidence:g}"
         if n >= smallest:
             raise TooFewImagesError(
@@ -82,5 +87,4 @@ def split(
             f"{n} readable images are too few to fit with a false-alarm rate of {at}; give at least {smallest}, "
             "or allow a higher rate"
         )
-    held_out = int(before[first_calibrating])
     return Split(order[:training], order[training:held_out], order[held_out:])

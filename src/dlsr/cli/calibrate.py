@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from dlsr.calibration.promise import promise
-from dlsr.cli.console import no_unreadable_warnings, print_message, print_skipped, progress_bars
+from dlsr.cli.console import print_doubts, print_message, print_skipped, progress_bars, unreadable_warnings_as_lines
 from dlsr.cli.options import Confidence, Every, FalseAlarmRate, GroupBy, Model, Quiet, Runtime, with_groups
 from dlsr.errors import SettingsError
 
@@ -18,7 +18,8 @@ app = typer.Typer()
 def calibrate(
     model: Model,
     images: Annotated[
-        Path | None, typer.Option(help="ID images to calibrate on instead of those held out by the fit.")
+        Path | None,
+        typer.Option(help="ID images to calibrate on, none of them of the fit. Default: keep the fit's calibration."),
     ] = None,
     false_alarm_rate: FalseAlarmRate = None,
     confidence: Confidence = None,
@@ -45,9 +46,11 @@ def calibrate(
     if images is not None:
         dataset = open_images(images, every=every)
         print_skipped(dataset, quiet)
-        with no_unreadable_warnings(), progress_bars(quiet) as bars:
+        with unreadable_warnings_as_lines(), progress_bars(quiet) as bars:
             detector.calibrate(dataset, progress=bars.images("encoding", len(dataset)))
     threshold = detector.threshold_
     detector.save(model)
     promised = promise(detector.false_alarm_rate, detector.confidence)
     print_message(f"threshold {threshold:.6g} at {promised}", quiet)
+    if images is not None:
+        print_doubts(detector.fit_summary_, quiet)

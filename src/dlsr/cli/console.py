@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dlsr.evaluation import Report
     from dlsr.explaining.groups import Group
     from dlsr.images.sources import ImageDataset
+    from dlsr.model import FitSummary
     from dlsr.results import TextWriter
     from dlsr.training.log import EpochLog
 
@@ -152,6 +153,37 @@ def no_unreadable_warnings() -> Iterator[None]:
 
     with warnings.catch_warnings(action="ignore", category=UnreadableImagesWarning):
         yield
+
+
+@contextmanager
+def unreadable_warnings_as_lines() -> Iterator[None]:
+    """Print the library's warning of unreadable images as a line, for commands that do not have their names."""
+    from dlsr.images.sources import UnreadableImagesWarning  # noqa: PLC0415
+
+    others = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if issubclass(category, UnreadableImagesWarning):
+            stderr.print(printable(str(message)), markup=False)
+        else:
+            others(message, category, filename, lineno, file, line)
+
+    with warnings.catch_warnings(action="always", category=UnreadableImagesWarning):
+        warnings.showwarning = show
+        yield
+
+
+def print_doubts(summary: "FitSummary", quiet: bool) -> None:
+    """Say if the images do not look exchangeable, which the false-alarm rate assumes."""
+    if summary.check.fired:
+        print_message(f"the false-alarm rate may not hold: {summary.check.message}", quiet)
 
 
 def print_evaluation(report: "Report") -> None:

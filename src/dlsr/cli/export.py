@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dlsr.cli.console import no_unreadable_warnings, print_message, progress_bars
+from dlsr.cli.console import print_message, progress_bars, unreadable_warnings_as_lines
 from dlsr.cli.options import Backend, BackendName, Model, Quiet, Runtime, Weights, named_paths
 from dlsr.errors import SettingsError
 
@@ -54,7 +54,7 @@ def export(
         if kind is not FormatName.OPENVINO or train is None or id_images is None or not ood:
             raise SettingsError("--int8 needs --format openvino, --train IMAGES, --id IMAGES and --ood NAME=IMAGES")
         dataset = open_images(train)
-        with no_unreadable_warnings(), progress_bars(quiet) as bars:
+        with unreadable_warnings_as_lines(), progress_bars(quiet) as bars:
             report = export_int8(
                 detector, output, dataset, id_images, named_paths(ood), progress=bars.images("encoding", len(dataset))
             )

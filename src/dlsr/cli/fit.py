@@ -11,6 +11,7 @@ import typer
 from dlsr.calibration.promise import promise
 from dlsr.cli.console import (
     no_unreadable_warnings,
+    print_doubts,
     print_json,
     print_message,
     print_skipped,
@@ -330,8 +331,7 @@ def _print_fitted(
                 "for images that are none; give --group-by if you know better",
                 quiet,
             )
-        if summary.check.fired:
-            print_message(f"the false-alarm rate may not hold: {summary.check.message}", quiet)
+        print_doubts(summary, quiet)
         if summary.unlike:
             name, deviation = next(iter(summary.unlike.items()))
             print_message(

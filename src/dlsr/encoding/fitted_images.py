@@ -30,6 +30,11 @@ class FittedImages:
     def __len__(self) -> int:
         return len(self.names)
 
+    def among(self, keys: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """Which of other images, with these SHA-256 of their files, shape `(R, 32)`, are among them: shape `(R,)`."""
+        known = set(map(bytes, self.keys))
+        return np.array([bytes(key) in known for key in keys], np.bool_)
+
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Everything as arrays, for saving."""
         arrays = {"names": np.frombuffer(json.dumps(self.names).encode(), np.uint8), "keys": self.keys}

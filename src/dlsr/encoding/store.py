@@ -65,7 +65,7 @@ class FeatureStore:
         opened = self._open_all()
         self._shards = [shard for shard, _ in opened]
         self._index = _Index([keys for _, keys in opened])
-        small = [(shard, keys) for shard, keys in opened if len(keys) < SHARD_SIZE // 2]
+        small = [(shard, keys) for shard, keys in opened if len(keys) < SHARD_SIZE // 2 and _is_own(shard.path)]
         if len(small) > MANY_SHARDS:
             with suppress(OutputError):  # nothing is lost if there is no space to merge them
                 self._merge(small)
@@ -164,7 +164,13 @@ class FeatureStore:
         if entries:
             self._append(self._write(entries))
         for shard, _ in small:
-            shard.path.unlink(missing_ok=True)
+            with suppress(OSError):  # another user's
+                shard.path.unlink()
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a file is this user's, who may then delete it."""
+    return not hasattr(os, "getuid") or path.stat().st_uid == os.getuid()
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import posixpath
 import tarfile
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
@@ -154,7 +155,18 @@ def list_members(file: IO[bytes]) -> Listing:
         except Exception as error:
             damage = one_line(error)
     members = [_followed(member, links[name], contents, links) if name in links else member for name, member in images]
-    return Listing(members, ignored, damage)
+    return Listing(_with_own_names(members), ignored, damage)
+
+
+def _with_own_names(members: list[Member]) -> list[Member]:
+    """Members that are told apart by their names: `tar -r` repeats names."""
+    counts: Counter[str] = Counter()
+    named = []
+    for member in members:
+        counts[member.name] += 1
+        repeat = counts[member.name]
+        named.append(member if repeat == 1 else replace(member, name=f"{member.name} ({repeat})"))
+    return named
 
 
 class _Headers:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -25,6 +25,7 @@ FEW_SHARDS = 64
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "bytes", "content")
 NAME_COLUMNS = ("path", "name", "file_name", "filename", "__key__")
 DATASET_PREFIX = "hf:"
+VERSION_FIELDS = ("size", "ETag", "etag", "md5Hash", "content_md5", "mtime", "last_modified", "LastModified", "updated")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Part:
     start: int = 0
     stop: int = 0
     """First row, and the row after the last, of `parquet` and `dataset`."""
+    versions: str = ""
+    """Digest of the files' sizes and of when they were changed; empty for a `dataset`."""
 
     def to_json(self) -> str:
         """The part as JSON."""
@@ -98,39 +101,59 @@ def _parts(source: str, size: int, ignored: list[str]) -> Iterator[Part]:
     fs, root = filesystem(source)
     if not fs.exists(root):
         raise FileNotFoundError(f"'{source}' does not exist")
-    found, unlisted = _files(fs, root) if fs.isdir(root) else ([root], [])
+    found, unlisted = _files(fs, root) if fs.isdir(root) else ({root: _version(fs.info(root))}, [])
     tars = [path for path in found if path.lower().endswith(TAR_SUFFIXES)]
     for tar in tars:
-        url, listing = fs.unstrip_protocol(tar), None
+        url, listing, versions = fs.unstrip_protocol(tar), None, _digest([found[tar]])
         if len(tars) <= FEW_SHARDS:
             listing = _listing(fs, tar, required=len(found) == 1)
         if listing is None:
-            yield Part(0, "tar", url)
+            yield Part(0, "tar", url, versions=versions)
             continue
         ignored += (f"{tar}/{name}" for name in listing.ignored)
-        parts = [Part(0, "members", url, members=tuple(chunk)) for chunk in in_groups(listing.members, size)]
+        whole = Part(0, "members", url, versions=versions)
+        parts = [replace(whole, members=tuple(chunk)) for chunk in in_groups(listing.members, size)]
         if listing.damage is not None:
-            parts[-1:] = [replace(part, damage=listing.damage) for part in parts[-1:] or [Part(0, "members", url)]]
+            parts[-1:] = [replace(part, damage=listing.damage) for part in parts[-1:] or [whole]]
         yield from parts
     tables = [path for path in found if path.endswith(".parquet")]
     for table in tables:
         for start, stop in _ranges(_row_count(fs, table, required=len(found) == 1), size):
-            yield Part(0, "parquet", fs.unstrip_protocol(table), start=start, stop=stop)
+            url, versions = fs.unstrip_protocol(table), _digest([found[table]])
+            yield Part(0, "parquet", url, start=start, stop=stop, versions=versions)
     images = [path for path in found if PurePosixPath(path).suffix.lower() in SUFFIXES]
     # An unlisted folder is an image that cannot be read, so that its name and the reason are reported.
     for paths in in_groups(images + unlisted, size):
-        yield Part(0, "files", fs.unstrip_protocol(root), tuple(paths))
+        versions = _digest([found.get(path, "") for path in paths])
+        yield Part(0, "files", fs.unstrip_protocol(root), tuple(paths), versions=versions)
     ignored += map(in_utf8, sorted(set(found) - {*tars, *tables, *images}))
 
 
-def _files(fs: Any, root: str) -> tuple[list[str], list[str]]:
-    """The files in a folder and its subfolders, and the subfolders that cannot be listed."""
+def _files(fs: Any, root: str) -> tuple[dict[str, str], list[str]]:
+    """The files in a folder and its subfolders in order, with their versions; subfolders that cannot be listed."""
     if not is_local(fs):
-        return sorted(fs.find(root)), []
+        return {path: _version(info) for path, info in sorted(fs.find(root, detail=True).items())}, []
     found, unlisted = [], list[str]()
     for folder, names, links in walk_folder(root, lambda error: unlisted.append(str(error.filename))):
         found += [f"{folder.rstrip('/')}/{name}" for name in names + links]
-    return sorted(found), sorted(unlisted)
+    return {path: _version(_local_info(path)) for path in sorted(found)}, sorted(unlisted)
+
+
+def _local_info(path: str) -> dict[str, Any]:
+    try:
+        status = os.stat(path)  # noqa: PTH116 - a million times
+    except OSError:
+        return {}
+    return {"size": status.st_size, "mtime": status.st_mtime_ns}
+
+
+def _version(info: Mapping[str, Any]) -> str:
+    """A file's size, and when it was changed or a digest of its content, by the names of fsspec's file systems."""
+    return ",".join(str(info.get(name, "")) for name in VERSION_FIELDS)
+
+
+def _digest(versions: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(versions).encode()).hexdigest()
 
 
 def _ranges(rows: int, size: int) -> Iterator[tuple[int, int]]:
@@ -182,7 +205,10 @@ def items_of(part: Part) -> Iterator[ImageItem]:
 
 
 def digest_of(parts: Sequence[Part]) -> str:
-    """SHA-256 of the parts: equal if a collection was split in the same way."""
+    """SHA-256 of the parts: equal if a collection was split in the same way, and none of its files has changed.
+
+    The files of Hugging Face datasets are not looked at.
+    """
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part.to_json().encode())
@@ -331,7 +357,7 @@ def _rows_of_dataset(part: Part) -> Iterator[ImageItem]:
     for i in range(part.start, part.stop):
         cell = rows[i][column]
         name = f"{part.url}/{i}"
-        if cell.get("bytes") is None and cell.get("path"):
+        if isinstance(cell, dict) and cell.get("bytes") is None and cell.get("path"):
             fs, path = filesystem(cell["path"])
             yield ImageItem(name, _reader(fs, path))
         else:

@@ -14,13 +14,12 @@ written last and atomically, so a run that was stopped at any point resumes with
 
 import io
 import json
-import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from dlsr.errors import ArtifactError, InputError, one_line
+from dlsr.errors import ArtifactError, one_line
 from dlsr.files import remove_old, replacing, target_of
 from dlsr.fitted_detector import FittedDetector
 from dlsr.images.sources import ImageItem, failing_item
@@ -127,8 +126,11 @@ class RunFolder:
             table: a `pyarrow.Table` of the images that could be read.
             failed: results of the images that could not be read; written first.
         """
+        errors = self._name("errors", part, "parquet")
         if failed:
-            self._write(self._name("errors", part, "parquet"), _parquet_bytes(results_table(failed)))
+            self._write(errors, _parquet_bytes(results_table(failed)))
+        elif self._fs.exists(f"{self._root}/{errors}"):
+            self._fs.rm_file(f"{self._root}/{errors}")  # of an earlier attempt
         self._write(self._name(self._results, part, "parquet"), _parquet_bytes(table))
         if self._fs.exists(self._path("attempts", part, "json")):
             self._fs.rm_file(self._path("attempts", part, "json"))
@@ -244,7 +246,7 @@ def _items_and_damage(part: Part) -> Iterator[ImageItem]:
     """The images of a part; damage that ends the part early becomes one more image, which fails with the reason."""
     try:
         yield from items_of(part)
-    except (OSError, ValueError, tarfile.TarError, InputError) as error:
+    except Exception as error:  # libraries of datasets raise errors of any kind
         yield failing_item(part.url, f"the rest of this part cannot be read: {one_line(error)}")
 
 

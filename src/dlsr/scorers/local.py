@@ -5,11 +5,12 @@ restored from the training images nearest to it, which needs no training and lea
 most datasets (docs/results.md). The score has three parts, which are weak on different datasets:
 
 - the error of the restoration;
-- the distance to a near training image, though not to the nearest ones, among which there may be intruders;
+- the distance to a near training image, of a few hundred and more not to the nearest ones, among which there may be
+  intruders;
 - the Mahalanobis distance, which sees what all images have in common.
 
-A folder is seldom clean: a few training images do not belong. Those unusually far from the others are left out, and the
-distance is not that to the nearest image, so that an intruder does not make its like look in distribution.
+A folder is seldom clean: a few training images do not belong. Those unusually far from the others are left out, so that
+an intruder does not make its like look in distribution.
 
 Each part enters by its logarithm, standardised on the training images. These are scored as if they had been left out
 one by one, so no image has to be held out for it, and those unlike the rest can be found.

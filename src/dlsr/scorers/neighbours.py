@@ -51,15 +51,20 @@ class Neighbours(nn.Module):
     def nearest_others(self, chosen: Tensor, k: int, groups: Tensor) -> Tensor:
         """Indices of the `k` references nearest to each of the chosen ones, of other groups: `(n,)` to `(n, k)`.
 
+        Where fewer than `k` are of other groups, the last of them stands for those that are missing: the others get as
+        many neighbours as new samples do, though one group may be large.
+
         Args:
             chosen: indices of references.
-            k: lowered to the number of the references outside the largest group.
-            groups: a whole number for each reference, shape `(R,)`.
+            k: lowered to the number of references.
+            groups: a whole number for each reference, shape `(R,)`; at least two different ones.
         """
-        others = len(groups) - int(groups.bincount().max())
+        others = len(groups) - groups.bincount()[groups[chosen]]
         order = self._order(self.centred[chosen])
         order[groups[chosen, None] == groups] = torch.inf
-        return order.topk(min(k, others), dim=1, largest=False).indices
+        nearest = order.topk(min(k, len(groups)), dim=1, largest=False).indices
+        places = torch.arange(nearest.shape[1], device=nearest.device).minimum(others[:, None] - 1)
+        return nearest.gather(1, places)
 
     def differences(self, samples: Tensor, references: Tensor) -> Tensor:
         """Samples less the references of these indices: `(N, c)` and `(N,)` to `(N, c)`."""

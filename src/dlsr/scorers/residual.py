@@ -1,4 +1,4 @@
-"""Restoration error against the error to expect: the score of the presets `default` and `fast`.
+"""Restoration error against the error to expect.
 
 Two things are added to the paper's LFDN. What a Gaussian can restore is restored in closed form (a Wiener filter), so
 that the network learns only what a Gaussian misses. And beside `z0` the network predicts how large the error of each
