@@ -222,7 +222,7 @@ def test_the_model_is_replaced_and_the_changes_are_told(run, folders, fitted, tm
     now = Detector.load(model).threshold_
     assert f"threshold: {threshold:.6g} before, {now:.6g} now\n" in done.err
     assert "of the added images " in done.err
-    assert "scores of the 60 images of before: mean " in done.err
+    assert "scores of the 60 earlier images: mean " in done.err
     assert Detector.load(model).fit_summary_.training_images == 80
     again = run("fit", "--add", folders[1], "--model", model, *runtime)
     assert "there is nothing to add" in again.error

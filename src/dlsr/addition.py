@@ -1,9 +1,9 @@
-"""More images for a fitted model: a fit to the images of before and to new ones, and what it changes.
+"""More images for a fitted model: a fit to the earlier images and to new ones, and what it changes.
 
-The features of the images of before come from the feature store, so they are not encoded again. The model is that of a
+The features of the earlier images come from the feature store, so they are not encoded again. The model is that of a
 fit to all images with the same settings, those of before first, except that
 
-- copies of images of before, by their pixels, are left out: to add a folder twice is to add it once;
+- copies of earlier images, by their pixels, are left out: to add a folder twice is to add it once;
 - which images are kept as thumbnails differs, since those of before may be gone: of these, some kept ones stay;
 - an encoder in 8 bits keeps its ranges, or all features would change;
 - groups that were given stay, and those of new images are other ones.
@@ -71,7 +71,7 @@ class Addition(BaseModel):
     """How many it calls OOD now: each as if left out of the fit, if the model was calibrated so. If not, some of them
     were trained on, and this is too low."""
     paired: bool
-    """Whether both spreads are of the images of before, each left out of the fit in turn. If not, each is of all images
+    """Whether both spreads are of the earlier images, each left out of the fit in turn. If not, each is of all images
     that the model was calibrated on."""
     scores_before: Spread
     """Calibration scores before."""
@@ -91,7 +91,7 @@ class NewImages:
     groups: Sequence[Hashable] | None = None
     """A label for each image; None to find groups as the model does."""
     old: ImagesLike | None = None
-    """The images of before, if the feature store does not hold their features."""
+    """The earlier images, if the feature store does not hold their features."""
     progress: Progress | None = None
     """Callback with the number of images that were encoded since the last call."""
 
@@ -104,7 +104,7 @@ def with_added(
     device: str,
     trainer: Trainer,
 ) -> tuple[FittedModel, Addition]:
-    """The model that was fitted to the images of before and to new ones, and what changed. Warns of unreadable ones.
+    """The model that was fitted to the earlier images and to new ones, and what changed. Warns of unreadable ones.
 
     Args:
         before: the model.
@@ -116,7 +116,7 @@ def with_added(
 
     Raises:
         NotFittedError: if it is not known what the model was fitted to.
-        InputError: if features of images of before are missing.
+        InputError: if features of earlier images are missing.
         NoImagesError: if no image is new.
         SettingsError: for groups of new images where the fit was given none, or the other way round.
     """
@@ -148,7 +148,7 @@ def with_added(
     summary = after.summary.model_copy(update={"unreadable": before.summary.unreadable | new.unreadable})
     count, images = before.config.thumbnails, given.images.subset(map(int, rows))
     examples = more_examples(before.examples, len(known), images, added, count, before.config.seed) if count else None
-    # How uneven ordinary maps are is known from images of before, which are not read again.
+    # How uneven ordinary maps are is known from earlier images, which are not read again.
     ranges = before.ranges
     if ranges is not None:
         ranges = ranges.joined(ranges_of(images, settings.seed, extractor.workers))

@@ -67,7 +67,7 @@ def test_the_json_output_holds_every_test(run, model, image_folder, write):
 
 def test_without_reference_images_it_is_said_how_to_be_told_what_changed(run, model, write, tmp_path):
     done = run("drift", model, write("new"), "--plot", tmp_path / "scores.svg", *TORCH)
-    assert "give --reference FOLDER, images of before, to be told what changed" in done.out
+    assert "to see what changed, give --reference FOLDER with earlier images" in done.out
     assert "features" not in done.out
     assert (tmp_path / "scores.svg").stat().st_size > 1000
 

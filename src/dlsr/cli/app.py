@@ -11,17 +11,17 @@ import typer
 from typer.core import TyperGroup
 
 COMMANDS = (
-    "audit",
     "fit",
     "score",
+    "report",
+    "audit",
     "select",
     "evaluate",
     "calibrate",
-    "export",
-    "report",
     "drift",
     "watch",
     "serve",
+    "export",
     "info",
     "demo",
     "bench",

@@ -20,7 +20,7 @@ from dlsr.files import check_writable
 FAULTY = 1
 """Exit status if images have a fault that counts."""
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()
@@ -29,7 +29,9 @@ def audit(
     images: Images,
     against: Annotated[
         Path | None,
-        typer.Option(help="A folder, tar or image file that must not share images with it, such as the test images."),
+        typer.Option(
+            help="Folder, tar or image file, such as the test images, to check for leaks: images shared with IMAGES."
+        ),
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="CSV file to write, a row an image.")] = None,
     page: Annotated[Path | None, typer.Option("--html", help="HTML page to write, with thumbnails.")] = None,

@@ -10,7 +10,7 @@ from dlsr.cli.console import print_doubts, print_message, print_skipped, progres
 from dlsr.cli.options import Confidence, Every, FalseAlarmRate, GroupBy, Model, Quiet, Runtime, with_groups
 from dlsr.errors import SettingsError
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()

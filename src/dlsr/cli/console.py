@@ -265,7 +265,7 @@ def print_drift(report: "DriftReport", first: str | None, typical: Sequence[str]
         line = f"drift: {report.images} images differ from {others}{where} (alpha {report.alpha:g}){since}"
         stdout.print(printable(line), markup=False, soft_wrap=True)
     if report.reference is None:
-        stdout.print("give --reference FOLDER, images of before, to be told what changed")
+        stdout.print("to see what changed, give --reference FOLDER with earlier images")
 
 
 def _print_causes(test: "ReferenceTest", scores_moved: bool, typical: Sequence[str]) -> None:

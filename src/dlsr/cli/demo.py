@@ -8,7 +8,7 @@ import typer
 from dlsr.cli.console import print_evaluation, print_message, progress_bars
 from dlsr.cli.options import Backend, BackendName, Device, Quiet
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()

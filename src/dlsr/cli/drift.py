@@ -28,7 +28,7 @@ DRIFTED = 1
 MOST_COMPARED = 2000
 """Images, and reference images, that are compared: so many are drawn at random from more."""
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()
@@ -38,7 +38,7 @@ def drift(
     images: Images,
     reference: Annotated[
         Path | None,
-        typer.Option(help="In-distribution images of before, such as those of the fit: what changed is then named."),
+        typer.Option(help="Earlier ID images, such as those of the fit. The test then also reports what changed."),
     ] = None,
     alpha: Annotated[float, typer.Option(help="Probability of an alarm on in-distribution images.")] = 0.01,
     window: Annotated[

@@ -9,7 +9,7 @@ from dlsr.cli.console import print_evaluation, print_json, print_message, print_
 from dlsr.cli.options import Json, Mlflow, Model, OodDatasets, ProtocolName, Quiet, Runtime, named_paths, with_groups
 from dlsr.files import check_writable
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()
@@ -23,7 +23,9 @@ def evaluate(
         ProtocolName, typer.Option(help="native: images as they are. matched: all resized and compressed alike first.")
     ] = ProtocolName.NATIVE,
     matched_size: Annotated[int, typer.Option(min=1, help="Side in pixels for the matched protocol.")] = 32,
-    seeds: Annotated[int, typer.Option(min=1, help="Noise seeds to average over.")] = 1,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Noise seeds to average over. Only scores that draw noise need more than one.")
+    ] = 1,
     limit: Annotated[
         int | None, typer.Option(min=1, help="At most this many images of each dataset, chosen at random.")
     ] = None,

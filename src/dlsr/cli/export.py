@@ -10,7 +10,7 @@ from dlsr.cli.console import print_message, progress_bars, unreadable_warnings_a
 from dlsr.cli.options import Backend, BackendName, Model, Quiet, Runtime, Weights, named_paths
 from dlsr.errors import SettingsError
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 class FormatName(StrEnum):
@@ -29,7 +29,10 @@ def export(
         Path | None, typer.Option(help="Images to check the graph on. Default: photographs of scikit-learn.")
     ] = None,
     int8: Annotated[
-        bool, typer.Option("--int8", help="Encoder in 8-bit integers (OpenVINO); needs --train, --id and --ood.")
+        bool,
+        typer.Option(
+            "--int8", help="Quantise the encoder to 8-bit integers. Needs --format openvino, --train, --id and --ood."
+        ),
     ] = False,
     train: Annotated[Path | None, typer.Option(help="For --int8: the images that the model was fitted to.")] = None,
     id_images: Annotated[

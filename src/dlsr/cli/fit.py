@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from dlsr.detector import Detector
     from dlsr.training.distributed import Ranks
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command(cls=CommandWithScoreSettings)
@@ -92,7 +92,7 @@ def fit(
     precision: Annotated[
         PrecisionName,
         typer.Option(
-            help="Of the encoder; bfloat16 is faster on processors that multiply in it, int8 (8 bits) on others."
+            help="Precision of the encoder. bfloat16 and int8 are faster, and need OpenVINO; int8 also the extra quantise."
         ),
     ] = PrecisionName.FLOAT32,
     pooling: Pooling = None,
@@ -100,7 +100,10 @@ def fit(
     confidence: Confidence = None,
     calibration: Annotated[
         CalibrationName,
-        typer.Option(help="On held-out images, or on all, each as if left out; auto: the latter where possible."),
+        typer.Option(
+            help="Which scores set the threshold: of held-out images, or of all images, each scored as if left out of the "
+            "fit. auto: leave-one-out where the score can."
+        ),
     ] = CalibrationName.AUTO,
     group_by: GroupBy = None,
     seed: Annotated[int, typer.Option(help="Seed of the split, training and noise.")] = 0,
@@ -345,7 +348,7 @@ def _print_fitted(
 def _changes(addition: "Addition") -> list[str]:
     """What an addition changed, in lines."""
     before, now = addition.scores_before, addition.scores
-    of = f"the {now.images} images of before" if addition.paired else "the calibration images"
+    of = f"the {now.images} earlier images" if addition.paired else "the calibration images"
     left_out = f"; left out as copies of these: {addition.copies}" if addition.copies else ""
     lines = [
         f"added {addition.added} images to {addition.images_before}{left_out}",

@@ -11,7 +11,7 @@ from dlsr.cli.options import Json, Model
 if TYPE_CHECKING:
     from dlsr.artifact import Manifest
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()
@@ -22,7 +22,7 @@ def info(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show a model: settings, encoder, calibration, losses."""
+    """Show a model: score, encoder, settings, calibration and threshold. --json also has the losses."""
     from dlsr.artifact import read_manifest  # noqa: PLC0415
     from dlsr.fitted_detector import FittedDetector  # noqa: PLC0415
     from dlsr.runtime.backends import choose_backend  # noqa: PLC0415

@@ -88,13 +88,14 @@ Every = Annotated[
 ]
 OodDatasets = Annotated[list[str], typer.Option("--ood", help="An OOD dataset as NAME=FOLDER or NAME=TAR. Repeatable.")]
 FalseAlarmRate = Annotated[
-    float | None, typer.Option("--false-alarm-rate", help="Share of ID images that may be called OOD.")
+    float | None,
+    typer.Option("--false-alarm-rate", help="Share of ID images that may be called OOD. Default: the model's."),
 ]
 Confidence = Annotated[
     float | None,
     typer.Option(
         "--confidence",
-        help="Probability, such as 0.95, that the rate holds for this model. Default: it does on average.",
+        help="Probability, such as 0.95, that the rate holds for this model. Default: it holds on average over fits.",
     ),
 ]
 GroupBy = Annotated[
@@ -120,7 +121,7 @@ Weights = Annotated[
         "Face Hub if they are not on this machine."
     ),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ..")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Backend = Annotated[BackendName, typer.Option(help="Engine that runs the encoder.")]
 Store = Annotated[Path | None, typer.Option(help="Folder of the feature store.", show_default="~/.cache/dlsr/features")]
 NoStore = Annotated[bool, typer.Option("--no-store", help="Do not keep features on disk.")]
@@ -153,7 +154,8 @@ class EngineName(StrEnum):
 
 
 Engine = Annotated[
-    EngineName, typer.Option(help="ray: on a Ray cluster, from folders, shards, Parquet, URLs or hf:DATASET.")
+    EngineName,
+    typer.Option(help="local: this machine. ray: a Ray cluster, also for shards, Parquet, URLs and hf:DATASET."),
 ]
 Address = Annotated[
     str | None, typer.Option(help="Ray: address of the cluster, such as auto. Default: start one on this machine.")

@@ -10,7 +10,7 @@ from dlsr.cli.console import no_unreadable_warnings, print_message, print_skippe
 from dlsr.cli.options import Every, FalseAlarmRate, Fdr, Images, Model, Quiet, Runtime, check_fdr_option, with_groups
 from dlsr.files import check_writable
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 class LayoutName(StrEnum):

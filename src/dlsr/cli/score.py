@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from dlsr.images.sources import ImageDataset
     from dlsr.results import Result
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()

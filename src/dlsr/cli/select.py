@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("path", "score", "p_value", "is_ood", "top_layer", "copies", "copied_to")
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()
@@ -50,7 +50,7 @@ def select(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Select images worth labelling or adding to a fit: out of distribution, different, no copies of each other."""
+    """Select diverse OOD images, without copies, to label or to add to a fit."""
     from dlsr.images.sources import open_images  # noqa: PLC0415
     from dlsr.results import write_rows  # noqa: PLC0415
     from dlsr.selection import select as choose  # noqa: PLC0415

@@ -13,7 +13,7 @@ from dlsr.errors import MissingExtraError, SettingsError
 
 SHORTEST_TOKEN = 8
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()

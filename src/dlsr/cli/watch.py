@@ -26,7 +26,7 @@ LAST_SECONDS = 5.0
 LAST_SECONDS_ONCE = 60.0
 """With --once."""
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()

@@ -90,10 +90,10 @@ def choose_examples(images: ImageDataset, encoded: Encoded, count: int, seed: in
 def more_examples(
     before: Examples | None, n: int, images: ImageDataset, encoded: Encoded, count: int, seed: int
 ) -> Examples | None:
-    """At most `count` examples as if drawn from images of before and new ones alike; None if there are none.
+    """At most `count` examples as if drawn from earlier images and new ones alike; None if there are none.
 
     Args:
-        before: those drawn from the images of before, in random order.
+        before: those drawn from the earlier images, in random order.
         n: number of images that they were drawn from.
         images: new ones.
         encoded: the same.

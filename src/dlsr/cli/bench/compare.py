@@ -9,7 +9,7 @@ from dlsr.cli.bench.options import Detectors, Experiment, Folder, Seeds, write_r
 from dlsr.cli.console import print_message
 from dlsr.cli.options import OodDatasets, Quiet, named_paths, with_groups
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()

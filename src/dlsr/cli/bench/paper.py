@@ -31,7 +31,7 @@ REDUCED_IMAGES = 10_000
 REDUCED_WIDTH = 1024
 """Its width with ResNet-50, that of the default encoder's: at its own, 3584, training takes more than 16 GiB."""
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @with_groups

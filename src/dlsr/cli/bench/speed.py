@@ -9,7 +9,7 @@ from dlsr.cli.bench.options import command_line
 from dlsr.cli.console import print_message, print_speed
 from dlsr.cli.options import DecodingName, PrecisionName, Quiet, Weights, Workers, whole_numbers
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()
@@ -24,9 +24,9 @@ def speed(
     growth: Annotated[str, typer.Option(help="Numbers of images for the growth of time and memory.")] = "256,1024",
     vectors: Annotated[int, typer.Option(min=2, help="Feature vectors in the timed epoch.")] = 8192,
     encoder: Annotated[str, typer.Option(help="Encoder preset, or a timm network.")] = "efficientnet_lite0",
-    preset: Annotated[str, typer.Option(help="Preset whose network and training are timed.")] = "default",
-    decoding: DecodingName = DecodingName.DRAFT,
-    precision: PrecisionName = PrecisionName.FLOAT32,
+    preset: Annotated[str, typer.Option(help="Preset to measure. Only paper trains a network.")] = "default",
+    decoding: Annotated[DecodingName, typer.Option(help="How JPEGs are decoded.")] = DecodingName.DRAFT,
+    precision: Annotated[PrecisionName, typer.Option(help="Precision of the encoder.")] = PrecisionName.FLOAT32,
     others: Annotated[
         bool, typer.Option(help="Also measure scoring by hand (torchvision, DataLoader, timm), with anomalib and PyOD.")
     ] = True,

@@ -14,7 +14,7 @@ from dlsr.errors import SettingsError
 if TYPE_CHECKING:
     from dlsr.bench.tasks import Suite, SuiteTask
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @dataclass(frozen=True)
