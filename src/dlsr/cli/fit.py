@@ -92,7 +92,7 @@ def fit(
     precision: Annotated[
         PrecisionName,
         typer.Option(
-            help="Precision of the encoder. bfloat16 and int8 are faster, and need OpenVINO; int8 also the extra quantise."
+            help="Precision of the encoder. bfloat16 and int8 are faster and need OpenVINO; int8 also the extra quantise."
         ),
     ] = PrecisionName.FLOAT32,
     pooling: Pooling = None,
@@ -101,8 +101,8 @@ def fit(
     calibration: Annotated[
         CalibrationName,
         typer.Option(
-            help="Which scores set the threshold: of held-out images, or of all images, each scored as if left out of the "
-            "fit. auto: leave-one-out where the score can."
+            help="Which scores set the threshold: of held-out images, or of all images, each as if left out of the fit. "
+            "auto: leave-one-out where the score can."
         ),
     ] = CalibrationName.AUTO,
     group_by: GroupBy = None,
