@@ -92,7 +92,7 @@ def fit(
     precision: Annotated[
         PrecisionName,
         typer.Option(
-            help="Precision of the encoder. bfloat16 and int8 are faster and need OpenVINO; int8 also the extra quantise."
+            help="Precision of the encoder. bfloat16 and int8 are faster, by OpenVINO; int8 needs the extra quantise."
         ),
     ] = PrecisionName.FLOAT32,
     pooling: Pooling = None,
@@ -101,7 +101,7 @@ def fit(
     calibration: Annotated[
         CalibrationName,
         typer.Option(
-            help="Which scores set the threshold: of held-out images, or of all images, each as if left out of the fit. "
+            help="Which scores set the threshold: of held-out images, or of all, each as if left out of the fit. "
             "auto: leave-one-out where the score can."
         ),
     ] = CalibrationName.AUTO,
