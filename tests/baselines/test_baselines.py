@@ -84,8 +84,7 @@ def test_a_model_is_loaded_only_by_its_class(fitted, tmp_path):
 
 @pytest.mark.parametrize("name", ["pixelcnn++", "ddpm", "simclr+knn"])
 def test_an_interrupted_fit_resumes_exactly(name, training, tmp_path, monkeypatch):
-    """Dropout of PixelCNN++, and the random images that DDPM and SimCLR choose after training, included."""
-    monkeypatch.setattr("dlsr.baselines.ddpm.HELD_OUT", 8)
+    """Dropout of PixelCNN++, and the random images that SimCLR chooses after training, included."""
     monkeypatch.setattr("dlsr.baselines.simclr.REFERENCES", 8)
     images = training.subset(range(24))
     settings = TINY[name] | {"epochs": 2, "batch_size": 16}

@@ -227,10 +227,7 @@ class Baseline(Estimator):
                 are the same.
         """
         network = network or self.network_
-        generator = torch.Generator().manual_seed(self.seed)
-        order = torch.randperm(len(samples), generator=generator)
-        held_out = max(len(samples) // 20, 1)
-        validation, training = samples[order[:held_out]], samples[order[held_out:]]
+        training, validation = self._split(samples)
         inputs = (training, validation, *network.state_dict().values(), *also)
 
         def key() -> str:
@@ -239,6 +236,12 @@ class Baseline(Estimator):
         state = trainer.train(network, Samples(training), validation, loss, settings, key)
         network.load_state_dict(state.best)
         self.log_ = state.log
+
+    def _split(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """The samples in a random order: those that `_train` trains on, and the twentieth that it holds out."""
+        order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(self.seed))
+        held_out = max(len(samples) // 20, 1)
+        return samples[order[held_out:]], samples[order[:held_out]]
 
     def _random_subset(self, samples: Tensor, most: int) -> Tensor:
         """At most `most` of the samples.

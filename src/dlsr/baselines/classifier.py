@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from dlsr.baselines.base import Baseline
 from dlsr.baselines.diffusion import scaled
 from dlsr.baselines.encoded import EncodedBaseline
-from dlsr.baselines.networks import SmallResNet
+from dlsr.baselines.networks import SmallResNet, moved
 from dlsr.baselines.pixels import PixelBaseline
 from dlsr.baselines.pytorch_ood import pytorch_ood_detector
 from dlsr.config import TrainingSettings
@@ -89,6 +89,10 @@ class ClassifierBaseline(Baseline):
     def _features(self, samples: Tensor) -> Tensor:
         """The input of the last layer: output of `_tensor`, shape `(n, ..)`, to `(n, c)`."""
 
+    def _varied(self, samples: Tensor, draws: Draws) -> Tensor:
+        """Samples as training sees them."""
+        return samples
+
     @staticmethod
     @abstractmethod
     def _score(head: Head, features: Tensor) -> Tensor:
@@ -99,7 +103,7 @@ class ClassifierBaseline(Baseline):
         classes = labels.to(samples.device)
 
         def loss(indices: Tensor, draws: Draws) -> Tensor:
-            return F.cross_entropy(self._head(self._features(samples[indices])), classes[indices])
+            return F.cross_entropy(self._head(self._features(self._varied(samples[indices], draws))), classes[indices])
 
         settings = TrainingSettings(
             epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, lr_decay="cosine", ema_decay=0.999
@@ -165,6 +169,9 @@ class TrainedClassifier(ClassifierBaseline, PixelBaseline):
 
     def _features(self, samples: Tensor) -> Tensor:
         return self.network_.embed(scaled(samples))
+
+    def _varied(self, samples: Tensor, draws: Draws) -> Tensor:
+        return moved(samples, draws)
 
 
 class MSP(LinearProbe):

@@ -12,7 +12,11 @@ from dlsr.method.diffusion import skipping_steps
 from dlsr.training.loop import Trainer
 
 HELD_OUT = 256
-"""At most this many training images standardise the errors."""
+"""At most this many images, which the training holds out, standardise the errors."""
+FEWEST = 32
+"""So many images standardise the errors at least; if fewer are held out, others of the training."""
+FIRST_START = 10
+"""The lowest noise level to reconstruct from, that of the paper's code."""
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
@@ -24,7 +28,7 @@ class DDPM(PixelDiffusion):
     distance is that of `dlsr.baselines.perception` instead of LPIPS.
 
     Args:
-        starts: noise levels to reconstruct from, evenly spaced.
+        starts: noise levels to reconstruct from, evenly spaced from `FIRST_START` on.
         steps: most DDIM steps of a reconstruction.
     """
 
@@ -42,7 +46,9 @@ class DDPM(PixelDiffusion):
     def _learn(self, pixels: Tensor, labels: Tensor | None, trainer: Trainer) -> None:
         super()._learn(pixels, labels, trainer)
         self.network_.eval()
-        chosen = self._random_subset(pixels, HELD_OUT)
+        training, held_out = self._split(pixels)
+        count = max(min(len(held_out), HELD_OUT), FEWEST)
+        chosen = torch.cat([held_out[:count], training[: max(count - len(held_out), 0)]])
         errors = torch.cat([self._errors(batch) for batch in torch.split(chosen, self.scoring_batch)])
         self.network_.get_buffer("error_mean").copy_(errors.mean(dim=0))
         self.network_.get_buffer("error_std").copy_(errors.std(dim=0) + 1e-6)
@@ -57,7 +63,8 @@ class DDPM(PixelDiffusion):
         x0, perception = scaled(pixels), Perception.shared(str(pixels.device))
         noise = self._noise(pixels, self.starts, *pixels.shape[1:])
         errors = []
-        for i, start in enumerate(skipping_steps(T, self.starts)):
+        for i in range(self.starts):
+            start = FIRST_START + i * (T - FIRST_START) // self.starts
             times = times_of_unit_pixels(skipping_steps(start, max(1, self.steps * start // T)))
             restored = self._restored(x0, times, noise[:, i])
             errors += [(restored - x0).square().flatten(1).mean(dim=1), perception.distance(x0, restored)]

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dlsr.baselines.diffusion import ALPHA_BAR, PixelDiffusion, T, clean_image, scaled
-from dlsr.baselines.networks import SmallResNet
+from dlsr.baselines.networks import SmallResNet, moved
 from dlsr.config import TrainingSettings
-from dlsr.method.diffusion import predicted_noise, restore, skipping_steps
+from dlsr.method.diffusion import restore, skipping_steps
 from dlsr.training.loop import Draws, Trainer
 
 DROPPED = 0.1
@@ -23,10 +23,12 @@ class DiffGuard(PixelDiffusion):
     The image is inverted to noise by DDIM without a class, then restored with classifier-free guidance towards the
     class (the paper's section 3.2.2, and its CIFAR-10 benchmark). Guidance is limited to where the class activation map
     is high; elsewhere the image is restored without a class. An ID image changes little; an OOD image moves towards a
-    class that it does not show. The distance is that of the classifier's logits in the L1 norm (section 4.1).
+    class that it does not show. The distance is that of the classifier's logits in the L1 norm, "as in" DiffNB (section
+    4.1), whose code first divides logits by their L2 norm.
 
     Args:
-        guidance: its scale, `omega` in Eq. 5; the default is that of the paper's code for its latent diffusion model.
+        guidance: its scale, `omega` in Eq. 5; the default is that of the paper's code for its latent diffusion model,
+            as that for CIFAR-10 is not published.
         cut: guidance is given where the activation map, whose maximum is 1, is above this (fig. 7).
         start: share of the noise levels that the image is inverted through.
         steps: DDIM steps in each direction.
@@ -62,7 +64,7 @@ class DiffGuard(PixelDiffusion):
         self._train(indices, denoising_loss, self._training(), trainer, network=unet, also=(pixels, classes))
 
         def loss(indices: Tensor, draws: Draws) -> Tensor:
-            logits = self.network_["classifier"](scaled(pixels[indices]))
+            logits = self.network_["classifier"](scaled(moved(pixels[indices], draws)))
             return F.cross_entropy(logits, classes[indices])
 
         settings = TrainingSettings(
@@ -89,7 +91,7 @@ class DiffGuard(PixelDiffusion):
         label = logits.argmax(dim=1)
         scale = self.guidance * (classifier.activation_map(x0, label) > self.cut)
         restored = self._restored_as(x0, label, scale)
-        distance: Tensor = (classifier(restored) - logits).abs().sum(dim=1)
+        distance: Tensor = (F.normalize(classifier(restored), dim=1) - F.normalize(logits, dim=1)).abs().sum(dim=1)
         return distance
 
     def _restored_as(self, x0: Tensor, label: Tensor, scale: Tensor) -> Tensor:
@@ -97,20 +99,16 @@ class DiffGuard(PixelDiffusion):
         alpha_bar = ALPHA_BAR.to(x0.device)
         times = skipping_steps(round(self.start * T), self.steps)
         state = x0
-        for t, t_next in zip([1, *times[:0:-1]], times[::-1], strict=True):
-            # Eq. 6: a DDIM step backwards.
-            estimate = self._x0_of(state, t, alpha_bar)
-            noise = predicted_noise(state, estimate, t, alpha_bar)
-            state = alpha_bar[t_next].sqrt() * estimate + (1 - alpha_bar[t_next]).sqrt() * noise
+        for t, t_next in zip([0, *times[:0:-1]], times[::-1], strict=True):
+            # Eq. 6: a DDIM step backwards, with the noise at its end, as in the paper's code.
+            noise = self._noise_in(state, t_next, self._no_class(state))
+            clean = (state - (1 - alpha_bar[t]).sqrt() * noise) / alpha_bar[t].sqrt()
+            state = alpha_bar[t_next].sqrt() * clean + (1 - alpha_bar[t_next]).sqrt() * noise
 
         def denoiser(xt: Tensor, t: int) -> Tensor:
             return clean_image(xt, self._guided_noise(xt, t, label, scale), t, alpha_bar)
 
         return restore(denoiser, state, times, alpha_bar)
-
-    def _x0_of(self, xt: Tensor, t: int, alpha_bar: Tensor) -> Tensor:
-        """The clean image without guidance."""
-        return clean_image(xt, self._noise_in(xt, t, self._no_class(xt)), t, alpha_bar)
 
     def _no_class(self, xt: Tensor) -> Tensor:
         return torch.full((len(xt),), self.classes_, device=xt.device)

@@ -36,7 +36,7 @@ class LMD(PixelDiffusion):
             self._inpainted(x0, checkerboard(self.size, i % 2), draws)
             for i, draws in enumerate(torch.split(noise, 2 * self.steps, dim=1))
         )
-        return torch.stack([perception.distance(x0, image) for image in inpainted]).median(dim=0).values
+        return torch.stack([perception.distance(x0, image) for image in inpainted]).quantile(0.5, dim=0)
 
     def _inpainted(self, x0: Tensor, kept: Tensor, noise: Tensor) -> Tensor:
         """Sample the pixels that are not kept, as RePaint does without resampling (Lugmayr et al. 2022, Algorithm 1).

@@ -1,7 +1,12 @@
 """A small residual network for the baselines on pixels."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from dlsr.training.loop import Draws
+
+SHIFT = 4
 
 
 class SmallResNet(nn.Module):
@@ -25,7 +30,7 @@ class SmallResNet(nn.Module):
                 layers.append(_Block(before, after, 2 if stage and i == 0 else 1))
                 before = after
         self.body = nn.Sequential(*layers, nn.GroupNorm(_groups(before), before), nn.ReLU())
-        self.head = nn.Linear(before, outputs)
+        self.head: nn.Module = nn.Linear(before, outputs)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images in `[-1, 1]`, shape `(n, C, H, W)`, to shape `(n, outputs)`."""
@@ -38,19 +43,32 @@ class SmallResNet(nn.Module):
         return features
 
     def activation_map(self, images: Tensor, outputs: Tensor) -> Tensor:
-        """Where an output comes from (class activation map, Zhou et al. 2016), in `[0, 1]`, largest at its maximum.
+        """Where an output comes from (class activation map, Zhou et al. 2016): 0 at its minimum, 1 at its maximum.
 
         Args:
             images: as in `forward`.
             outputs: one for each image, shape `(n,)`.
 
         Returns:
-            Shape `(n, 1, H, W)`; 0 where the output is lowered.
+            Shape `(n, 1, H, W)`. Where the output is lowered counts as where it does not come from.
         """
         maps = self.body(images)
+        assert isinstance(self.head, nn.Linear)
         activation = (maps * self.head.weight[outputs][:, :, None, None]).sum(dim=1, keepdim=True).clamp(min=0)
         larger = F.interpolate(activation, size=images.shape[-2:], mode="bilinear")
-        return larger / larger.amax(dim=(2, 3), keepdim=True).clamp(min=1e-6)
+        low, high = (edge(larger, dim=(2, 3), keepdim=True) for edge in (torch.amin, torch.amax))
+        return (larger - low) / (high - low).clamp(min=1e-6)
+
+
+def moved(images: Tensor, draws: Draws) -> Tensor:
+    """Images shifted by up to `SHIFT` pixels each way, and half of them mirrored, as training on CIFAR-10 usually does.
+
+    Shape `(n, C, H, W)`, as the result; black comes in from outside.
+    """
+    windows = F.pad(images, [SHIFT] * 4).unfold(2, images.shape[2], 1).unfold(3, images.shape[3], 1)
+    rows, columns = (draws.integers(0, 2 * SHIFT + 1) for _ in range(2))
+    shifted = windows[torch.arange(len(images), device=images.device), :, rows, columns]
+    return torch.where((draws.uniform() < 0.5)[:, None, None, None], shifted.flip(3), shifted)
 
 
 class _Block(nn.Module):

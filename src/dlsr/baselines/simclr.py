@@ -1,13 +1,16 @@
 """SimCLR (Chen et al. 2020) trained on the ID images; Mahalanobis or nearest-neighbour distance of its features.
 
+Features are those before the projection, of unit length, as in SSD (Sehwag et al. 2021).
+
 Training uses `dlsr.training.loop`, not lightly, which would bring PyTorch Lightning. The scores are pytorch-ood's.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dlsr.baselines.diffusion import scaled
@@ -34,8 +37,8 @@ def nt_xent(z: Tensor, temperature: float) -> Tensor:
 def augmented(pixels: Tensor, draws: Draws) -> Tensor:
     """SimCLR's augmentations for small images, drawn for each image: uint8 `(n, C, H, W)` to `[-1, 1]`.
 
-    Random resized crop, horizontal flip, colour jitter (brightness, contrast, saturation) and greyscale; no blur, as
-    in the paper for CIFAR-10 (appendix B.9).
+    Random resized crop, horizontal flip, colour jitter (brightness, contrast, saturation, hue) and greyscale; no blur,
+    as in the paper for CIFAR-10 (appendix B.9).
     """
 
     def uniform(low: float, high: float) -> Tensor:
@@ -53,10 +56,21 @@ def augmented(pixels: Tensor, draws: Draws) -> Tensor:
     jittered = (jittered - mean) * uniform(0.6, 1.4)[:, None, None, None] + mean
     grey = jittered.mean(dim=1, keepdim=True)
     jittered = (jittered - grey) * uniform(0.6, 1.4)[:, None, None, None] + grey
+    if images.shape[1] == 3:
+        jittered = turned(jittered, uniform(-0.1, 0.1) * 2 * torch.pi)
     images = torch.where((uniform(0, 1) < 0.8)[:, None, None, None], jittered, images)
     grey = images.mean(dim=1, keepdim=True)
     images = torch.where((uniform(0, 1) < 0.2)[:, None, None, None], grey.expand_as(images), images)
     return images.clamp(0, 1) * 2 - 1
+
+
+def turned(images: Tensor, angle: Tensor) -> Tensor:
+    """Images `(n, 3, H, W)` whose hues are turned by angles, shape `(n,)`, in radians: rotated about the grey axis."""
+    grey = torch.full((3, 3), 1 / 3, device=images.device)
+    across = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]], device=images.device) / math.sqrt(3)
+    cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
+    matrices = grey + cos * (torch.eye(3, device=images.device) - grey) + sin * across
+    return torch.einsum("nij,njhw->nihw", matrices, images)
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
@@ -87,7 +101,10 @@ class SimCLR(PixelBaseline):
     network_: SmallResNet = field(init=False)
 
     def _build(self, classes: int) -> SmallResNet:
-        return SmallResNet(self.width, self.projection, self.image_channels)
+        network = SmallResNet(self.width, self.projection, self.image_channels)
+        c = network.features
+        network.head = nn.Sequential(nn.Linear(c, c), nn.ReLU(), nn.Linear(c, self.projection))
+        return network
 
     def _learn(self, pixels: Tensor, labels: Tensor | None, trainer: Trainer) -> None:
         def loss(samples: Tensor, draws: Draws) -> Tensor:
@@ -117,7 +134,7 @@ class SimCLR(PixelBaseline):
 
     @torch.no_grad()
     def _embed(self, pixels: Tensor) -> Tensor:
-        return self.network_.embed(scaled(pixels))
+        return F.normalize(self.network_.embed(scaled(pixels)), dim=1)
 
     def _scores(self, pixels: Tensor) -> Tensor:
         scores: Tensor = self._scorer.predict_features(self._embed(pixels).cpu())
@@ -125,7 +142,7 @@ class SimCLR(PixelBaseline):
 
 
 class SimCLRMahalanobis(SimCLR):
-    """Mahalanobis distance to a single Gaussian, since there are no labels (Xiao et al. 2021)."""
+    """Mahalanobis distance to a single Gaussian, since there are no labels (SSD, Sehwag et al. 2021)."""
 
     name = "simclr+mahalanobis"
 
@@ -134,7 +151,7 @@ class SimCLRMahalanobis(SimCLR):
 
 
 class SimCLRKNN(SimCLR):
-    """Distance of unit-length features to the k-th nearest training image (Sun et al. 2022)."""
+    """Distance of features to the k-th nearest training image (Sun et al. 2022)."""
 
     name = "simclr+knn"
 

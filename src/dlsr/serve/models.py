@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dlsr.artifact import read_manifest
 from dlsr.calibration.drift import one_of_each_group
-from dlsr.errors import ArtifactError, DlsrError, NotFittedError, one_line
+from dlsr.errors import ArtifactError, DlsrError, FeatureError, NotFittedError, one_line
 from dlsr.fitted_detector import FittedDetector
 from dlsr.images.sources import ImageDataset, ImageItem
 from dlsr.model_folder import MANIFEST
@@ -58,10 +58,10 @@ def load_model(folder: Path, device: str, backend: Backend, workers: int) -> Mod
         raise NotFittedError(f"'{folder}' was fitted to features and has no encoder; give a model fitted to images")
     try:
         return Model(id[:16], detector, _checked_scores(detector))
-    except DlsrError:
-        raise
     # A model that is damaged in a way that loading does not notice may raise any error.
     except Exception as error:
+        if isinstance(error, DlsrError) and not isinstance(error, FeatureError):
+            raise
         raise ArtifactError(f"the model in '{folder}' cannot be used ({one_line(error)}); fit it again") from error
 
 
