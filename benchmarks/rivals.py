@@ -69,9 +69,9 @@ NOTES = """\
 1. From memory: the tables of this paper could not be opened where this was written.
 2. Table 1 of "Inference, Fast and Slow: Reinterpreting VAEs for OOD Detection" (2024), which prints two decimals.
 3. pytorch-ood's AUROC for the network that we trained, on the same images; and the network's accuracy on the ID ones.
-   For diffguard, the AUROC of its classifier's energy. In its paper, table 1, the means over CIFAR-100 and Tiny-ImageNet
-   with CIFAR-10 as ID are 87.41 for energy, 90.55 for the nearest neighbours in the classifier's features, 90.78 for
-   DiffNB, whose diffusion model it uses, and 90.88 for itself.
+   For diffguard, the AUROC of its classifier's energy. In its paper, table 1, the means over CIFAR-100 and
+   Tiny-ImageNet with CIFAR-10 as ID are 87.41 for energy, 90.55 for the nearest neighbours in the classifier's
+   features, 90.78 for DiffNB, whose diffusion model it uses, and 90.88 for itself.
 
 Detectors without a number have none that we found, for this pair or a like one.
 """
