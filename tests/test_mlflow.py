@@ -7,6 +7,7 @@ import pytest
 
 from dlsr import Detector, MissingExtraError, OutputError
 from dlsr.artifact import read_manifest
+from dlsr.mlflow import _allowed
 
 ENCODER = ["--encoder", "test_resnet", "--weights", "random", "--backend", "torch"]
 
@@ -79,6 +80,16 @@ def test_an_evaluation_is_a_run_of_the_same_model(run, uri, model, image_folder,
     assert evaluated.data.metrics["average_auroc"] == pytest.approx(report["average_auroc"])
     artifacts = {one.path for one in client.list_artifacts(evaluated.info.run_id)}
     assert artifacts == {"evaluation.json", "histogram.png", "roc.png"}
+
+
+def test_names_that_mlflow_does_not_take_stay_apart():
+    assert _allowed(["auroc.数字", "auroc.图片", "a+b", "a_b", "auroc"]) == [
+        "auroc.__",
+        "auroc.__.2",
+        "a_b",
+        "a_b.2",
+        "auroc",
+    ]
 
 
 def test_an_open_run_is_written_to_and_stays_open(uri, model):

@@ -8,6 +8,7 @@ Example:
     >>> log_fit("model", "sqlite:///mlflow.db")  # doctest: +SKIP
 """
 
+import itertools
 import os
 import re
 import time
@@ -177,15 +178,25 @@ def _log(client: Any, run: str, parameters: Values, metrics: Values, tags: Value
     _log_steps(client, run, [metrics])
 
 
+def _allowed(names: Iterable[str]) -> list[str]:
+    """Names that MLflow takes, a different one for each."""
+    allowed: list[str] = []
+    for name in names:
+        plain = re.sub(r"[^\w\-. /]", "_", name, flags=re.ASCII)
+        others = (f"{plain}.{number}" for number in itertools.count(2))
+        allowed.append(next(one for one in itertools.chain([plain], others) if one not in allowed))
+    return allowed
+
+
 def _log_steps(client: Any, run: str, steps: Iterable[Values]) -> None:
     """Write metrics, the first with the step 1 if there are several."""
     from mlflow.entities import Metric  # noqa: PLC0415 - an optional extra
 
     now = int(1000 * time.time())
     every = (
-        Metric(re.sub(r"[^\w\-. /]", "_", name, flags=re.ASCII), float(value), now, step)
+        Metric(name, float(value), now, step)
         for step, values in enumerate(steps, start=1)
-        for name, value in values.items()
+        for name, value in zip(_allowed(values), values.values(), strict=True)
     )
     for some in in_groups(every, AT_ONCE):
         client.log_batch(run, metrics=some)

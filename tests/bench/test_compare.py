@@ -7,7 +7,16 @@ from PIL import Image
 
 from dlsr import ArtifactError, Detector, evaluate_scores
 from dlsr.baselines import DETECTORS
-from dlsr.bench.compare import CompareSettings, Task, compare, read_run, read_scores, scored_images, write_failures
+from dlsr.bench.compare import (
+    CompareSettings,
+    Task,
+    _key,
+    compare,
+    read_run,
+    read_scores,
+    scored_images,
+    write_failures,
+)
 from dlsr.bench.render import comparison_table, summary_table
 from dlsr.images.transforms import protocol_transform
 
@@ -63,6 +72,17 @@ def compared(tmp_path_factory, task):
 
 def rows_of(report):
     return {row["detector"]: row for row in report["rows"]}
+
+
+def test_other_weights_under_the_same_name_are_other_runs(compared, tmp_path):
+    comparison, _, _ = compared
+    weights = tmp_path / "w.pth"
+    keys = []
+    for content in (b"one", b"two", b"one"):
+        weights.write_bytes(content)
+        detector = Detector(score="mahalanobis", **TINY | {"weights": str(weights)})
+        keys.append(_key(detector, SETTINGS, {}, "mahalanobis"))
+    assert keys[0] == keys[2] != keys[1]
 
 
 def test_a_report_holds_the_scores_and_metrics_of_each_detector(compared, task):

@@ -7,7 +7,7 @@ from PIL import Image
 
 from dlsr import Detector, SettingsError, evaluate_scores
 from dlsr.baselines import make_detector
-from dlsr.bench import code, suite
+from dlsr.bench import code
 from dlsr.bench.figures import save_suite
 from dlsr.bench.render import suite_tables
 from dlsr.bench.suite import SuiteSettings, chosen_detectors, run_suite
@@ -184,7 +184,7 @@ def test_other_code_and_damage_make_a_result_anew(tasks, tmp_path, monkeypatch):
     (path,) = (tmp_path / "runs").glob("temple-knn-0-*.json")
     path.write_text(path.read_text()[:20])
     assert [run(), run()] == [1, 0]
-    monkeypatch.setattr(suite, "code_digest", lambda *modules: "other")
+    monkeypatch.setattr("dlsr.bench.compare.code_digest", lambda *modules: "other")
     assert [run(), run()] == [1, 0]
 
 

@@ -48,6 +48,19 @@ def test_what_changed_is_named_with_its_medians_and_drawn(run, model, image_fold
         assert picture.width > 500
 
 
+@pytest.mark.parametrize("name", ["plot", "plot.csv"])
+def test_a_picture_of_another_kind_is_refused_before_any_work(run, model, image_folder, tmp_path, name):
+    done = run("drift", model, image_folder, "--plot", tmp_path / name, *TORCH)
+    assert (done.status, list(tmp_path.iterdir())) == (2, [])
+    assert "end the name in one of .png, .svg, .pdf" in done.error
+
+
+def test_a_picture_may_be_a_vector_drawing(run, model, image_folder, tmp_path):
+    run("drift", model, image_folder, "--plot", tmp_path / "drift.svg", *TORCH)
+    assert "<svg" in (tmp_path / "drift.svg").read_text()
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_the_json_output_holds_every_test(run, model, image_folder, write):
     new = write("new", suffix="bmp", change=lambda image: image.resize((40, 40)))
     (new / "broken.png").write_bytes(b"")

@@ -28,6 +28,22 @@ def test_evaluate_prints_a_table_and_writes_a_report_with_plots(run, model, imag
             assert len(picture.convert("RGB").getcolors(1_000_000)) > 10
 
 
+def test_evaluate_prints_names_as_they_are_and_says_what_it_leaves_out(run, model, image_folder, odd_folder, tmp_path):
+    mixed = shutil.copytree(odd_folder, tmp_path / "mixed")
+    (mixed / "notes.txt").write_text("no image")
+    done = run("evaluate", model, "--id", image_folder, "--ood", f"blur [strong]={mixed}", "--limit", 20, *TORCH)
+    assert done.status == 0, done.err
+    assert "blur [strong]" in " ".join(done.out.split())
+    assert "skipped 1 file" in done.err
+
+
+def test_info_shows_a_regular_expression_as_it_is(run, image_folder, tmp_path):
+    encoder = ["--encoder", "test_resnet", "--weights", "random", "--score", "mahalanobis"]
+    fit = run("fit", image_folder, "-o", tmp_path / "m", "--group-by", "([0-9]+)[.]png", *encoder, *TORCH)
+    assert fit.status == 0, fit.err
+    assert "grouped by ([0-9]+)[.]png" in " ".join(run("info", tmp_path / "m").out.split())
+
+
 def test_evaluate_prints_json(run, model, image_folder, odd_folder):
     done = run("evaluate", model, "--id", image_folder, "--ood", f"a={odd_folder}", "--json", "--limit", 20, *TORCH)
     report = json.loads(done.out)

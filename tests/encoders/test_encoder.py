@@ -69,6 +69,27 @@ def test_z0_is_pooled_and_normalised_from_the_maps_of_timms_network(photographs)
         assert encoder.channels == tuple(stage.shape[1] * len(pooling.split("+")) for stage in maps)
 
 
+@pytest.mark.parametrize("name", ["convnext_atto", "swin_tiny_patch4_window7_224"])
+def test_networks_whose_names_timm_flattens_and_whose_maps_have_channels_last(name, photographs):
+    spec = encoder_spec(name, weights="random", stages=(0, 1))
+    encoder = Encoder(spec, backend="torch")
+    network = timm.create_model(name, pretrained=False, features_only=True)
+    own = {key.replace(".", "_"): value for key, value in load_classifier(spec).state_dict().items()}
+    network.load_state_dict({key: own[key.replace(".", "_")] for key in network.state_dict()})
+    batch = pixels(photographs, spec)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (spec.mean, spec.std))
+    with torch.inference_mode():
+        maps = network.eval()((torch.from_numpy(batch).permute(0, 3, 1, 2).float() - mean) / std)
+    first = [stage.permute(0, 3, 1, 2) if name.startswith("swin") else stage for stage in maps[:2]]
+    np.testing.assert_allclose(encoder.encode(batch), to_z0(first, "mean"), atol=1e-4)
+    assert encoder.channels == tuple(network.feature_info.channels()[:2])
+
+
+def test_a_stage_of_a_transformer_may_be_any_block():
+    with pytest.raises(SettingsError, match=r"stages 0\.\.11"):
+        Encoder(encoder_spec("vit_tiny_patch16_224", stages=(12,), weights="random"))
+
+
 def test_stages_are_chosen_by_index():
     all_stages = Encoder(encoder_spec(SMALL, weights="random"), backend="torch")
     some = Encoder(encoder_spec(SMALL, stages=(1, 3), weights="random"), backend="torch")

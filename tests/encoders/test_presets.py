@@ -34,6 +34,11 @@ def test_a_network_of_timm_has_its_own_preprocessing_and_all_stages():
     assert spec.weights_argument == "random:7"
 
 
+def test_the_stages_of_a_transformer_are_those_that_timm_takes():
+    """Its first three blocks were taken, which see little."""
+    assert encoder_spec("vit_tiny_patch16_224", weights="random").stages == (9, 10, 11)
+
+
 def test_changes_to_a_preset_leave_the_rest_and_the_preset_as_they_are():
     changed = encoder_spec("resnet50", stages=(2,), weights="file.pth", decoding="full", pooling="mean+std")
     assert changed.weights_argument == "file.pth"

@@ -229,7 +229,7 @@ def test_members_of_one_name_are_told_apart(tmp_path):
     path = written(tmp_path / "x.tar", {"a.png": b"1", "b.png": b"2"})
     with tarfile.open(path, "a") as tar:
         add(tar, "a.png", b"3")
-    assert contents_of(path) == {"a.png": b"1", "b.png": b"2", "a.png (2)": b"3"}
+    assert contents_of(path) == {"a.png": b"1", "b.png": b"2", "a (2).png": b"3"}
 
 
 def test_names_that_are_not_utf8_are_written_as_utf8(tmp_path):

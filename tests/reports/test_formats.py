@@ -103,7 +103,11 @@ def test_other_files_are_never_replaced(tmp_path, kind):
 def test_images_in_a_tar_need_a_root():
     with pytest.raises(SettingsError, match=r"is a tar, .*--image-root"):
         ImageRoot(Path("photos.tar.gz"))
-    assert ImageRoot(Path("photos.tar"), "unpacked").relative("a/b.png") == "a/b.png"
+    assert ImageRoot(Path("photos.tar"), "unpacked").below("unpacked", "a/b.png") == "unpacked/a/b.png"
+    assert ImageRoot(Path("a.png"), "http://h/a.png").below("http://h/a.png", "a.png") == "http://h/a.png"
+    for root in (None, "unpacked"):
+        with pytest.raises(SettingsError, match="is a clip, whose frames are no files"):
+            ImageRoot(Path("photos.mp4"), root)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -120,6 +124,14 @@ def test_score_writes_a_folder(run, model, odd_folder, tmp_path, name):
     assert str(tmp_path / "images" / "broken.png") in (tmp_path / "out" / FORMATS[name].files[0]).read_text()
     assert "needs --output FOLDER" in run(*arguments).error
     assert "holds other files" in run(*arguments, "-o", tmp_path / "images").error
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_groups_are_written_too(run, model, image_folder, odd_folder, tmp_path, name):
+    done = run("score", model, odd_folder, "--backend", "torch", "--format", name, "--groups", "-o", tmp_path / "out")
+    assert done.status == 0, done.err
+    text = "".join((tmp_path / "out" / file).read_text() for file in FORMATS[name].files)
+    assert '"group": ' in text
 
 
 def test_a_root_needs_a_format(run, model, odd_folder):

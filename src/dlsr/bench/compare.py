@@ -16,15 +16,18 @@ from safetensors.numpy import load_file
 
 from dlsr.artifact import installed_versions
 from dlsr.baselines import DETECTORS, make_detector
+from dlsr.bench.code import code_digest
 from dlsr.bench.failures import save_failures
 from dlsr.calibration.metrics import Metrics, evaluate_scores
 from dlsr.detector import Detector
+from dlsr.encoders.encoder import Z0_VERSION
 from dlsr.errors import ArtifactError, DlsrError
 from dlsr.evaluation import mean_and_std
 from dlsr.files import write_arrays
 from dlsr.images.decode import UNREADABLE
+from dlsr.images.resizing import choose_resizer
 from dlsr.images.sources import ImageDataset
-from dlsr.images.transforms import Protocol, Transform, protocol_transform
+from dlsr.images.transforms import Protocol, Transform, pixels_version, protocol_transform
 from dlsr.scorers import SCORES, resolve
 from dlsr.training.log import EpochLog
 from dlsr.training.loop import OnEpoch
@@ -263,7 +266,24 @@ def parameters_of(detector: Any) -> dict[str, Any]:
 
 def _key(detector: Any, settings: CompareSettings, data: Mapping[str, str], name: str) -> str:
     few = DETECTORS[name].reduced_images if settings.reduced else None
-    return key_of(name, parameters_of(detector), few, settings.protocol, dict(data))
+    parameters = parameters_of(detector)
+    return key_of(name, code_of(detector), parameters, images_key(parameters), few, settings.protocol, dict(data))
+
+
+def code_of(detector: Any) -> str:
+    """Digest of the code that decides a detector's scores."""
+    modules = [type(detector).__module__]
+    if isinstance(detector, Detector):
+        modules = ["dlsr.model", SCORES[resolve(detector.preset, detector.score).score].__module__]
+    return code_digest(*modules, "dlsr.calibration.split", "dlsr.calibration.conformal")
+
+
+def images_key(parameters: Mapping[str, Any]) -> list[str]:
+    """What features and pixels depend on besides the images and the parameters."""
+    weights = parameters.get("weights")
+    file = Path(weights) if weights else None
+    digest = hashlib.sha256(file.read_bytes()).hexdigest() if file is not None and file.is_file() else ""
+    return [digest, str(Z0_VERSION), pixels_version(choose_resizer("auto")), metadata.version("timm")]
 
 
 def key_of(*inputs: Any) -> str:

@@ -1,12 +1,10 @@
 """Detectors on many tasks: fitted and measured on features that are encoded once; an interrupted suite resumes."""
 
-import hashlib
 import json
 import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,7 @@ from numpy.typing import NDArray
 
 from dlsr.artifact import installed_versions
 from dlsr.baselines import DETECTORS, make_detector
-from dlsr.bench.code import code_digest
-from dlsr.bench.compare import TIMED_IMAGES, OnMessage, digest_of, key_of
+from dlsr.bench.compare import TIMED_IMAGES, OnMessage, code_of, digest_of, images_key, key_of
 from dlsr.bench.inputs import Encoders, Inputs, TaskInputs, extractor_of
 from dlsr.bench.summary import RATES, summarised
 from dlsr.bench.tasks import SuiteTask, draw
@@ -24,12 +21,9 @@ from dlsr.calibration.conformal import fewest_calibration_images, p_values
 from dlsr.calibration.metrics import evaluate_scores
 from dlsr.calibration.split import split
 from dlsr.detector import Detector
-from dlsr.encoders.encoder import Z0_VERSION
 from dlsr.errors import DlsrError, SettingsError, one_line
 from dlsr.files import write_json
-from dlsr.images.resizing import choose_resizer
-from dlsr.images.transforms import pixels_version, protocol_transform
-from dlsr.scorers import SCORES, resolve
+from dlsr.images.transforms import protocol_transform
 
 Array = NDArray[np.float64]
 
@@ -123,7 +117,7 @@ def run_suite(
                 "sha256": data,
             }
         )
-    names = list(settings.detectors)
+    names = list(dict.fromkeys(row["detector"] for row in rows if "why" not in row)) or list(settings.detectors)
     report = {
         "settings": asdict(settings),
         "reference": REFERENCE if REFERENCE in names else names[0],
@@ -192,7 +186,7 @@ class _Runner:
         detector = make(name, self.settings, seed)
         parameters = {k: v for k, v in detector.get_params().items() if k not in NOT_SETTINGS}
         key = key_of(
-            "suite", SCHEMA, _code_of(detector), parameters, _images_key(parameters), dict(data), task.protocol, limit,
+            "suite", SCHEMA, code_of(detector), parameters, images_key(parameters), dict(data), task.protocol, limit,
             contamination, seed,
         )  # fmt: skip
         path = self.folder / f"{_file_name(task.name)}-{_file_name(name)}-{seed}-{key}.json"
@@ -216,7 +210,7 @@ class _Runner:
         label = f"{spec.name}, {spec.pooling if spec.output == 'stages' else spec.output}"
         label += "" if spec.precision == "float32" else f", {spec.precision}"
         if label not in self.costs:
-            key = key_of("encoder", spec.model_dump(), _images_key({"weights": self.settings.weights}), data["train"])
+            key = key_of("encoder", spec.model_dump(), images_key({"weights": self.settings.weights}), data["train"])
             path = self.folder / f"encoder-{key}.json"
             cost = _read(path)
             if cost is None:
@@ -280,22 +274,6 @@ def _false_alarms(inside: Array, calibration: Array, rate: float) -> float | Non
     if len(calibration) < fewest_calibration_images(rate):
         return None
     return float(np.mean(p_values(inside, calibration) <= rate + 1e-12))
-
-
-def _code_of(detector: Any) -> str:
-    """Digest of the code that decides a detector's scores."""
-    modules = [type(detector).__module__]
-    if isinstance(detector, Detector):
-        modules = ["dlsr.model", SCORES[resolve(detector.preset, detector.score).score].__module__]
-    return code_digest(*modules, "dlsr.calibration.split", "dlsr.calibration.conformal")
-
-
-def _images_key(parameters: Mapping[str, Any]) -> list[str]:
-    """What features and pixels depend on besides the images and the parameters."""
-    weights = parameters.get("weights")
-    file = Path(weights) if weights else None
-    digest = hashlib.sha256(file.read_bytes()).hexdigest() if file is not None and file.is_file() else ""
-    return [digest, str(Z0_VERSION), pixels_version(choose_resizer("auto")), metadata.version("timm")]
 
 
 def _file_name(name: str) -> str:

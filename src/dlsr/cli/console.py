@@ -189,7 +189,13 @@ def print_doubts(summary: "FitSummary", quiet: bool) -> None:
 def print_evaluation(report: "Report") -> None:
     """Print an evaluation as a table."""
     title = f"{report.score} ({report.preset}), {report.protocol} protocol, {report.id_images} ID images"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(
+        title=Text(title, style="table.title"),
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
     table.add_column("OOD dataset", min_width=12, overflow="fold")
     table.add_column("images", justify="right")
     columns = {
@@ -205,7 +211,7 @@ def print_evaluation(report: "Report") -> None:
         cells = [f"{100 * dataset.mean[key]:.2f}" for key in columns]
         if len(report.seeds) > 1:
             cells[0] += f" ± {100 * dataset.std['auroc']:.2f}"
-        table.add_row(dataset.name, str(dataset.images), *cells)
+        table.add_row(Text(printable(dataset.name)), str(dataset.images), *cells)
     table.add_section()
     table.add_row("average", "", f"{100 * report.average_auroc:.2f}")
     stdout.print(table)

@@ -16,6 +16,7 @@ from dlsr.cli.console import (
     progress_bars,
 )
 from dlsr.cli.options import Every, Images, Json, Model, Quiet, Runtime, with_groups
+from dlsr.errors import SettingsError
 from dlsr.files import check_writable
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 DRIFTED = 1
 """Exit status if the images are no longer in distribution."""
+PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 MOST_COMPARED = 2000
 """Images, and reference images, that are compared: so many are drawn at random from more."""
 
@@ -65,6 +67,10 @@ def drift(
     if plot is not None:
         from dlsr.reports.drift import save_drift  # noqa: PLC0415
 
+        if plot.suffix.lower() not in PLOT_SUFFIXES:
+            raise SettingsError(
+                f"cannot draw a '{plot.suffix}' file; end the name in one of {', '.join(PLOT_SUFFIXES)}"
+            )
         check_writable(plot)
     detector = runtime.load(model)
     dataset, seed = open_images(images, every=every), detector.settings_.seed

@@ -5,7 +5,14 @@ from typing import Annotated
 
 import typer
 
-from dlsr.cli.console import print_evaluation, print_json, print_message, print_unreadable, progress_bars
+from dlsr.cli.console import (
+    print_evaluation,
+    print_json,
+    print_message,
+    print_skipped,
+    print_unreadable,
+    progress_bars,
+)
 from dlsr.cli.options import Json, Mlflow, Model, OodDatasets, ProtocolName, Quiet, Runtime, named_paths, with_groups
 from dlsr.files import check_writable
 
@@ -38,8 +45,12 @@ def evaluate(
     """Measure how well a model separates ID from OOD images: AUROC, AUPR, FPR95."""
     from dlsr.detector import Detector  # noqa: PLC0415
     from dlsr.evaluation import evaluate as run  # noqa: PLC0415
+    from dlsr.images.sources import open_images  # noqa: PLC0415
 
-    datasets = named_paths(ood)
+    datasets = {name: open_images(path) for name, path in named_paths(ood).items()}
+    inside = open_images(id_images)
+    for images in (inside, *datasets.values()):
+        print_skipped(images, quiet)
     if output is not None:
         from dlsr.reports.evaluation import write_evaluation  # noqa: PLC0415
 
@@ -52,7 +63,7 @@ def evaluate(
     with progress_bars(quiet) as bars:
         evaluation = run(
             detector,
-            id_images,
+            inside,
             datasets,
             protocol=protocol.value,
             seeds=seeds,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dlsr.cli.console import print_message, progress_bars, unreadable_warnings_as_lines
+from dlsr.cli.console import print_message, print_skipped, progress_bars, unreadable_warnings_as_lines
 from dlsr.cli.options import Backend, BackendName, Model, Quiet, Runtime, Weights, named_paths
 from dlsr.errors import SettingsError
 
@@ -56,10 +56,13 @@ def export(
     if int8:
         if kind is not FormatName.OPENVINO or train is None or id_images is None or not ood:
             raise SettingsError("--int8 needs --format openvino, --train IMAGES, --id IMAGES and --ood NAME=IMAGES")
-        dataset = open_images(train)
+        dataset, inside = open_images(train), open_images(id_images)
+        outside = {name: open_images(path) for name, path in named_paths(ood).items()}
+        for given in (dataset, inside, *outside.values()):
+            print_skipped(given, quiet)
         with unreadable_warnings_as_lines(), progress_bars(quiet) as bars:
             report = export_int8(
-                detector, output, dataset, id_images, named_paths(ood), progress=bars.images("encoding", len(dataset))
+                detector, output, dataset, inside, outside, progress=bars.images("encoding", len(dataset))
             )
         message = (
             f"8-bit integers cost {100 * report.loss:.2f} points of AUROC and score {report.times_as_fast:.2f} times "

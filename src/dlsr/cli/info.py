@@ -40,10 +40,11 @@ def info(
             typer.echo(f"{deviation:g}\t{printable(name)}")
         return
     from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
 
     table = Table(show_header=False, box=None)
     for name, value in _described(manifest, threshold).items():
-        table.add_row(name, value)
+        table.add_row(name, Text(printable(value)))
     table.add_row("here", f"device {device}, backend {backend}")
     stdout.print(table)
 

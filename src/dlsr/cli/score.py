@@ -160,7 +160,7 @@ class _Wanted:
         if self.output_format is FormatName.TABLE:
             check_output(output)
             return lambda results: write_results(output, results, columns)
-        other_tool = FORMATS[self.output_format.value](ImageRoot(source, self.image_root))
+        other_tool = FORMATS[self.output_format.value](ImageRoot(source, self.image_root), tuple(columns))
         other_tool.check(output)
         return lambda results: other_tool.write(output, results)
 

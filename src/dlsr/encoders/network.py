@@ -118,14 +118,14 @@ def _channels(spec: EncoderSpec, network: Any) -> tuple[int, ...]:
 
 
 def _stage_count(spec: EncoderSpec) -> int:
-    """The number of stages of the encoder's network. Raises SettingsError if it has no feature maps."""
+    """The number of stages to choose from. Raises SettingsError if the encoder's network has no feature maps."""
     try:
         network: Any = timm.create_model(spec.network, pretrained=False, features_only=True)
     except (AttributeError, RuntimeError, ValueError) as error:
         raise SettingsError(
             f"timm's '{spec.network}' has no feature maps ({one_line(error)}); choose another"
         ) from error
-    return len(network.feature_info.channels())
+    return len(network.feature_info.info)
 
 
 def feature_network(spec: EncoderSpec) -> Any:
@@ -143,10 +143,30 @@ def feature_network(spec: EncoderSpec) -> Any:
         raise SettingsError(
             f"'{spec.name}' has stages 0..{count - 1}, got {list(spec.stages)}; choose among these"
         ) from error
-    wanted = {name: name.removeprefix("model.") for name in network.state_dict()}
-    if not set(wanted.values()) <= whole.keys():
+    # Of some networks timm flattens the names: `stages_0.weight` for `stages.0.weight`.
+    theirs = {_flat(name): name for name in whole}
+    wanted = {name: theirs.get(_flat(name.removeprefix("model."))) for name in network.state_dict()}
+    if None in wanted.values() or len(theirs) < len(whole):
         raise WeightsError(
             f"timm's features of '{spec.network}' have other weights than its classifier; choose another encoder"
         )
-    load_exactly(network, {name: whole[theirs] for name, theirs in wanted.items()}, spec.network)
+    load_exactly(network, {name: whole[found] for name, found in wanted.items() if found is not None}, spec.network)
+    if getattr(network, "output_fmt", None) == "NHWC":
+        network = _ChannelsFirst(network)
     return network.eval().requires_grad_(False)
+
+
+def _flat(name: str) -> str:
+    return name.replace(".", "_")
+
+
+class _ChannelsFirst(nn.Module):
+    """A network whose maps are of shape `(N, H, W, C)`, with maps of shape `(N, C, H, W)`."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+        self.feature_info = network.feature_info
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [maps.permute(0, 3, 1, 2) for maps in self.network(images)]

@@ -231,7 +231,7 @@ def _timm_spec(name: str) -> EncoderSpec:
     return EncoderSpec(
         name=name,
         network=name,
-        stages=tuple(range(len(network.feature_info.channels()))),
+        stages=tuple(network.feature_info.out_indices),
         size=config.input_size[-1],
         mean=_in_255(config.mean),
         std=_in_255(config.std),

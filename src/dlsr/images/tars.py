@@ -6,12 +6,12 @@ by their content. Every image is listed. What cannot be read is listed with the 
 
 import bz2
 import gzip
+import itertools
 import lzma
 import posixpath
 import tarfile
 import tempfile
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
@@ -159,13 +159,19 @@ def list_members(file: IO[bytes]) -> Listing:
 
 
 def _with_own_names(members: list[Member]) -> list[Member]:
-    """Members that are told apart by their names: `tar -r` repeats names."""
-    counts: Counter[str] = Counter()
-    named = []
+    """Members that are told apart by their names, such as `a (2).png`: `tar -r` repeats names."""
+    known = {member.name for member in members}
+    if len(known) == len(members):
+        return members
+    taken, named = set[str](), []
     for member in members:
-        counts[member.name] += 1
-        repeat = counts[member.name]
-        named.append(member if repeat == 1 else replace(member, name=f"{member.name} ({repeat})"))
+        name, path = member.name, PurePosixPath(member.name)
+        for number in itertools.count(2):
+            if name not in taken:
+                break
+            name = str(path.with_name(f"{path.stem} ({number}){path.suffix}"))
+        taken.add(name)
+        named.append(replace(member, name=name))
     return named
 
 

@@ -145,4 +145,4 @@ def save_figure(figure: Figure, path: Path) -> None:
         OutputError: if the file cannot be written.
     """
     with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=130)
+        figure.savefig(temporary, dpi=130, format=path.suffix[1:])

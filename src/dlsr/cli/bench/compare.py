@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from dlsr.cli.bench.options import Detectors, Experiment, Folder, Seeds, write_report
-from dlsr.cli.console import print_message
+from dlsr.cli.console import print_message, print_skipped
 from dlsr.cli.options import OodDatasets, Quiet, named_paths, with_groups
 
 app = typer.Typer(add_completion=False)
@@ -36,7 +36,10 @@ def compare(
 
     training = open_images(train)
     outside = {name: open_images(path) for name, path in named_paths(ood).items()}
-    task = Task(training, labels_of(training), open_images(test), outside)
+    inside = open_images(test)
+    for given in (training, inside, *outside.values()):
+        print_skipped(given, quiet)
+    task = Task(training, labels_of(training), inside, outside)
     settings = experiment.settings(detectors or ",".join(ALSO), seeds)
     report = run(
         task,

@@ -70,7 +70,7 @@ def table(
 def figure(
     context: typer.Context,
     output: Folder,
-    id: Annotated[str, typer.Option("--id", help="ID dataset by name.")] = "cifar10",
+    id: Annotated[str | None, typer.Option("--id", help="ID dataset by name. Default: the paper's.")] = None,
     ood: OodNames = None,
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Epochs of the paper's network, instead of its 150.")
@@ -84,6 +84,7 @@ def figure(
     from dlsr.bench.reproduction import SIX, FigureRun, draw, open_task  # noqa: PLC0415
 
     name = str(context.info_name)
+    id = id or ("cifar100" if name == "table4" else "cifar10")
     task, missing = open_task(id, names(ood) or SIX, places.where())
     for reason in missing.values():
         print_message(reason, quiet)
@@ -111,7 +112,7 @@ for _name in TABLES:
     app.command(_name, help=f"Reproduce table {_name.removeprefix('table')} of the paper.")(table)
 for _name in FIGURES:
     _help = {
-        "ablation": "Draw figures 4 and 5 and reproduce table 4 of the paper.",
+        "ablation": "Draw figures 4 and 5 of the paper, and the variants of table 4 on the same ID dataset.",
         "table4": "Reproduce table 4 of the paper.",
     }
     app.command(_name, help=_help.get(_name, f"Draw figure {_name.removeprefix('fig')} of the paper."))(figure)

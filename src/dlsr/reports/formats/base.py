@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 from dlsr.errors import OutputError, SettingsError
 from dlsr.files import check_writable, replacing_folder, target_of
 from dlsr.images.tars import TAR_SUFFIXES
-from dlsr.results import Result, TextWriter
+from dlsr.images.video import CLIP_SUFFIXES
+from dlsr.results import COLUMNS, Result, TextWriter
 
 VERDICTS = ("ID", "OOD")
 UNREADABLE = "unreadable"
@@ -20,12 +21,6 @@ UNREADABLE = "unreadable"
 def verdict_of(result: Result) -> str:
     """`ID`, `OOD` or `unreadable`."""
     return UNREADABLE if result.error is not None else VERDICTS[bool(result.is_ood)]
-
-
-def numbers_of(result: Result) -> dict[str, Any]:
-    """What a result says besides path and verdict, without what is missing."""
-    row = {name: value for name, value in result.row().items() if name not in ("path", "is_ood")}
-    return {name: value for name, value in row.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -39,16 +34,21 @@ class ImageRoot:
 
     def __post_init__(self) -> None:
         """Raise SettingsError for images that are no files of their own."""
+        if self.source.suffix.lower() in CLIP_SUFFIXES:
+            raise SettingsError(f"'{self.source}' is a clip, whose frames are no files; write a table instead")
         if self.root is None and self.source.name.lower().endswith(TAR_SUFFIXES):
             raise SettingsError(
                 f"'{self.source}' is a tar, whose images another tool cannot open; unpack it, or say where they are "
                 "unpacked (--image-root)"
             )
 
-    def relative(self, name: str) -> str:
-        """An image's path below the folder that was scored."""
+    def below(self, root: str, name: str, quoted: Callable[[str], str] = str) -> str:
+        """The address of an image below what stands for the folder that was scored, or for the one file."""
         path = Path(name)
-        return path.relative_to(self.source).as_posix() if path.is_relative_to(self.source) else path.as_posix()
+        if path == self.source:
+            return root
+        below = path.relative_to(self.source) if path.is_relative_to(self.source) else path
+        return f"{root.rstrip('/')}/{quoted(below.as_posix())}"
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ class FolderFormat:
     """Base of the formats. A subclass names its files, and writes them into a new folder."""
 
     images: ImageRoot
+    columns: tuple[str, ...] = COLUMNS
+    """Of a result, that are written."""
 
     name: ClassVar[str]
     """By which users choose it."""
@@ -88,6 +90,11 @@ class FolderFormat:
 
     def _write(self, folder: Path, results: Iterable[Result]) -> None:
         raise NotImplementedError
+
+    def _numbers_of(self, result: Result) -> dict[str, Any]:
+        """What a result says besides path and verdict, without what is missing."""
+        row = {name: value for name, value in result.row(self.columns).items() if name not in ("path", "is_ood")}
+        return {name: value for name, value in row.items() if value is not None}
 
 
 @contextmanager

@@ -15,7 +15,6 @@ from dlsr.reports.formats.base import (
     FolderFormat,
     absolute,
     json_file,
-    numbers_of,
     verdict_of,
 )
 from dlsr.results import Result
@@ -37,8 +36,8 @@ class FiftyOne(FolderFormat):
             for number, result in enumerate(results):
                 key = f"{number:06}"
                 data.add(self._path(result.path), key)
-                labels.add({"label": verdict_of(result), "attributes": numbers_of(result)}, key)
+                labels.add({"label": verdict_of(result), "attributes": self._numbers_of(result)}, key)
 
     def _path(self, name: str) -> str:
         root = self.images.root
-        return absolute(name) if root is None else f"{root.rstrip('/')}/{self.images.relative(name)}"
+        return absolute(name) if root is None else self.images.below(root, name)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import quote
 
-from dlsr.reports.formats.base import VERDICTS, FolderFormat, absolute, json_file, numbers_of, verdict_of
+from dlsr.reports.formats.base import VERDICTS, FolderFormat, absolute, json_file, verdict_of
 from dlsr.results import Result
 
 LOCAL = "/data/local-files/?d="
@@ -36,7 +36,7 @@ class LabelStudio(FolderFormat):
                 tasks.add(self._task(result))
 
     def _task(self, result: Result) -> dict[str, Any]:
-        data = {"image": self._address(result.path), "path": result.path, **numbers_of(result)}
+        data = {"image": self._address(result.path), "path": result.path, **self._numbers_of(result)}
         if result.error is not None:
             return {"data": data}
         choice = {
@@ -51,4 +51,4 @@ class LabelStudio(FolderFormat):
         root = self.images.root
         if root is None:
             return LOCAL + quote(absolute(name).lstrip("/"))
-        return f"{root.rstrip('/')}/{quote(self.images.relative(name))}"
+        return self.images.below(root, name, quote)
