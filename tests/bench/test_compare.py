@@ -74,8 +74,7 @@ def rows_of(report):
     return {row["detector"]: row for row in report["rows"]}
 
 
-def test_other_weights_under_the_same_name_are_other_runs(compared, tmp_path):
-    comparison, _, _ = compared
+def test_other_weights_under_the_same_name_are_other_runs(tmp_path):
     weights = tmp_path / "w.pth"
     keys = []
     for content in (b"one", b"two", b"one"):

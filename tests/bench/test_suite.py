@@ -142,6 +142,14 @@ def test_a_detector_that_cannot_run_has_a_reason_and_the_others_go_on(done):
     assert "- careful cannot run on temple: " in suite_tables(report)
 
 
+def test_differences_are_to_a_detector_that_ran(tasks, tmp_path):
+    careful = KNN | {"false_alarm_rate": 0.005}
+    settings = replace(SETTINGS, detectors={"careful": careful, "knn-3": KNN})
+    report = run_suite(tasks[:1], settings, tmp_path)
+    assert report["reference"] == "knn-3"
+    save_suite(tmp_path / "suite.png", report)
+
+
 def test_a_second_call_only_reads(done, tasks, monkeypatch):
     folder, report, _ = done
     monkeypatch.setattr(FeatureExtractor, "encode", None)
