@@ -304,6 +304,14 @@ def test_descriptions_that_are_not_json_are_refused(tmp_path, content):
     assert "\n" not in str(caught.value)
 
 
+def test_numbers_of_types_that_numpy_lacks_are_refused(restoring, tmp_path):
+    description, tensors = read(restoring)
+    for kind in (torch.bfloat16, torch.float8_e4m3fn):
+        changed_tensors = tensors | {name: tensor.to(kind) for name, tensor in list(tensors.items())[:1]}
+        with pytest.raises(ArtifactError, match=r"fit (the model|it) again"):
+            Detector.load(write(tmp_path / str(kind), description, changed_tensors))
+
+
 def test_pipes_and_huge_files_are_refused(restoring, tmp_path):
     description, tensors = read(restoring)
     folder = write(tmp_path / "m", description, tensors)

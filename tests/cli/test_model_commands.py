@@ -69,6 +69,16 @@ def test_calibrate_replaces_the_calibration_images(run, own_model, odd_folder):
     assert Detector.load(own_model).fit_summary_.calibration_images == 40
 
 
+def test_calibrate_names_images_that_cannot_be_read(run, own_model, odd_folder, tmp_path):
+    mixed = shutil.copytree(odd_folder, tmp_path / "mixed")
+    (mixed / "broken.png").write_bytes(b"no image")
+    done = run("calibrate", own_model, "--images", mixed, *TORCH, "--quiet")
+    assert done.status == 0, done.err
+    assert "1 images could not be read: " in done.err
+    assert "broken.png: not an image" in done.err
+    assert "Warning" not in done.err
+
+
 def test_calibrate_needs_something_to_change(run, model):
     assert "nothing to change" in run("calibrate", model).error
 
