@@ -181,25 +181,28 @@ class FittedModel:
         return replace(self, calibration=calibration, summary=summary)
 
     def scored(self, images: Encoded) -> tuple[Array, Array, list[str | None]]:
-        """Scores of encoded images, of their layers, and reasons why images have none, each for all images.
+        """Scores of encoded images, deviations of their layers, and reasons why images have none, each for all images.
 
-        An image whose score is not a finite number counts as unreadable. Shapes are `(N,)` and `(N, M)`; NaN for images
-        that cannot be read.
+        An image whose score or deviation is not a finite number counts as unreadable. Shapes are `(N,)` and `(N, M)`;
+        NaN for images that cannot be read.
         """
         rows, errors = np.flatnonzero(images.readable), list(images.errors)
         scores, layers = np.full(len(errors), np.nan), np.full((len(errors), len(self.channels)), np.nan)
         scores[rows], layers[rows] = self.score(images.z0, images.digests)
-        bad = ~(np.isfinite(scores) & np.isfinite(layers).all(axis=1))
+        with np.errstate(over="ignore", invalid="ignore"):
+            deviations = (layers - self.calibration.layer_mean) / self.calibration.layer_std
+        # Nothing is larger than NaN, so such an image would pass for in distribution.
+        bad = ~(np.isfinite(scores) & np.isfinite(deviations).all(axis=1))
         for i in rows[bad[rows]]:
             errors[i] = "its score is not a finite number"
-        scores[bad] = layers[bad] = np.nan
-        return scores, layers, errors
+        scores[bad] = deviations[bad] = np.nan
+        return scores, deviations, errors
 
     def detect(self, images: Encoded, rate: float, confidence: float | None) -> Results:
         """Scores, p-values and verdicts of encoded images, at a false-alarm rate. See `scored`."""
         calibration = self.calibration
         cut = calibration.threshold(rate, confidence)
-        scores, layers, errors = self.scored(images)
+        scores, deviations, errors = self.scored(images)
         readable = np.isfinite(scores)
         nearest = None
         if self.examples:
@@ -211,7 +214,7 @@ class FittedModel:
             scores=scores,
             p_values=calibration.p_values(scores, confidence),
             verdicts=np.where(readable, scores > cut, -1).astype(np.int8),
-            layers=(layers - calibration.layer_mean) / calibration.layer_std,
+            layers=deviations,
             errors=errors,
             layer_names=self.layer_names,
             false_alarm_rate=rate,

@@ -69,7 +69,8 @@ def split(
 
     calibrating = max(groups_of(CALIBRATION_SHARE), fewest) if calibration else 0
     # Validation does with fewer, rather than leave too few to fit to.
-    validating = max(min(max(groups_of(VALIDATION_SHARE), 5), count - calibrating - 2), 1) if validation else 0
+    wanted = max(groups_of(VALIDATION_SHARE), FEWEST_VALIDATION_IMAGES)
+    validating = max(min(wanted, count - calibrating - 2), 1) if validation else 0
     first_validating = count - calibrating - validating
     training, held_out = (int(before[max(place, 0)]) for place in (first_validating, count - calibrating))
     too_few_validating = validation and held_out - training < FEWEST_VALIDATION_IMAGES
