@@ -142,12 +142,14 @@ def measured(
     start = time.perf_counter()
     detector.detect(images)
     scored = time.perf_counter() - start
+    start = time.perf_counter()
     bright = float(np.mean([one.values.max() > 1 for one in detector.anomaly_maps(images) if one.values is not None]))
+    with_maps = time.perf_counter() - start
     return {
         "hits": hits,
         "centre": float(np.mean([is_in((0.5, 0.5), size, box) for box, size in boxes])),
         "bright": bright,
-        "time": (time.perf_counter() - start - scored) / scored,
+        "time": with_maps / scored,
     }
 
 

@@ -7,6 +7,8 @@ from dlsr.anomaly_maps import AnomalyMap, excess
 from dlsr.errors import NoSuchImageError
 from dlsr.images.decode import decode
 from dlsr.images.sources import ImageDataset, ImageItem, open_images
+from dlsr.model import FittedModel
+from dlsr.results import Results
 from shared import patches
 
 
@@ -46,6 +48,29 @@ def test_unreadable_images_keep_their_place(detector_with_maps, odd_folder):
     assert (first.error, second.values, second.image) == (None, None, None)
     assert "not an image" in second.error
     np.testing.assert_array_equal(first.values, third.values)
+
+
+def test_images_are_encoded_once_for_results_and_maps(model_with_maps, odd_folder, tmp_path, monkeypatch):
+    detector = FittedDetector.load(model_with_maps, store=tmp_path / "store")
+    images = [*sorted(odd_folder.iterdir())[:5], b"no image"]
+    parts = list(detector.detect_with_maps(images))
+    together = Results.joined([results for results, _ in parts])
+    maps = [found for _, of_part in parts for found in of_part]
+    assert [found.path for found in maps] == together.paths
+    assert [found.error for found in maps] == together.errors
+    plain = FittedDetector.load(model_with_maps).detect_chunks(images)
+    np.testing.assert_allclose(together.scores, Results.joined(list(plain)).scores, rtol=1e-4)
+    monkeypatch.setattr("dlsr.encoders.encoder.Encoder.encode", None)
+    stored = Results.joined(list(detector.detect_chunks(images)))
+    np.testing.assert_allclose(stored.scores, together.scores, rtol=1e-5)
+
+
+def test_an_image_without_a_finite_score_has_no_map(detector_with_maps, odd_folder, monkeypatch):
+    monkeypatch.setattr(
+        FittedModel, "score", lambda self, z0, _: (np.full(len(z0), np.nan), np.zeros((len(z0), len(self.channels))))
+    )
+    (found,) = detector_with_maps.anomaly_maps(sorted(odd_folder.iterdir())[:1])
+    assert (found.values, found.error) == (None, "its score is not a finite number")
 
 
 def test_a_folder_of_mostly_broken_files_can_be_fitted_with_maps(small_encoder, photographs):

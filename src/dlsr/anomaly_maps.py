@@ -14,12 +14,15 @@ from PIL import Image
 
 from dlsr.encoders.encoder import Encoder
 from dlsr.encoding.extractor import FeatureExtractor
+from dlsr.encoding.pipeline import Encoded, read_keyed
+from dlsr.encoding.store import KEY_BYTES
 from dlsr.errors import NoSuchImageError, SettingsError
 from dlsr.images.decode import UNREADABLE, reason_of
 from dlsr.images.sources import ImageDataset, ImageItem
 from dlsr.method.maps import odd_places
-from dlsr.method.noise import pixel_digest
+from dlsr.method.noise import DIGEST_BYTES, pixel_digest
 from dlsr.model import FittedModel
+from dlsr.results import Result, Results
 from dlsr.scoring import NO_MAPS
 from dlsr.streaming import in_groups, map_ahead
 
@@ -73,29 +76,40 @@ class AnomalyMap:
         return Image.alpha_composite(self.image.convert("RGBA"), self.overlay(self.image.size)).convert("RGB")
 
 
-def anomaly_maps(model: FittedModel, extractor: FeatureExtractor, images: ImageDataset) -> Iterator[AnomalyMap]:
-    """Maps of images, in their order. Memory does not grow with their number.
+def detect_with_maps(
+    model: FittedModel, extractor: FeatureExtractor, images: ImageDataset, rate: float, confidence: float | None
+) -> Iterator[tuple[Results, list[AnomalyMap]]]:
+    """Results and maps of some images at a time, in their order: each is encoded once, and its features are kept.
+
+    Args:
+        model: fitted with maps.
+        extractor: of this model.
+        images: any number of them; memory does not grow with it.
+        rate: see `FittedModel.detect`, as is `confidence`.
+        confidence: of the rate.
 
     Raises:
         SettingsError: for a model that was fitted without maps.
+        TooFewImagesError: if the calibration images are too few for the rate.
     """
     if model.map_peaks is None:
         raise SettingsError(NO_MAPS)
-    return _on_one_scale(model, model.map_peaks, extractor, images)
-
-
-def _on_one_scale(
-    model: FittedModel, peaks: NDArray[np.float64], extractor: FeatureExtractor, images: ImageDataset
-) -> Iterator[AnomalyMap]:
+    model.calibration.check_size(rate, confidence)
     calibration = model.calibration.scores
     ordinary = excess(np.quantile(calibration, np.linspace(0, 1, CALIBRATION)), calibration)
-    unit = max(float(np.quantile(np.outer(ordinary, peaks), UNIT)), TINY)
-    for path, found in _places(model, extractor, images):
-        if isinstance(found, str):
-            yield AnomalyMap(path, error=found)
-        else:
-            above = excess(np.array([found.score]), calibration)[0]
-            yield AnomalyMap(path, found.odd * np.float32(above / unit), found.image)
+    unit = max(float(np.quantile(np.outer(ordinary, model.map_peaks), UNIT)), TINY)
+
+    def map_of(result: Result, place: _Places | None) -> AnomalyMap:
+        if place is None or result.score is None:
+            return AnomalyMap(result.path, error=result.error)
+        above = excess(np.array([result.score]), calibration)[0]
+        return AnomalyMap(result.path, place.odd * np.float32(above / unit), place.image)
+
+    # A generator of its own, so that a model without maps is told before the first image is asked for.
+    return (
+        (found.results, [map_of(*both) for both in zip(found.results, found.places, strict=True)])
+        for found in _places(model, extractor, images, rate, confidence)
+    )
 
 
 def peaks_of(model: FittedModel, extractor: FeatureExtractor, images: ImageDataset) -> NDArray[np.float64]:
@@ -104,8 +118,9 @@ def peaks_of(model: FittedModel, extractor: FeatureExtractor, images: ImageDatas
     Raises:
         SettingsError: for an encoder without maps.
     """
-    found = _places(model, extractor, images.sample(PEAK_IMAGES, model.settings.seed))
-    return np.array([place.odd.max() for _, place in found if not isinstance(place, str)], np.float64)
+    sample = images.sample(PEAK_IMAGES, model.settings.seed)
+    found = _places(model, extractor, sample, model.config.false_alarm_rate, model.config.confidence)
+    return np.array([place.odd.max() for group in found for place in group.places if place is not None], np.float64)
 
 
 def excess(scores: NDArray[np.float64], calibration: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -120,35 +135,52 @@ def excess(scores: NDArray[np.float64], calibration: NDArray[np.float64]) -> NDA
 
 @dataclass(frozen=True)
 class _Places:
+    """Where an image is odd."""
+
     image: Image.Image
-    score: float
+    """For people."""
     odd: Map
+    """See `odd_places`."""
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What was found of some images."""
+
+    encoded: Encoded
+    results: Results
+    places: list[_Places | None]
+    """None for those that cannot be read."""
 
 
 def _places(
-    model: FittedModel, extractor: FeatureExtractor, images: ImageDataset
-) -> Iterator[tuple[str, _Places | str]]:
-    """By name: score and `odd_places`, or the reason why an image cannot be read."""
+    model: FittedModel, extractor: FeatureExtractor, images: ImageDataset, rate: float, confidence: float | None
+) -> Iterator[_Found]:
+    """Features, results and `odd_places` of some images at a time, in their order."""
     encoder = extractor.encoder
     if not encoder.spec.map_names:
         raise SettingsError("this model's encoder has no maps; fit one with stages")
 
-    def derive(items: list[_Decoded]) -> list[tuple[str, _Places | str]]:
-        places = iter(_of_images(model, encoder, [item for item in items if item.error is None]))
-        return [(item.name, item.error or next(places)) for item in items]
+    def derive(items: list[_Decoded]) -> _Found:
+        encoded, places = _of_images(model, encoder, items)
+        return _Found(encoded, model.detect(encoded, rate, confidence), places)
 
     streams = encoder.streams
     # Read one by one, in order, as frames of a clip have to be.
     decoded = map_ahead(lambda item: _decode(item, encoder), images.items, extractor.workers, ahead=8 * AT_ONCE)
-    with closing(decoded):
+    with closing(decoded), extractor.saver() as saver:
         there = (item for item in decoded if item is not None)
-        for group in map_ahead(derive, in_groups(there, AT_ONCE), streams, ahead=2 * streams):
-            yield from group
+        with closing(map_ahead(derive, in_groups(there, AT_ONCE), streams, ahead=2 * streams)) as groups:
+            for group in groups:
+                saver.add_all(group.encoded)
+                yield group
 
 
 @dataclass(frozen=True)
 class _Decoded:
     name: str
+    key: bytes = b""
+    """In the feature store."""
     image: Image.Image | None = None
     """For people."""
     pixels: NDArray[np.uint8] | None = None
@@ -159,7 +191,8 @@ class _Decoded:
 def _decode(item: ImageItem, encoder: Encoder) -> _Decoded | None:
     """An image, decoded; None for a frame behind the end of a clip."""
     try:
-        image = encoder.spec.decode(item.read())
+        key, source = read_keyed(item)
+        image = source if isinstance(source, Image.Image) else encoder.spec.decode(source)
         pixels = encoder.spec.resize(image)
     except NoSuchImageError:
         return None
@@ -167,19 +200,21 @@ def _decode(item: ImageItem, encoder: Encoder) -> _Decoded | None:
         return _Decoded(item.name, error=reason_of(error))
     small = image.copy()
     small.thumbnail((LONGEST, LONGEST))
-    return _Decoded(item.name, small, pixels)
+    return _Decoded(item.name, key, small, pixels)
 
 
-def _of_images(model: FittedModel, encoder: Encoder, images: list[_Decoded]) -> list[_Places]:
-    shown = [(item.image, item.pixels) for item in images if item.image is not None and item.pixels is not None]
-    if not shown:
-        return []
-    digests = np.stack([pixel_digest(pixels) for _, pixels in shown])
-    z0, maps = encoder.encode_with_maps(np.stack([pixels for _, pixels in shown]))
-    scores = model.score(z0, digests)[0]
-    gradient = model.scorer.gradient(z0, digests, model.settings.seed)
-    odd = [
-        odd_places([of_stage[i] for of_stage in maps], gradient[i], model.channels, encoder.spec.pooling)
-        for i in range(len(shown))
-    ]
-    return [_Places(image, float(score), of_it) for (image, _), score, of_it in zip(shown, scores, odd, strict=True)]
+def _of_images(model: FittedModel, encoder: Encoder, items: list[_Decoded]) -> tuple[Encoded, list[_Places | None]]:
+    shown = [(item.key, item.image, item.pixels) for item in items if item.image and item.pixels is not None]
+    digests = np.array([pixel_digest(pixels) for _, _, pixels in shown], np.uint8).reshape(-1, DIGEST_BYTES)
+    z0, found = np.empty((0, encoder.c), np.float32), list[_Places]()
+    if shown:
+        z0, maps = encoder.encode_with_maps(np.stack([pixels for _, _, pixels in shown]))
+        gradient = model.scorer.gradient(z0, digests, model.settings.seed)
+        for i, (_, image, _) in enumerate(shown):
+            of_image = [of_stage[i] for of_stage in maps]
+            odd = odd_places(of_image, gradient[i], model.channels, encoder.spec.pooling)
+            found.append(_Places(image, odd))
+    keys = np.frombuffer(b"".join(key for key, _, _ in shown), np.uint8).reshape(-1, KEY_BYTES)
+    encoded = Encoded([item.name for item in items], [item.error for item in items], z0, digests, keys)
+    readable = iter(found)
+    return encoded, [None if item.error else next(readable) for item in items]

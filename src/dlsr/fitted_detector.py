@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dlsr.anomaly_maps import AnomalyMap, anomaly_maps
+from dlsr.anomaly_maps import AnomalyMap, detect_with_maps
 from dlsr.artifact import read_model, write_model
 from dlsr.calibration.copies import exact_groups, found_groups
 from dlsr.calibration.groups import Groups
@@ -130,7 +130,7 @@ class FittedDetector(FittedAttributes):
             TooFewImagesError: if the calibration images are too few for the false-alarm rate.
             WeightsError: if the encoder's weights cannot be had.
         """
-        results = Results.joined(list(self._detected(images, transform=transform, progress=progress)))
+        results = Results.joined(list(self.detect_chunks(images, transform=transform, progress=progress)))
         warn_of_unreadable(results.unreadable)
         return results
 
@@ -150,26 +150,44 @@ class FittedDetector(FittedAttributes):
             batch_size: images in one call of the engine, which does not change scores; None for the fastest.
             progress: as for `detect`.
         """
-        for part in self._detected(images, transform=transform, batch_size=batch_size, progress=progress):
+        for part in self.detect_chunks(images, transform=transform, batch_size=batch_size, progress=progress):
             yield from part
 
-    def _detected(self, images: ImagesLike, **options: Any) -> Iterator[Results]:
+    def detect_chunks(
+        self,
+        images: ImagesLike,
+        *,
+        transform: Transform | None = None,
+        batch_size: int | None = None,
+        progress: Progress | None = None,
+    ) -> Generator[Results]:
+        """As `results`, some images at a time."""
         model, rate = self._fitted(), self.false_alarm_rate
         model.calibration.check_size(rate, self.confidence)
-        for chunk in self.extractor_.encode_chunks(images, **options):
+        chunks = self.extractor_.encode_chunks(images, transform=transform, batch_size=batch_size, progress=progress)
+        for chunk in chunks:
             yield model.detect(chunk, rate, self.confidence)
 
-    def anomaly_maps(self, images: ImagesLike) -> Iterator[AnomalyMap]:
-        """Where images deviate, in their order. Memory does not grow with their number.
+    def detect_with_maps(self, images: ImagesLike) -> Iterator[tuple[Results, list[AnomalyMap]]]:
+        """Results of some images at a time, in their order, and where these images deviate.
+
+        Each image is encoded once, so this takes less time than `detect` and `anomaly_maps`. Memory does not grow with
+        the number of images. There are no warnings of unreadable ones.
 
         Args:
             images: see `dlsr.open_images`.
 
         Raises:
             SettingsError: for a model that was fitted without `maps`.
-            NotFittedError, InputError: as `detect`.
+            NotFittedError, InputError, TooFewImagesError, WeightsError: as `detect`.
         """
-        return anomaly_maps(self._fitted(), self.extractor_, open_images(images))
+        model, found = self._fitted(), open_images(images)
+        return detect_with_maps(model, self.extractor_, found, self.false_alarm_rate, self.confidence)
+
+    def anomaly_maps(self, images: ImagesLike) -> Iterator[AnomalyMap]:
+        """Where images deviate, in their order; see `detect_with_maps`, also for what is raised."""
+        parts = self.detect_with_maps(images)
+        return (found for _, maps in parts for found in maps)
 
     def detect_encoded(self, encoded: Encoded) -> Results:
         """As `detect`, of images that `extractor_` has encoded, and without a warning. Raises as `detect` does."""

@@ -22,6 +22,16 @@ def test_maps_are_drawn_beside_the_scores(run, model_with_maps, odd_folder, tmp_
     assert (tmp_path / "scores.csv").read_text().count("\n") == 3
 
 
+def test_maps_are_drawn_beside_verdicts_at_a_false_discovery_rate(run, model_with_maps, odd_folder, tmp_path):
+    options = ["--fdr", "0.2", "--quiet"]
+    plain = run("score", model_with_maps, odd_folder, *options)
+    with_maps = run("score", model_with_maps, odd_folder, *options, "--maps", tmp_path / "maps")
+    verdicts = [[line.split(",")[3] for line in one.out.splitlines()] for one in (plain, with_maps)]
+    assert verdicts[0] == verdicts[1]
+    assert "True" in verdicts[0]
+    assert len(list((tmp_path / "maps").iterdir())) == len(verdicts[0]) - 1
+
+
 def test_a_model_without_maps_is_one_error_before_anything_is_scored(run, model, odd_folder, tmp_path):
     finished = run("score", model, odd_folder, "--maps", tmp_path / "maps", "-o", tmp_path / "scores.csv")
     assert "fit it again with --maps" in finished.error

@@ -32,14 +32,28 @@ def test_names_of_a_stranger_stay_in_the_folder_and_differ():
 def test_unreadable_images_have_no_file(tmp_path):
     image = Image.new("RGB", (8, 8))
     maps = [AnomalyMap("a.png", np.zeros((28, 28), np.float32), image), AnomalyMap("b.png", error="not an image")]
+    results = [object(), object()]
     done = []
-    assert write_maps(tmp_path / "maps", maps, ["a.png", "b.png"], done.append) == 1
+    passed = write_maps(tmp_path / "maps", [(results, maps)], ["a.png", "b.png"], done.append)
+    assert list(passed) == [results]
     assert [path.name for path in (tmp_path / "maps").iterdir()] == ["a.png.jpg"]
-    assert done == [1, 1]
+    assert done == [2]
+
+
+def test_files_follow_from_names_also_where_frames_are_missing(tmp_path):
+    def part(name, red):
+        image = Image.new("RGB", (8, 8), (red, 0, 0))
+        return [object()], [AnomalyMap(name, np.zeros((28, 28), np.float32), image)]
+
+    names = ["clip.mp4#frame=0", "clip.mp4#frame=1", "photo.png"]
+    list(write_maps(tmp_path, [part(names[0], 10), part(names[2], 200)], names))
+    assert {path.name for path in tmp_path.iterdir()} == {"clip.mp4#frame=0.jpg", "photo.png.jpg"}
+    with Image.open(tmp_path / "photo.png.jpg") as drawn:
+        assert drawn.getpixel((4, 4))[0] > 150
 
 
 def test_a_folder_that_cannot_be_written_is_one_error(tmp_path):
     (tmp_path / "maps").write_bytes(b"a file")
     maps = [AnomalyMap("a.png", np.zeros((28, 28), np.float32), Image.new("RGB", (8, 8)))]
     with pytest.raises(OutputError, match="check space and permissions"):
-        write_maps(tmp_path / "maps", maps, ["a.png"])
+        list(write_maps(tmp_path / "maps", [([], maps)], ["a.png"]))

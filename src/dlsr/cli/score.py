@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,6 @@ import typer
 from dlsr.calibration.promise import promise
 from dlsr.cli.console import (
     ProgressBars,
-    no_unreadable_warnings,
     print_groups,
     print_json,
     print_message,
@@ -207,31 +207,33 @@ def _score_here(
     from dlsr.calibration.fdr import why_none  # noqa: PLC0415
     from dlsr.images.sources import open_images  # noqa: PLC0415
     from dlsr.reports.maps import write_maps  # noqa: PLC0415
+    from dlsr.results import Results  # noqa: PLC0415
 
     write = wanted.writer(source)
     detector = runtime.load(model, false_alarm_rate)
     dataset = open_images(source, every=every)
-    maps = None if wanted.maps is None else detector.anomaly_maps(dataset)
+    with_maps = None if wanted.maps is None else detector.detect_with_maps(dataset)
     wanted.check(detector)
     print_skipped(dataset, quiet)
     counter, messages = _Counter(), []
     why: str | None = None
     with progress_bars(quiet) as bars, _partial_rows_named(wanted.output, counter, quiet):
         progress = bars.images("scoring", len(dataset))
+        if wanted.maps is None or with_maps is None:
+            chunks: Iterator[Results] = detector.detect_chunks(dataset, progress=progress)
+        else:
+            chunks = write_maps(wanted.maps, with_maps, [item.name for item in dataset.items], progress)
         if fdr is None:
-            results: Iterable[Result] = detector.results(dataset, progress=progress)
+            results: Iterable[Result] = chain.from_iterable(chunks)
             rule = promise(detector.false_alarm_rate, detector.confidence)
         else:
-            with no_unreadable_warnings():
-                together = detector.detect(dataset, progress=progress).at_fdr(fdr)
+            together = Results.joined(list(chunks)).at_fdr(fdr)
             results, rule = together, together.rule
             why = why_none(together.p_values, float(detector.p_values_of([np.inf])[0]), fdr)
         results, groups = wanted.added(detector, dataset, results, bars)
         write(counter.count(results))
-        if maps is not None and wanted.maps is not None:
-            names = [item.name for item in dataset.items]
-            drawn = write_maps(wanted.maps, maps, names, bars.images("drawing maps", len(dataset)))
-            messages.append(f"{drawn} maps in {wanted.maps}")
+        if wanted.maps is not None:
+            messages.append(f"{counter.scored} maps in {wanted.maps}")
     if wanted.output is not None and wanted.as_json:
         summary = {
             "images": len(dataset),

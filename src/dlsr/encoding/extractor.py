@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dlsr.encoders import EncoderSpec
 from dlsr.encoders.encoder import Encoder
-from dlsr.encoding.pipeline import Encoded, Progress, encode_all, encode_chunks, open_store, readable_pixels
+from dlsr.encoding.pipeline import Encoded, Progress, Saver, encode_all, encode_chunks, open_store, readable_pixels
 from dlsr.encoding.store import FeatureStore
 from dlsr.errors import OutputError, SettingsError
 from dlsr.images.sources import ImagesLike, open_images, warn_caller
@@ -160,6 +160,10 @@ class FeatureExtractor:
             progress=progress,
             on_store_error=_warn_of_store,
         )
+
+    def saver(self) -> Saver:
+        """Keeps features in the store, if there is one. If it cannot be written, a warning says so."""
+        return Saver(open_store(self.store, self.encoder), _warn_of_store)
 
     def pixels(self, images: ImagesLike, limit: int, seed: int | None = None) -> NDArray[np.uint8]:
         """At most `limit` readable images, resized for the encoder: uint8, shape `(n, size, size, 3)`.

@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.Image import Image
 
 from dlsr.encoding.store import KEY_BYTES, FeatureStore, empty_table
 from dlsr.errors import NoImagesError, NoSuchImageError, OutputError
@@ -118,7 +119,7 @@ def encode_chunks(
     Raises:
         OutputError: if features cannot be written to the store.
     """
-    saver = _Saver(store, on_store_error)
+    saver = Saver(store, on_store_error)
 
     def prepare(item: ImageItem) -> _Prepared | None:
         return _prepare(item, encoder, store, transform)
@@ -146,7 +147,7 @@ def encode_chunks(
             )
 
 
-class _Saver:
+class Saver:
     """Adds features to the store, and flushes it at the end of a block, also after an error.
 
     Args:
@@ -158,18 +159,23 @@ class _Saver:
         self._store = store
         self._on_error = on_error
 
-    def add(self, image: _Prepared) -> None:
-        """Add the features of an image that was encoded.
+    def add(self, key: bytes, digest: NDArray[np.uint8], z0: NDArray[np.float32]) -> None:
+        """Add the features of an image that was encoded, see `FeatureStore.add`.
 
         Raises:
             OutputError: if the store cannot be written, and there is no callback.
         """
-        if self._store is not None and image.is_new and image.known is not None:
+        if self._store is not None:
             with self._reported():
-                self._store.add(image.key, *image.known)
+                self._store.add(key, digest, z0)
 
-    def __enter__(self) -> None:
-        """Nothing is done at the beginning."""
+    def add_all(self, encoded: Encoded) -> None:
+        """Add the features of images that were encoded. Raises as `add`."""
+        for key, digest, z0 in zip(encoded.keys, encoded.digests, encoded.z0, strict=True):
+            self.add(key.tobytes(), digest, z0)
+
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Flush the store. Its error must not hide that of the block."""
@@ -250,20 +256,28 @@ def readable_pixels(encoder: "Encoder", images: ImageDataset, limit: int, worker
     return np.stack(pixels)
 
 
+def read_keyed(item: ImageItem) -> tuple[bytes, bytes | Image]:
+    """The key of an image in the feature store, and its file's bytes; or the image, if it is given without a file.
+
+    Raises:
+        ImageError, OSError: if it cannot be read.
+    """
+    source = item.read()
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).digest(), source
+    image = decode(source)
+    return hashlib.sha256(image.tobytes() + repr(image.size).encode()).digest(), image
+
+
 def _prepare(
     item: ImageItem, encoder: "Encoder", store: FeatureStore | None, transform: Transform | None
 ) -> _Prepared | None:
     try:
-        raw = item.read()
-        image = None
-        if not isinstance(raw, bytes):
-            image = decode(raw)
-            raw = image.tobytes() + repr(image.size).encode()
-        key = hashlib.sha256(raw).digest()
+        key, source = read_keyed(item)
         known = store.get(key) if store is not None else None
         if known is not None:
             return _Prepared(item.name, key, known=known)
-        image = image or encoder.spec.decode(raw)
+        image = source if isinstance(source, Image) else encoder.spec.decode(source)
         if transform is not None:
             with undecodable():
                 image = transform.apply(image)
@@ -302,11 +316,12 @@ def _encode(batch: list[_Prepared], encoder: "Encoder") -> None:
             image.known, image.pixels, image.is_new = (image.digest, z0), None, True
 
 
-def _saved(batches: Iterable[list[_Prepared]], saver: _Saver, progress: Progress | None) -> Iterator[_Prepared]:
+def _saved(batches: Iterable[list[_Prepared]], saver: Saver, progress: Progress | None) -> Iterator[_Prepared]:
     """Add newly encoded features to the store."""
     for batch in batches:
         for image in batch:
-            saver.add(image)
+            if image.is_new and image.known is not None:
+                saver.add(image.key, *image.known)
         if progress is not None:
             progress(len(batch))
         yield from batch

@@ -1,13 +1,14 @@
 """Maps of where images deviate, drawn over the images, as files."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path, PurePath
 
 from dlsr.anomaly_maps import AnomalyMap
 from dlsr.encoding.pipeline import Progress
 from dlsr.files import replacing
+from dlsr.results import Results
 
 QUALITY = 90
 """JPEG quality."""
@@ -15,30 +16,32 @@ LONGEST_NAME = 240
 """Bytes of a file's name, so that there is room for a number and a suffix."""
 
 
-def write_maps(folder: Path, maps: Iterable[AnomalyMap], names: Sequence[str], progress: Progress | None = None) -> int:
-    """Write a JPEG for each image that can be read.
+def write_maps(
+    folder: Path,
+    parts: Iterable[tuple[Results, list[AnomalyMap]]],
+    names: Sequence[str],
+    progress: Progress | None = None,
+) -> Iterator[Results]:
+    """Write a JPEG for each image that can be read, and pass on the results of some images when theirs are written.
 
     Args:
         folder: to write to, created if missing. Files of the same names are replaced.
-        maps: see `FittedDetector.anomaly_maps`.
-        names: of all images, from which follow those of the files.
+        parts: see `FittedDetector.detect_with_maps`.
+        names: of all images, which differ; those of the files follow from them.
         progress: callback with the number of images done since the last call.
-
-    Returns:
-        The number of files.
 
     Raises:
         OutputError: if they cannot be written.
     """
-    written = 0
-    for anomaly_map, path in zip(maps, file_names(names), strict=True):
-        if anomaly_map.error is None:
-            with replacing(folder / path) as temporary:
-                anomaly_map.drawn().save(temporary, "JPEG", quality=QUALITY)
-            written += 1
+    files = dict(zip(names, file_names(names), strict=True))
+    for results, maps in parts:
+        for anomaly_map in maps:
+            if anomaly_map.error is None:
+                with replacing(folder / files[anomaly_map.path]) as temporary:
+                    anomaly_map.drawn().save(temporary, "JPEG", quality=QUALITY)
+        yield results
         if progress is not None:
-            progress(1)
-    return written
+            progress(len(results))
 
 
 def file_names(names: Sequence[str]) -> list[PurePath]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,6 +33,8 @@ class _Decoded:
     model: Model
     name: str
     outcome: Outcome
+    with_map: bool
+    """Whether to draw where it deviates, too."""
 
     def item(self) -> ImageItem:
         """The image as the detector reads it."""
@@ -40,10 +42,19 @@ class _Decoded:
         return failing_item(self.name, outcome) if isinstance(outcome, str) else ImageItem(self.name, lambda: outcome)
 
 
-def _overlays(model: Model, images: Sequence[_Decoded]) -> list[bytes | None]:
-    """Transparent PNGs to lay over images; None for those that cannot be read."""
-    maps = model.detector.anomaly_maps(ImageDataset([image.item() for image in images]))
-    return [as_png(found.overlay((OVERLAY, OVERLAY))) if found.error is None else None for found in maps]
+_Scored = tuple[Result, bytes | None]
+"""A result, and a transparent PNG to lay over the image, if there is one."""
+
+
+def _scored(model: Model, images: Sequence[_Decoded], with_maps: bool) -> Iterator[_Scored]:
+    """Results of images in their order."""
+    dataset = ImageDataset([image.item() for image in images])
+    if not with_maps:
+        yield from ((result, None) for result in model.detector.results(dataset))
+        return
+    for results, maps in model.detector.detect_with_maps(dataset):
+        for result, found in zip(results, maps, strict=True):
+            yield result, as_png(found.overlay((OVERLAY, OVERLAY))) if found.error is None else None
 
 
 class Service:
@@ -85,7 +96,7 @@ class Service:
         self._seen = stamp_of(folder)
         self.model = load_model(folder, *self._engine)
         self.telemetry.watch(self.model.id, self.model.watched)
-        self._batcher: Batcher[_Decoded, Result] = Batcher(
+        self._batcher: Batcher[_Decoded, _Scored] = Batcher(
             self._score, max_batch=settings.max_batch, max_wait=settings.max_wait_seconds
         )
         self._watcher: asyncio.Task[None] | None = None
@@ -129,23 +140,16 @@ class Service:
         model = self.model
         try:
             async with asyncio.timeout(self.settings.score_seconds):
-                decoded = await self._decoded(images, model)
-                results = await self._batcher.submit(decoded)
-                drawn = await self._drawn(decoded, model) if maps and model.detector.has_maps_ else None
+                with_maps = maps and model.detector.has_maps_
+                scored = await self._batcher.submit(await self._decoded(images, model, with_maps))
+                results, drawn = [result for result, _ in scored], [overlay for _, overlay in scored]
                 if explain:
                     results = await self._explained(images, model, results)
         except TimeoutError:
             detail = f"the images were not scored within {self.settings.score_seconds:g} seconds; try again later"
             raise RefusedError(503, detail, "score time", RETRY_AFTER) from None
         self.telemetry.count(model.id, results)
-        return Scored(model, results, drawn)
-
-    async def _drawn(self, images: Sequence["_Decoded"], model: Model) -> list[bytes | None]:
-        self._undecoded += len(images)
-        try:
-            return await self.decoder.run(_overlays, model, images)
-        finally:
-            self._undecoded -= len(images)
+        return Scored(model, results, drawn if with_maps else None)
 
     async def _explained(self, images: Sequence[EncodedImage], model: Model, results: Sequence[Result]) -> list[Result]:
         ranges = model.detector.ranges_
@@ -157,21 +161,23 @@ class Service:
             for result, properties in zip(results, measured, strict=True)
         ]
 
-    async def _decoded(self, images: Sequence[EncodedImage], model: Model) -> list["_Decoded"]:
+    async def _decoded(self, images: Sequence[EncodedImage], model: Model, with_maps: bool) -> list[_Decoded]:
         self._undecoded += len(images)
         try:
             outcomes = await self.decoder.decode(images, model.detector.extractor_.encoder.spec)
         finally:
             self._undecoded -= len(images)
-        return [_Decoded(model, image.name, outcome) for image, outcome in zip(images, outcomes, strict=True)]
+        return [
+            _Decoded(model, image.name, outcome, with_maps) for image, outcome in zip(images, outcomes, strict=True)
+        ]
 
-    def _score(self, images: list["_Decoded"]) -> list[Result]:
-        results: dict[int, Result] = {}
-        for model in dict.fromkeys(image.model for image in images):  # two after a reload, else one
-            chosen = [i for i, image in enumerate(images) if image.model is model]
-            dataset = ImageDataset([images[i].item() for i in chosen])
-            results |= zip(chosen, model.detector.results(dataset), strict=True)
-        return [results[i] for i in range(len(images))]
+    def _score(self, images: list[_Decoded]) -> list[_Scored]:
+        scored: dict[int, _Scored] = {}
+        # There are two models after a reload, else one.
+        for model, with_map in dict.fromkeys((image.model, image.with_map) for image in images):
+            chosen = [i for i, image in enumerate(images) if image.model is model and image.with_map == with_map]
+            scored |= zip(chosen, _scored(model, [images[i] for i in chosen], with_map), strict=True)
+        return [scored[i] for i in range(len(images))]
 
     async def _watch(self) -> None:
         while True:
