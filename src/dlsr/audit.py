@@ -16,7 +16,6 @@ from dlsr.detector import Detector
 from dlsr.encoding.extractor import FeatureExtractor
 from dlsr.encoding.pipeline import Encoded, Progress
 from dlsr.encoding.store import empty_table
-from dlsr.errors import NoImagesError
 from dlsr.files import replacing
 from dlsr.fitting import UNLIKE, deviations_of
 from dlsr.images.quality import MEASURES, Quality, faults_of, quality_of, table_of
@@ -194,9 +193,8 @@ def audit(
     extractor = chosen.prepare_extractor().with_ranges(found, chosen.seed)
     here = _examined(extractor, found, progress)
     there = None if other is None else _examined(extractor, other, against_progress)
-    if there is not None and not len(there.encoded.z0):
-        name, reason = next(iter(there.encoded.unreadable.items()))
-        raise NoImagesError(f"none of {len(there.encoded.names)} images to compare with can be read; {name}: {reason}")
+    if there is not None:
+        there.encoded.check_readable("images to compare with")
     readable = here.readable
     notes: list[str] = []
     deviations = np.full(len(readable), np.nan)

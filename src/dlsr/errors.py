@@ -19,8 +19,9 @@
 Messages are one line and end with the remedy.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Self
 
 
 class DlsrError(Exception):
@@ -37,6 +38,18 @@ class InputError(DlsrError):
 
 class NoImagesError(InputError):
     """There is no image, or no readable image, where images were expected."""
+
+    @classmethod
+    def of_unreadable(cls, count: int, what: str, reasons: Iterable[tuple[str, str]]) -> Self:
+        """The error if all of some images cannot be read.
+
+        Args:
+            count: how many there are, at least one.
+            what: they are.
+            reasons: names of unreadable images and the reasons, of which the first is told.
+        """
+        name, reason = next(iter(reasons))
+        return cls(f"none of {count} {what} can be read; the first, {name}: {reason}")
 
 
 class TooFewImagesError(InputError):

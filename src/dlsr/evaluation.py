@@ -11,7 +11,7 @@ from dlsr.calibration.metrics import Metrics, evaluate_scores
 from dlsr.config import Frozen
 from dlsr.detector import Detector
 from dlsr.encoding.pipeline import Encoded, Progress
-from dlsr.errors import NoImagesError, SettingsError
+from dlsr.errors import SettingsError
 from dlsr.images.sources import ImagesLike, open_images
 from dlsr.images.transforms import MATCHED_SIZE, Protocol, protocol_transform
 
@@ -97,9 +97,7 @@ def evaluate(
         chosen = open_images(images).sample(limit)
         advance = progress(name, len(chosen)) if progress else None
         done = detector.extractor_.encode(chosen, transform=transform, progress=advance)
-        if not len(done.z0):
-            first, reason = next(iter(done.unreadable.items()))
-            raise NoImagesError(f"no image of '{name}' can be read; the first, {first}: {reason}")
+        done.check_readable(f"images of '{name}'")
         return done
 
     inside = encoded("ID", id_images)

@@ -8,7 +8,6 @@ Example:
     >>> log_fit("model", "sqlite:///mlflow.db")  # doctest: +SKIP
 """
 
-import itertools
 import os
 import re
 import time
@@ -22,6 +21,7 @@ from dlsr.errors import MissingExtraError, OutputError, one_line
 from dlsr.evaluation import Report
 from dlsr.fitted_detector import FittedDetector
 from dlsr.model_folder import MANIFEST
+from dlsr.naming import distinct
 from dlsr.streaming import in_groups
 
 EXPERIMENT = "dlsr"
@@ -180,12 +180,8 @@ def _log(client: Any, run: str, parameters: Values, metrics: Values, tags: Value
 
 def _allowed(names: Iterable[str]) -> list[str]:
     """Names that MLflow takes, a different one for each."""
-    allowed: list[str] = []
-    for name in names:
-        plain = re.sub(r"[^\w\-. /]", "_", name, flags=re.ASCII)
-        others = (f"{plain}.{number}" for number in itertools.count(2))
-        allowed.append(next(one for one in itertools.chain([plain], others) if one not in allowed))
-    return allowed
+    plain = (re.sub(r"[^\w\-. /]", "_", name, flags=re.ASCII) for name in names)
+    return distinct(plain, lambda name, number: f"{name}.{number}")
 
 
 def _log_steps(client: Any, run: str, steps: Iterable[Values]) -> None:

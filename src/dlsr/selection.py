@@ -65,8 +65,7 @@ def select(
     encoded = detector.extractor_.encode(found, progress=progress)
     results = detector.detect_encoded(encoded)
     if len(results.unreadable) == len(results):
-        name, reason = next(iter(results.unreadable.items()))
-        raise NoImagesError(f"none of {len(results)} images can be read; the first, {name}: {reason}")
+        raise NoImagesError.of_unreadable(len(results), "images", results.unreadable.items())
     positions = np.flatnonzero(encoded.readable)
     scores, refused = results.scores[positions], results.verdicts[positions] == 1
     groups = found_groups(encoded.z0, encoded.digests)

@@ -14,7 +14,6 @@ from dlsr.detector import Detector
 from dlsr.encoders import EncoderSpec
 from dlsr.encoding.extractor import FeatureExtractor
 from dlsr.encoding.pipeline import Encoded
-from dlsr.errors import NoImagesError
 from dlsr.images.sources import ImageDataset
 from dlsr.images.transforms import Transform, protocol_transform
 from dlsr.method.layers import POOLINGS, Pooling
@@ -169,9 +168,7 @@ class TaskInputs:
 
     def _all(self, name: str, extractor: FeatureExtractor) -> Encoded:
         encoded = extractor.encode(self.task.sets()[name], transform=self.transform)
-        if not len(encoded.z0):
-            first, reason = next(iter(encoded.unreadable.items()))
-            raise NoImagesError(f"no image of '{name}' of task '{self.task.name}' can be read; {first}: {reason}")
+        encoded.check_readable(f"images of '{name}' of task '{self.task.name}'")
         return encoded
 
 

@@ -139,13 +139,10 @@ def _compared(detector: "FittedDetector", images: "ImageDataset", name: str, bar
         NoImagesError: if none of them can be read.
     """
     from dlsr.calibration.two_samples import Sample  # noqa: PLC0415
-    from dlsr.errors import NoImagesError  # noqa: PLC0415
     from dlsr.images.properties import measure  # noqa: PLC0415
 
     encoded = detector.extractor_.encode(images, progress=bars.images(f"encoding {name}", len(images)))
-    if not len(encoded.z0):
-        path, reason = next(iter(encoded.unreadable.items()))
-        raise NoImagesError(f"none of {len(images)} {name} can be read; the first, {path}: {reason}")
+    encoded.check_readable(name)
     measured = measure(images, workers=detector.workers, progress=bars.images(f"measuring {name}", len(images)))
     names = [path for path, error in zip(encoded.names, encoded.errors, strict=True) if error is None]
     return _Compared(Sample(encoded.z0, measured.properties), names, len(images), encoded.unreadable)

@@ -62,11 +62,10 @@ class Encoded:
         """Reasons why images could not be read, by name."""
         return {name: error for name, error in zip(self.names, self.errors, strict=True) if error is not None}
 
-    def check_readable(self) -> None:
-        """Raise NoImagesError, with the first reason, if none can be read."""
+    def check_readable(self, what: str = "images") -> None:
+        """Raise NoImagesError, with the first reason and what the images are, if none can be read."""
         if not len(self.z0):
-            name, reason = next(iter(self.unreadable.items()))
-            raise NoImagesError(f"none of {len(self.names)} images can be read; the first, {name}: {reason}")
+            raise NoImagesError.of_unreadable(len(self.names), what, self.unreadable.items())
 
 
 @dataclass

@@ -6,7 +6,6 @@ by their content. Every image is listed. What cannot be read is listed with the 
 
 import bz2
 import gzip
-import itertools
 import lzma
 import posixpath
 import tarfile
@@ -20,6 +19,7 @@ from typing import IO, Any
 from dlsr.errors import ImageError, one_line
 from dlsr.images.names import SUFFIXES, in_utf8
 from dlsr.images.reading import checked_size
+from dlsr.naming import distinct
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 """Files with these suffixes are tars."""
@@ -160,19 +160,16 @@ def list_members(file: IO[bytes]) -> Listing:
 
 def _with_own_names(members: list[Member]) -> list[Member]:
     """Members that are told apart by their names, such as `a (2).png`: `tar -r` repeats names."""
-    known = {member.name for member in members}
-    if len(known) == len(members):
-        return members
-    taken, named = set[str](), []
-    for member in members:
-        name, path = member.name, PurePosixPath(member.name)
-        for number in itertools.count(2):
-            if name not in taken:
-                break
-            name = str(path.with_name(f"{path.stem} ({number}){path.suffix}"))
-        taken.add(name)
-        named.append(replace(member, name=name))
-    return named
+
+    def numbered(name: str, number: int) -> str:
+        path = PurePosixPath(name)
+        return str(path.with_name(f"{path.stem} ({number}){path.suffix}"))
+
+    names = distinct((member.name for member in members), numbered)
+    return [
+        member if member.name == name else replace(member, name=name)
+        for member, name in zip(members, names, strict=True)
+    ]
 
 
 class _Headers:

@@ -153,8 +153,7 @@ def write_html_report(
         why = why_none(results.p_values, float(detector.p_values_of([np.inf])[0]), fdr)
         summary = Summary(results.rule, results.threshold, fdr, why).add(results)
     if not summary.scores:
-        name, reason = summary.unreadable[0]
-        raise NoImagesError(f"none of {len(found)} images can be read; the first, {name}: {reason}")
+        raise NoImagesError.of_unreadable(len(found), "images", summary.unreadable)
     page = _page(detector, found, summary, title, layout)
     with replacing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")

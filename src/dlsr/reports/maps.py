@@ -8,6 +8,7 @@ from pathlib import Path, PurePath
 from dlsr.anomaly_maps import AnomalyMap
 from dlsr.encoding.pipeline import Progress
 from dlsr.files import replacing
+from dlsr.naming import distinct
 from dlsr.results import Results
 
 QUALITY = 90
@@ -53,15 +54,9 @@ def file_names(names: Sequence[str]) -> list[PurePath]:
     shared = sum(
         1 for _ in takewhile(lambda folders: len(set(folders)) == 1, zip(*(path[:-1] for path in parts), strict=False))
     )
-    found: list[PurePath] = []
-    taken: set[PurePath] = set()
-    for path in parts:
-        inside = PurePath(*path[shared:-1])
-        stem = os.fsdecode(os.fsencode(path[-1] if path else "image")[:LONGEST_NAME])
-        file, number = inside / f"{stem}.jpg", 1
-        while file in taken:
-            number += 1
-            file = inside / f"{stem}-{number}.jpg"
-        taken.add(file)
-        found.append(file)
-    return found
+    inside = (
+        PurePath(*path[shared:-1], os.fsdecode(os.fsencode(path[-1] if path else "image")[:LONGEST_NAME]))
+        for path in parts
+    )
+    stems = distinct(inside, lambda path, number: path.with_name(f"{path.name}-{number}"))
+    return [path.with_name(f"{path.name}.jpg") for path in stems]
