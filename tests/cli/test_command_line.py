@@ -70,7 +70,7 @@ def test_usage_errors_have_status_2(run):
         ("none of the 1 images", "score {model} {broken} --backend torch"),
         ("cannot use device", "score {model} {images} --device warp"),
         ("NAME=FOLDER", "evaluate {model} --id {images} --ood x"),
-        ("no image of 'x'", "evaluate {model} --id {images} --ood x={broken} --backend torch"),
+        ("images of 'x' can be read", "evaluate {model} --id {images} --ood x={broken} --backend torch"),
     ],
 )
 def test_an_error_is_one_line(run, model, image_folder, tmp_path, message, command):
