@@ -5,7 +5,6 @@ import pytest
 from PIL import Image
 
 from dlsr import InputError, SettingsError
-from dlsr.bench.datasets import CIFAR_LIKE
 from dlsr.bench.tasks import SHIPPED, SuiteTask, TaskOpener, chosen_tasks, draw, read_suite
 from dlsr.images.sources import ImageDataset, ImageItem
 
@@ -154,7 +153,6 @@ def test_the_shipped_suite_has_18_tasks_of_which_half_are_held_back():
     ]  # fmt: skip
     assert [task.name for task in suite.tasks if task.protocol == "matched"] == ["cifar10"]
     assert len(set(suite.classes["tiny-inside"])) == 100
-    assert set(suite.classes["cifar-like"]) == {wnid for wnids in CIFAR_LIKE.values() for wnid in wnids}
 
 
 def test_tasks_are_chosen_by_name():

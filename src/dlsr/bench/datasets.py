@@ -116,6 +116,8 @@ CIFAR_LIKE: Mapping[str, tuple[str, ...]] = {
 Egyptian cat; Chihuahua, Yorkshire terrier, golden retriever, Labrador, German shepherd, poodle; gazelle; bullfrog,
 tailed frog; gondola, lifeboat; beach wagon, convertible, go-kart, limousine, moving van, police van, school bus,
 sports car, tractor, trolleybus."""
+CIFAR_LIKE_IDS = tuple(wnid for wnids in CIFAR_LIKE.values() for wnid in wnids)
+"""The same as one list."""
 
 
 @dataclass(frozen=True)
@@ -229,8 +231,7 @@ def without_cifar_like(images: ImageDataset, classes: Mapping[str, str]) -> tupl
         images: images of Tiny-ImageNet.
         classes: WordNet ids by the file names of the images.
     """
-    like = {wnid for wnids in CIFAR_LIKE.values() for wnid in wnids}
-    kept = ImageDataset([item for item in images.items if classes[Path(item.name).name] not in like])
+    kept = ImageDataset([item for item in images.items if classes[Path(item.name).name] not in CIFAR_LIKE_IDS])
     return kept, len(images) - len(kept)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from dlsr.bench.datasets import annotated_classes
+from dlsr.bench.datasets import CIFAR_LIKE_IDS, annotated_classes
 from dlsr.config import Frozen, validated
 from dlsr.errors import InputError, SettingsError, one_line
 from dlsr.images.sources import ImageDataset, open_images
@@ -29,6 +29,9 @@ HELP = "see docs/datasets.md for the format"
 Indices = NDArray[np.intp]
 Patterns = tuple[str, ...]
 
+KNOWN_CLASSES: Mapping[str, Patterns] = {"cifar-like": CIFAR_LIKE_IDS}
+"""Lists of classes that every task file can refer to."""
+
 
 class ImageSet(Frozen):
     """Images of a folder or tar, chosen by their names and classes."""
@@ -40,7 +43,7 @@ class ImageSet(Frozen):
     drop: Patterns = ()
     """No names that match one of these."""
     classes: Patterns | str | None = None
-    """Only these classes, as globs; or the name of a list in the file's `[classes]`."""
+    """Only these classes, as globs; or the name of a list in the file's `[classes]`, or in `KNOWN_CLASSES`."""
     without_classes: Patterns | str | None = None
     """None of these."""
     annotations: str | None = None
@@ -229,13 +232,13 @@ class TaskOpener:
     def _patterns(self, task: TaskDefinition, key: str, given: Patterns | str | None) -> Patterns:
         if not isinstance(given, str):
             return given or ()
-        if given not in self.suite.classes:
-            known = ", ".join(self.suite.classes) or "there are none"
+        lists = {**KNOWN_CLASSES, **self.suite.classes}
+        if given not in lists:
             raise SettingsError(
-                f"task '{task.name}', key {key}: no list of classes is called '{given}' ({known}); give one in "
-                "[classes], or the classes themselves"
+                f"task '{task.name}', key {key}: no list of classes is called '{given}' ({', '.join(lists)}); give "
+                "one in [classes], or the classes themselves"
             )
-        return self.suite.classes[given]
+        return lists[given]
 
     def _classes(self, task: TaskDefinition, key: str, chosen: ImageSet, path: Path, names: Sequence[str]) -> list[str]:
         if chosen.annotations is None:
