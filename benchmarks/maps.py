@@ -5,7 +5,7 @@
 Each held-out ID image gets a defect at a random place: a patch of an OOD image of the task, on 1/16, 1/8 and 1/4 of the
 area; blur, noise or a line, on 1/8. A hit is a map whose highest value lies in it. Chance is the share of the area, and
 the centre is the answer of somebody who always points to the middle. Also: ID images without a defect that have a place
-above 1, and the time of a map as a ratio to that of a score. Writes a JSON file, and a table beside it.
+above 1, and the time of scores with maps as a ratio to that of scores alone. Writes a JSON file, and a table beside it.
 With `--picture docs/images/maps.png` it draws maps of castings instead.
 """
 
