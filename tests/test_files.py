@@ -202,6 +202,13 @@ def test_files_are_added_beside_others_of_their_name(tmp_path):
     assert long.suffix == ".png"
 
 
+def test_a_file_with_a_name_as_long_as_it_may_be_is_replaced(tmp_path):
+    path = tmp_path / ("界" * 83 + ".jpg")
+    with replacing(path) as temporary:
+        temporary.write_bytes(b"x")
+    assert path.read_bytes() == b"x"
+
+
 def test_a_file_that_cannot_be_added_leaves_nothing(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OutputError, match="cannot write"):

@@ -78,3 +78,5 @@ def test_mistakes_are_errors(detector, mixed, tmp_path):
     (tmp_path / "bad" / "a.png").write_bytes(b"")
     with pytest.raises(NoImagesError, match="empty file"):
         select(detector, tmp_path / "bad", 3)
+    with pytest.raises(NoImagesError, match="none of 2 images"):
+        select(detector, 2 * [tmp_path / "bad" / "a.png"], 3)

@@ -208,7 +208,11 @@ def _of_images(model: FittedModel, encoder: Encoder, items: list[_Decoded]) -> t
     digests = np.array([pixel_digest(pixels) for _, _, pixels in shown], np.uint8).reshape(-1, DIGEST_BYTES)
     z0, found = np.empty((0, encoder.c), np.float32), list[_Places]()
     if shown:
-        z0, maps = encoder.encode_with_maps(np.stack([pixels for _, _, pixels in shown]))
+        stacked = np.stack([pixels for _, _, pixels in shown])
+        z0, maps = encoder.encode_with_maps(stacked)
+        if encoder.spec.precision != "float32":
+            # Engines round in other places if maps are asked for, and the calibration images were encoded without.
+            z0 = encoder.encode(stacked)
         gradient = model.scorer.gradient(z0, digests, model.settings.seed)
         for i, (_, image, _) in enumerate(shown):
             of_image = [of_stage[i] for of_stage in maps]

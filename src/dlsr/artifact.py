@@ -103,7 +103,7 @@ M = TypeVar("M", bound=Header)
 def installed_versions() -> dict[str, str]:
     """Versions of the packages that scores depend on, as far as they are installed."""
     versions = {}
-    for name in ("dlsr", "torch", "timm", "onnxruntime", "openvino", "numpy", "pillow"):
+    for name in ("dlsr", "torch", "timm", "onnxruntime", "openvino", "numpy", "pillow", "cykooz.resizer"):
         with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     return versions

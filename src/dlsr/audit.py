@@ -214,9 +214,9 @@ def audit(
         against=None if there is None else there.encoded.names,
         errors=here.encoded.errors,
         against_unreadable={} if there is None else there.encoded.unreadable,
-        measures={name: _spread(values, readable, len(found)) for name, values in table.items()},
+        measures={name: _spread(values, readable, len(here.encoded.names)) for name, values in table.items()},
         sets=sets,
-        deviations=_spread(deviations, readable, len(found)),
+        deviations=_spread(deviations, readable, len(here.encoded.names)),
         faults={kind: [int(i) for i in faulty[kind]] for kind in FAULTS if kind in faulty},
         notes=notes,
     )
@@ -247,7 +247,9 @@ def _examined(extractor: FeatureExtractor, images: ImageDataset, progress: Progr
 
     items = [ImageItem(item.name, partial(read, i, item)) for i, item in enumerate(images.items)]
     encoded = extractor.encode(ImageDataset(items), progress=progress)
-    both = [one for one, error in zip(measured, encoded.errors, strict=True) if one is not None and error is None]
+    # A clip may end before it seemed to, so that its last frames are missing.
+    there = zip(measured[: len(encoded.errors)], encoded.errors, strict=True)
+    both = [one for one, error in there if one is not None and error is None]
     digests = np.frombuffer(b"".join(digest for _, digest in both), np.uint8).reshape(-1, DIGEST_BYTES)
     return _Examined(encoded, [quality for quality, _ in both], digests)
 

@@ -45,11 +45,12 @@ class NoImagesError(InputError):
 
         Args:
             count: how many there are, at least one.
-            what: they are.
-            reasons: names of unreadable images and the reasons, of which the first is told.
+            what: what they are, such as `images`.
+            reasons: names of unreadable images and the reasons, of which the first is shown.
         """
-        name, reason = next(iter(reasons))
-        return cls(f"none of {count} {what} can be read; the first, {name}: {reason}")
+        first = next(iter(reasons), None)
+        why = "a clip ends before them" if first is None else f"the first, {first[0]}: {first[1]}"
+        return cls(f"none of {count} {what} can be read; {why}")
 
 
 class TooFewImagesError(InputError):

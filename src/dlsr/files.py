@@ -37,7 +37,7 @@ _WITHOUT_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.
 """Errors of locking on file systems that have no locks."""
 _TEMPORARY = re.compile(r"\.writing-[0-9a-f]{32}(?:-(.*)|\..*)?")
 _LONGEST = 100
-"""Of a long name, temporary names contain the end."""
+"""Bytes of a long name's end that temporary names contain."""
 _LOCK_SECONDS = 60.0
 ABANDONED_SECONDS = 86_400.0
 """A temporary file that was not written to for so long belongs to a process that was killed."""
@@ -375,7 +375,8 @@ def cache_root() -> Path:
 
 
 def _temporary(path: Path) -> Path:
-    return path.parent / f".writing-{uuid.uuid4().hex}-{path.name[-_LONGEST:]}"
+    end = os.fsencode(path.name)[-_LONGEST:].decode(errors="ignore")
+    return path.parent / f".writing-{uuid.uuid4().hex}-{end}"
 
 
 def _locked(file: IO[Any], path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Names that are told apart."""
+"""Makes names distinct."""
 
 from collections.abc import Callable, Hashable, Iterable
 from typing import TypeVar

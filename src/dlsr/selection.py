@@ -64,8 +64,8 @@ def select(
     found = open_images(images)
     encoded = detector.extractor_.encode(found, progress=progress)
     results = detector.detect_encoded(encoded)
-    if len(results.unreadable) == len(results):
-        raise NoImagesError.of_unreadable(len(results), "images", results.unreadable.items())
+    if (results.verdicts < 0).all():
+        raise NoImagesError.of_unreadable(len(found), "images", results.unreadable.items())
     positions = np.flatnonzero(encoded.readable)
     scores, refused = results.scores[positions], results.verdicts[positions] == 1
     groups = found_groups(encoded.z0, encoded.digests)

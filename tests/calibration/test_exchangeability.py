@@ -52,7 +52,7 @@ def test_frames_of_tracks_in_the_order_of_names_are_seen(random):
     assert result.neighbours.fired
     assert f"{result.neighbours.adjacent} of 120 images stand next to their nearest image by name" in result.message
     assert result.neighbours.adjacent > 10 * result.neighbours.by_chance
-    assert "give --group-by" in result.message
+    assert "say which belong together (group_by)" in result.message
     assert not checked(z0, numbered(120), groups=signs).fired
 
 
@@ -161,7 +161,7 @@ def test_groups_that_were_found_do_not_hide_that_images_come_in_groups(random):
     assert result.message.startswith(
         "near copies were found and grouped, but others that belong to them may be missing"
     )
-    assert result.message.endswith("give --group-by")
+    assert result.message.endswith("say which belong together (group_by)")
     assert check(names, z0, scores, found, 0, exact).fired
 
 

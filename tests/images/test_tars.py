@@ -238,6 +238,15 @@ def test_names_that_are_not_utf8_are_written_as_utf8(tmp_path):
     assert open_images(path).ignored == [r"caf\udce9.txt"]
 
 
+def test_a_name_with_a_null_byte_is_written_so_that_files_can_be_named_after_it(tmp_path):
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        info = tarfile.TarInfo("a.png")
+        info.size, info.pax_headers = 1, {"path": "a\0b.png"}
+        tar.addfile(info, io.BytesIO(b"x"))
+    assert contents_of(path) == {r"a\x00b.png": b"x"}
+
+
 def test_large_members_are_refused(tmp_path, monkeypatch, contents):
     monkeypatch.setattr("dlsr.images.reading.MAX_FILE_BYTES", 1000)
     items = open_images(written(tmp_path / "x.tar", contents)).items

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from dlsr import Detector, ImageError, InputError, MissingExtraError, SettingsError, open_images
+from dlsr.audit import audit
 from dlsr.errors import NoSuchImageError
 from dlsr.images import video
 from dlsr.images.properties import measure
@@ -122,7 +123,23 @@ def test_frames_can_be_read_in_any_order(clip):
 def test_memory_does_not_grow_with_frames_that_nobody_takes(clip):
     reader = Clip(clip)
     reader.read(FRAMES - 1)
-    assert len(reader._late) <= video._OUT_OF_ORDER
+    (decoder,) = reader._decoders
+    assert len(decoder.late) <= video._OUT_OF_ORDER
+
+
+def test_two_readers_at_different_places_decode_each_frame_once_each(clip, monkeypatch):
+    decoded = []
+    until_error = video._until_error
+    monkeypatch.setattr(
+        video, "_until_error", lambda *args: (decoded.append(0) or frame for frame in until_error(*args))
+    )
+    items = open_images(clip).items
+    ahead = 25
+    for i in range(FRAMES + ahead):
+        for place in (i, i - ahead):
+            if 0 <= place < FRAMES:
+                assert number_in(items[place].read()) == place
+    assert len(decoded) <= 2 * FRAMES
 
 
 CUT = {"clip.mp4": {"movflags": "faststart"}, "clip.mkv": {}, "clip.avi": {}, "CLIP.WEBM": {}}
@@ -162,6 +179,14 @@ def test_damage_within_a_clip_ends_it_with_one_error(tmp_path, name):
     measured = measure(open_images(path))
     assert len(measured.properties["width"]) == len(numbers)
     assert len(measured.unreadable) == 1
+
+
+def test_a_damaged_clip_is_examined_as_far_as_it_goes(tmp_path, small_encoder):
+    path = damaged(write_clip(tmp_path / "clip.mp4"))
+    found = audit(path, detector=Detector(**small_encoder), against=path)
+    assert 10 < len(found.names) < 50
+    assert found.faults["unreadable"] == [len(found.names) - 1]
+    assert len(found.deviations) == len(found.names)
 
 
 def test_results_have_one_row_for_the_damage(tmp_path, model):

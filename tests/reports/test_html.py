@@ -131,6 +131,15 @@ def test_refused_images_are_shown_in_groups_and_on_a_map_with_their_reasons(expl
     assert re.search("aria-label=.[^>]*unlike ID images it is [^>]*very large", text)
 
 
+def test_a_report_of_images_none_of_which_is_refused(explaining_model, refused_folder, tmp_path):
+    detector = Detector.load(explaining_model, backend="torch")
+    results = detector.detect(refused_folder)
+    inside = [result.path for result in results if result.is_ood is False][:3]
+    assert inside
+    summary = write_html_report(tmp_path / "report.html", detector, inside, title="")
+    assert (len(summary.scores), summary.ood) == (len(inside), 0)
+
+
 def test_a_model_that_can_give_no_reasons_says_why(model, mixed, tmp_path):
     write_html_report(tmp_path / "report.html", Detector.load(model, backend="torch"), mixed, title="")
     text = Page((tmp_path / "report.html").read_text()).text

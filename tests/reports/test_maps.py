@@ -52,6 +52,13 @@ def test_files_follow_from_names_also_where_frames_are_missing(tmp_path):
         assert drawn.getpixel((4, 4))[0] > 150
 
 
+def test_images_of_one_name_have_each_a_file(tmp_path):
+    image = Image.new("RGB", (8, 8))
+    maps = [AnomalyMap("a.png", np.zeros((28, 28), np.float32), image) for _ in range(2)]
+    list(write_maps(tmp_path, [([object(), object()], maps)], ["a.png", "a.png"]))
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png.jpg", "a.png-2.jpg"}
+
+
 def test_a_folder_that_cannot_be_written_is_one_error(tmp_path):
     (tmp_path / "maps").write_bytes(b"a file")
     maps = [AnomalyMap("a.png", np.zeros((28, 28), np.float32), Image.new("RGB", (8, 8)))]

@@ -25,6 +25,15 @@ def test_the_histogram_names_datasets_and_sizes_and_marks_the_threshold(scores):
     assert any(set(line.get_xdata()) == {1.6} for line in axes.lines)
 
 
+def test_names_are_drawn_as_they_are(scores, tmp_path):
+    inside, outside = scores
+    odd = {"$5_$ or $x": outside, "_hidden": outside}
+    figure = score_histogram(inside, odd, 1.6)
+    assert any("_hidden (200)" in text.get_text() for text in figure.axes[0].get_legend().get_texts())
+    plots.save_figure(figure, tmp_path / "histogram.png")
+    save_roc(tmp_path / "roc.png", inside, odd)
+
+
 def test_an_outlier_does_not_stretch_the_histogram(scores):
     inside, outside = scores
     (axes,) = score_histogram(inside, {"flowers": np.append(outside, 1e9)}, 1.6).axes

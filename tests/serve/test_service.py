@@ -27,7 +27,7 @@ from dlsr import Detector, NotFittedError
 from dlsr.serve.app import create_app
 from dlsr.serve.bodies import Bodies
 from dlsr.serve.problems import RefusedError
-from dlsr.serve.service import Service
+from dlsr.serve.service import Service, _Decoded
 from dlsr.serve.settings import ServeSettings
 
 TOKEN = "a long secret"
@@ -125,6 +125,18 @@ def test_maps_are_given_when_asked_for(model_with_maps, files):
     with Image.open(io.BytesIO(base64.b64decode(odd["map"]))) as overlay:
         assert (overlay.format, overlay.mode, overlay.size) == ("PNG", "RGBA", (112, 112))
     assert odd | {"map": None} == plain[0]
+
+
+def test_an_error_of_maps_is_only_that_of_the_images_that_ask_for_them(model_with_maps, files, monkeypatch):
+    service = service_of(model_with_maps)
+    monkeypatch.setattr(service.model.detector, "detect_with_maps", lambda images: 1 / 0)
+    with Image.open(files[0]) as image:
+        image.load()
+    asked = [_Decoded(service.model, f"{i}.png", image, with_map) for i, with_map in enumerate([True, False, True])]
+    failed, (result, overlay), failed_too = service._score(asked)
+    assert isinstance(failed, ZeroDivisionError)
+    assert isinstance(failed_too, ZeroDivisionError)
+    assert (result.path, result.error, overlay) == ("1.png", None, None)
 
 
 def test_a_model_without_maps_gives_none(client, files):

@@ -109,6 +109,16 @@ def test_a_webhook_that_fails_is_tried_again_and_told_of_once(journal, path):
     ] + ["the webhook works again"]
 
 
+def test_a_journal_that_is_gone_at_the_end_is_told(journal, path):
+    lines = []
+    delivery = Delivery(path, Webhook("http://127.0.0.1:9/", None), lines.append, first_pause=0.01)
+    delivery.start()
+    path.unlink()
+    delivery.written(journal.size)
+    assert delivery.end(0.1) == 0
+    assert any("cannot be counted" in line for line in lines)
+
+
 @pytest.mark.parametrize("status", [301, 302, 307])
 def test_redirects_are_failures(journal, path, status):
     lines = []

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from dlsr.bench.summary import by_task, differences_of
-from dlsr.reports.plots import bare, save_figure
+from dlsr.reports.plots import bare, plain, save_figure
 
 Scores = NDArray[np.float64]
 
@@ -26,8 +26,9 @@ def save_distributions(path: Path, panels: Mapping[str, Mapping[str, Scores]], l
         bins = np.linspace(low, high, 61).tolist()
         for name, values in scores.items():
             style = {"alpha": 0.5, "color": "0.45"} if name == "ID" else {"histtype": "step", "linewidth": 1.6}
-            axes.hist(np.clip(values[np.isfinite(values)], low, high), bins=bins, density=True, label=name, **style)
-        axes.set(title=title, xlabel=f"{label} (larger = more OOD)", ylabel="density")
+            shown = np.clip(values[np.isfinite(values)], low, high)
+            axes.hist(shown, bins=bins, density=True, label=plain(name), **style)
+        axes.set(title=plain(title), xlabel=f"{label} (larger = more OOD)", ylabel="density")
         axes.legend(frameon=False, fontsize="small")
         bare(axes)
     save_figure(figure, path)
@@ -93,11 +94,11 @@ def save_suite(path: Path, report: Mapping[str, Any]) -> None:
             dark = abs(value) > 0.6 * LARGE
             if np.isfinite(value):
                 axes.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
-    axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(names)), [f"{reference}: AUROC", *names[1:]])
+    axes.set_xticks(range(len(columns)), [*map(plain, columns)], rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(names)), [plain(name) for name in (f"{reference}: AUROC", *names[1:])])
     axes.axhline(0.5, color="black", linewidth=1)
     axes.axvline(len(tasks) - 0.5, color="black", linewidth=1)
-    axes.set_title(f"AUROC less that of {reference}, in percentage points", fontsize=10)
+    axes.set_title(plain(f"AUROC less that of {reference}, in percentage points"), fontsize=10)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     figure.colorbar(image, ax=axes, extend="both", fraction=0.02, pad=0.01)

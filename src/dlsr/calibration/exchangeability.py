@@ -130,7 +130,7 @@ def check(
     """Test whether the images of a fit look exchangeable.
 
     Near copies that are found are often not all that belong together, and then the others are few and hard to see. So
-    for groups that were found it is told, too, if images look alike before they are grouped.
+    if groups were found rather than given, the images are also tested before grouping.
 
     Args:
         names: of the images, with their folders; None if they have none, so that only near copies are looked for.
@@ -302,12 +302,13 @@ def _message(neighbours: NamedNeighbours | None, drift: NamedDrift | None, copie
     if neighbours is not None and neighbours.fired:
         seen.append(
             f"neighbouring files look alike ({neighbours.adjacent} of {neighbours.images} images stand next to their "
-            f"nearest image by name, chance allows {neighbours.by_chance:.0f}): images come in groups; give --group-by"
+            f"nearest image by name, chance allows {neighbours.by_chance:.0f}): images come in groups; "
+            "say which belong together (group_by)"
         )
     if copies is not None and copies.fired:
         seen.append(
             f"{copies.copies} of {copies.images} images have a near copy outside their group; remove the copies, or "
-            "give --group-by"
+            "say which belong together (group_by)"
         )
     if drift is not None and drift.fired:
         way = "higher" if drift.shift > 0 else "lower"

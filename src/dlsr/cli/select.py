@@ -65,9 +65,7 @@ def select(
     with progress_bars(quiet) as bars:
         chosen = choose(detector, dataset, count, fill=fill, progress=bars.images("scoring", len(dataset)))
     print_unreadable(chosen.unreadable.items(), len(dataset))
-    copied: list[Path | None] = [None] * len(chosen.positions)
-    if copy is not None:
-        copied = list(_copied(chosen, dataset, copy))
+    copied = {} if copy is None else _copied(chosen, dataset, copy)
     rows = list(_rows(chosen, copied))
     if output is not None:
         with replacing(output) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
@@ -81,12 +79,15 @@ def select(
     if output is not None:
         print_message(f"wrote {output}", quiet)
     if copy is not None:
-        print_message(f"copied {sum(path is not None for path in copied)} images to {copy}", quiet)
+        print_message(f"copied {len(copied)} images to {copy}", quiet)
 
 
-def _rows(chosen: "Selection", copied: list[Path | None]) -> Iterator[dict[str, Any]]:
-    for result, copies, path in zip(chosen.results, chosen.copies, copied, strict=True):
-        given = result.row() | {"copies": copies, "copied_to": None if path is None else str(path)}
+def _rows(chosen: "Selection", copied: dict[int, Path]) -> Iterator[dict[str, Any]]:
+    from dlsr.images.names import in_utf8  # noqa: PLC0415
+
+    for i, result, copies in zip(chosen.positions, chosen.results, chosen.copies, strict=True):
+        path = copied.get(i)
+        given = result.row() | {"copies": copies, "copied_to": None if path is None else in_utf8(str(path))}
         yield {name: given[name] for name in COLUMNS}
 
 
@@ -119,25 +120,29 @@ def _check_copy(folder: Path, images: Path) -> None:
         raise OutputError(f"cannot copy to '{folder}': it is no folder; give another name")
 
 
-def _copied(chosen: "Selection", images: "ImageDataset", folder: Path) -> Iterator[Path | None]:
-    """Copy the chosen images. Gives the path of each; None for one that cannot be read any more, which is told."""
+def _copied(chosen: "Selection", images: "ImageDataset", folder: Path) -> dict[int, Path]:
+    """Copy the chosen images. Gives their paths by position, without those that cannot be read any more.
+
+    The latter are named on stderr.
+    """
     from PIL.Image import Image  # noqa: PLC0415
 
     from dlsr.images.decode import UNREADABLE, reason_of  # noqa: PLC0415
     from dlsr.images.png import as_png  # noqa: PLC0415
 
+    copied: dict[int, Path] = {}
     lost: list[tuple[str, str]] = []
-    for i in chosen.positions:
+    for i in sorted(chosen.positions):  # the order in which frames of a clip are read fastest
         item = images.items[i]
         try:
             content = item.read()
         except UNREADABLE as error:
             lost.append((item.name, reason_of(error)))
-            yield None
             continue
         name = Path(item.name).name
         if isinstance(content, Image):  # a frame of a clip
             name, content = f"{name}.png", as_png(content)
         assert isinstance(content, bytes)  # as all other sources of the command line are files
-        yield add_file(folder, name, content)
+        copied[i] = add_file(folder, name, content)
     print_unreadable(lost, len(chosen.positions))
+    return copied

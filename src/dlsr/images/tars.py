@@ -218,7 +218,7 @@ def _infos(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 
 def _member(info: tarfile.TarInfo) -> Member:
-    name = in_utf8(info.name)
+    name = in_utf8(info.name).replace("\0", r"\x00")
     if not info.isfile():
         return Member(name, problem="not a regular file")
     blocks: Any = [(0, info.size)] if info.sparse is None else info.sparse

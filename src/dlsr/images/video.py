@@ -1,7 +1,8 @@
 """Clips: their frames as images, decoded by FFmpeg (PyAV), once and in order.
 
 A clip is read through once without being decoded, which counts its frames and notices if it is cut short. Frames are
-decoded when they are read. Reading them in their order decodes each once; going back decodes from the beginning again.
+decoded when they are read. Reading them in their order decodes each once, also for a few readers at different places;
+going back decodes from the beginning again.
 Memory does not grow with the clip's length.
 
 Only the clip's own file is read, and only as one of `_FORMATS`: formats that name other files or addresses, such as
@@ -31,6 +32,8 @@ _BUFFER_BYTES = 2**20
 """Of a clip that are read at once."""
 _OUT_OF_ORDER = 16
 """Decoded frames that are kept for threads that ask for them a little late."""
+_DECODERS = 3
+"""At most so many places of a clip are decoded from: scores are a little ahead of the reasons for them."""
 _MISSING_SECONDS = 0.5
 """A clip that ends this much before the end that it states is cut short."""
 
@@ -94,10 +97,8 @@ class Clip:
         self._end: int | None = None
         """The number of frames that can be decoded, once it is known."""
         self._lock = threading.Lock()
-        self._late: dict[int, Any] = {}
-        self._next = 0
-        """The number of the frame that is decoded next."""
-        self._frames = self._decoding()
+        self._decoders: list[_Decoder] = []
+        """The one that was used last is the last."""
 
     def __len__(self) -> int:
         return self._planned if self._end is None else min(self._planned, self._kept_of(self._end))
@@ -129,31 +130,33 @@ class Clip:
         return -(-frames // self._step) + (self._damage is not None)
 
     def _decoded(self, number: int) -> Any:
-        if number in self._late:
-            return self._late.pop(number)
-        if number < self._next and (self._end is None or number < self._end):
-            self._next, self._frames = 0, self._decoding()
-        while self._end is None or number < self._end:
-            frame = next(self._frames, None)
-            if frame is None:
-                self._reached_end()
-                break
-            place, self._next = self._next, self._next + 1
-            if place == number:
+        for decoder in self._decoders:
+            if number in decoder.late:
+                return decoder.late.pop(number)
+        end = self._end
+        if end is None or number < end:
+            decoder = self._decoder_for(number)
+            frame = decoder.decoded(number)
+            if frame is not None:
                 return frame
-            if place % self._step == 0:
-                self._late[place] = frame
-                if len(self._late) > _OUT_OF_ORDER:
-                    del self._late[min(self._late)]
-        end = self._next if self._end is None else self._end
+            end = decoder.next
+            self._reached_end(end)
         if self._damage is not None and end <= number < end + self._step:
             raise ImageError(f"from frame {end} on, this clip cannot be decoded: {self._damage}")
         raise NoSuchImageError(f"the clip ends after {end} frames")
 
-    def _reached_end(self) -> None:
-        self._end = self._next
-        if self._damage is None and 2 * self._end < self._survey.frames:
-            self._damage = f"only {self._end} of {self._survey.frames} frames can be decoded"
+    def _decoder_for(self, number: int) -> "_Decoder":
+        """The decoder that has the shortest way to a frame; a new one if all are behind it."""
+        before = [decoder for decoder in self._decoders if decoder.next <= number]
+        decoder = max(before, key=lambda one: one.next) if before else _Decoder(self._decoding(), self._step)
+        others = [other for other in self._decoders if other is not decoder]
+        self._decoders = [*others, decoder][-_DECODERS:]
+        return decoder
+
+    def _reached_end(self, end: int) -> None:
+        self._end = end
+        if self._damage is None and 2 * end < self._survey.frames:
+            self._damage = f"only {end} of {self._survey.frames} frames can be decoded"
 
     def _decoding(self) -> Iterator[Any]:
         """The frames before the first damage, in their order."""
@@ -169,6 +172,34 @@ class Clip:
                     yield frame
         except (ImageError, OSError, av.FFmpegError) as error:
             self._damage = _reason(error)
+
+
+class _Decoder:
+    """Decodes the frames of a clip in their order, each once.
+
+    Args:
+        frames: all of them.
+        step: every so many are kept.
+    """
+
+    def __init__(self, frames: Iterator[Any], step: int) -> None:
+        self._frames, self._step = frames, step
+        self.next = 0
+        """The number of the frame that is decoded next."""
+        self.late: dict[int, Any] = {}
+        """Kept frames that were passed over, by their numbers: threads may ask for them a little late."""
+
+    def decoded(self, number: int) -> Any:
+        """A frame that was not decoded before, by its number; None if the clip ends before it."""
+        for frame in self._frames:
+            place, self.next = self.next, self.next + 1
+            if place == number:
+                return frame
+            if place % self._step == 0:
+                self.late[place] = frame
+                if len(self.late) > _OUT_OF_ORDER:
+                    del self.late[min(self.late)]
+        return None
 
 
 def _until_error(container: Any, stream: Any, kind: type[Exception]) -> Iterator[Any]:

@@ -22,7 +22,7 @@ def likelihood_regret(z0: Tensor, restored_initial: Tensor, restored: Tensor) ->
 
     Args:
         z0: features, shape `(.., c)`.
-        restored_initial: features restored by the untrained network, shape `(.., c)`.
+        restored_initial: features restored by the network of the initial epoch, shape `(.., c)`.
         restored: features restored by the trained network, shape `(.., c)`.
 
     Returns:

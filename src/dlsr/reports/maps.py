@@ -28,17 +28,19 @@ def write_maps(
     Args:
         folder: to write to, created if missing. Files of the same names are replaced.
         parts: see `FittedDetector.detect_with_maps`.
-        names: of all images, which differ; those of the files follow from them.
+        names: of all images, in order; those of the files follow from them.
         progress: callback with the number of images done since the last call.
 
     Raises:
         OutputError: if they cannot be written.
     """
-    files = dict(zip(names, file_names(names), strict=True))
+    remaining = zip(names, file_names(names), strict=True)
     for results, maps in parts:
         for anomaly_map in maps:
+            # Frames behind the end of a clip have no map.
+            file = next(path for name, path in remaining if name == anomaly_map.path)
             if anomaly_map.error is None:
-                with replacing(folder / files[anomaly_map.path]) as temporary:
+                with replacing(folder / file) as temporary:
                     anomaly_map.drawn().save(temporary, "JPEG", quality=QUALITY)
         yield results
         if progress is not None:

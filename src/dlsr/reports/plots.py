@@ -46,7 +46,8 @@ def score_histogram(id_scores: Scores, others: Mapping[str, Scores], threshold: 
     bins = bar_edges([id_scores, *others.values()]).tolist()
     for name, scores in {"ID": id_scores, **others}.items():
         style = {"alpha": 0.6, "color": "0.45"} if name == "ID" else {"histtype": "step", "linewidth": 1.8}
-        axes.hist(np.clip(scores, bins[0], bins[-1]), bins=bins, density=True, label=f"{name} ({len(scores)})", **style)
+        label = plain(f"{name} ({len(scores)})")
+        axes.hist(np.clip(scores, bins[0], bins[-1]), bins=bins, density=True, label=label, **style)
     axes.axvline(threshold, color="black", linestyle="--", linewidth=1, label="threshold")
     axes.set_xlabel("score (larger = more OOD)")
     axes.set_ylabel("density")
@@ -64,12 +65,18 @@ def save_roc(path: Path, id_scores: Scores, ood_scores: Mapping[str, Scores]) ->
         thresholds = np.append(np.inf, np.unique(np.concatenate([id_scores, scores]))[::-1])
         fpr, tpr = _called_ood(id_scores, thresholds), _called_ood(scores, thresholds)
         area = float(np.trapezoid(tpr, fpr))
-        axes.plot(fpr, tpr, label=f"{name}: AUROC {100 * area:.2f} %")
+        axes.plot(fpr, tpr, label=plain(f"{name}: AUROC {100 * area:.2f} %"))
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
     axes.set_xlabel("false positive rate: ID images called OOD")
     axes.set_ylabel("true positive rate: OOD images called OOD")
     axes.legend(frameon=False, loc="lower right")
     save_figure(figure, path)
+
+
+def plain(label: str) -> str:
+    """A label as matplotlib draws it without taking `$` for a formula, or leaving it out for its first `_`."""
+    escaped = label.replace("$", r"\$")
+    return f" {escaped}" if escaped.startswith("_") else escaped
 
 
 def _called_ood(scores: Scores, thresholds: Scores) -> Scores:

@@ -57,8 +57,8 @@ class Drawn:
         encoded = encoded_again(detector, images.subset(i for i, _ in chosen))
         kept = [each for each, error in zip(chosen, encoded.errors, strict=True) if error is None]
         positions, results = [i for i, _ in kept], [result for _, result in kept]
-        if explained:
-            refused = [i for i, result in enumerate(results) if result.is_ood]
+        refused = [i for i, result in enumerate(results) if result.is_ood]
+        if explained and refused:
             of_refused = [results[i] for i in refused]
             reasoned = explain(detector, images.subset(positions[i] for i in refused), of_refused)
             for i, result in zip(refused, reasoned, strict=True):

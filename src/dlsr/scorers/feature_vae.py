@@ -1,4 +1,4 @@
-"""A variational autoencoder of features (appendix B.2, table 11)."""
+"""A variational autoencoder of features (appendix C.5, table 11)."""
 
 from typing import ClassVar
 

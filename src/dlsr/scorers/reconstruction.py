@@ -1,4 +1,4 @@
-"""What the paper compares LFDN with on the same features (appendix B.2, table 11): networks that reconstruct `z0`."""
+"""What the paper compares LFDN with on the same features (appendix C.5, table 11): networks that reconstruct `z0`."""
 
 from abc import abstractmethod
 from collections.abc import Sequence

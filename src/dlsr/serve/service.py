@@ -44,6 +44,8 @@ class _Decoded:
 
 _Scored = tuple[Result, bytes | None]
 """A result, and a transparent PNG to lay over the image, if there is one."""
+_Outcome = _Scored | Exception
+"""What came of an image; an error does not stop other requests of its batch."""
 
 
 def _scored(model: Model, images: Sequence[_Decoded], with_maps: bool) -> Iterator[_Scored]:
@@ -96,7 +98,7 @@ class Service:
         self._seen = stamp_of(folder)
         self.model = load_model(folder, *self._engine)
         self.telemetry.watch(self.model.id, self.model.watched)
-        self._batcher: Batcher[_Decoded, _Scored] = Batcher(
+        self._batcher: Batcher[_Decoded, _Outcome] = Batcher(
             self._score, max_batch=settings.max_batch, max_wait=settings.max_wait_seconds
         )
         self._watcher: asyncio.Task[None] | None = None
@@ -141,7 +143,11 @@ class Service:
         try:
             async with asyncio.timeout(self.settings.score_seconds):
                 with_maps = maps and model.detector.has_maps_
-                scored = await self._batcher.submit(await self._decoded(images, model, with_maps))
+                outcomes = await self._batcher.submit(await self._decoded(images, model, with_maps))
+                for outcome in outcomes:
+                    if isinstance(outcome, Exception):
+                        raise outcome
+                scored = [outcome for outcome in outcomes if not isinstance(outcome, Exception)]
                 results, drawn = [result for result, _ in scored], [overlay for _, overlay in scored]
                 if explain:
                     results = await self._explained(images, model, results)
@@ -171,12 +177,15 @@ class Service:
             _Decoded(model, image.name, outcome, with_maps) for image, outcome in zip(images, outcomes, strict=True)
         ]
 
-    def _score(self, images: list[_Decoded]) -> list[_Scored]:
-        scored: dict[int, _Scored] = {}
+    def _score(self, images: list[_Decoded]) -> list[_Outcome]:
+        scored: dict[int, _Outcome] = {}
         # There are two models after a reload, else one.
         for model, with_map in dict.fromkeys((image.model, image.with_map) for image in images):
             chosen = [i for i, image in enumerate(images) if image.model is model and image.with_map == with_map]
-            scored |= zip(chosen, _scored(model, [images[i] for i in chosen], with_map), strict=True)
+            try:
+                scored |= zip(chosen, _scored(model, [images[i] for i in chosen], with_map), strict=True)
+            except Exception as error:
+                scored |= dict.fromkeys(chosen, error)
         return [scored[i] for i in range(len(images))]
 
     async def _watch(self) -> None:

@@ -148,7 +148,11 @@ class Delivery:
             self._changed.notify_all()
         self._thread.join(seconds)
         self._ended = True
-        return len(list(self._rows(None)))
+        try:
+            return len(self._rows(None))
+        except OSError as error:
+            self._tell(f"what is left to post cannot be counted: {one_line(error)}")
+            return 0
 
     def _run(self) -> None:
         pause = self._first_pause
