@@ -27,6 +27,7 @@ from dlsr import (
     open_images,
     register,
 )
+from dlsr.encoders.presets import RandomWeights
 from dlsr.method.noise import row_digests
 from dlsr.scorers import ScorerSettings, resolve
 from shared import CHANNELS, small
@@ -376,7 +377,7 @@ def test_a_fit_that_fails_leaves_the_detector_as_it_was(model, image_folder, odd
     with pytest.raises(NoImagesError):
         detector.fit(tmp_path)
     np.testing.assert_array_equal(detector.score_samples(odd_folder), before)
-    assert detector.extractor_.spec.weights_argument == "random:0"
+    assert detector.extractor_.spec.weights == RandomWeights(seed=0)
     unfitted = Detector(encoder="test_resnet", weights="random", backend="torch")
     with pytest.raises(TooFewImagesError):
         unfitted.fit(open_images(image_folder).subset(range(5)))

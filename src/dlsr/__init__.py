@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dlsr.detector import Detector
     from dlsr.encoders import ENCODERS, EncoderSpec, encoder_spec
     from dlsr.encoders.encoder import Encoder
+    from dlsr.encoding.extractor import FeatureStoreWarning
     from dlsr.errors import (
         ArtifactError,
         DlsrError,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from dlsr.explaining.explain import explain
     from dlsr.explaining.groups import Group, group
     from dlsr.fitted_detector import FittedDetector
+    from dlsr.fitting import GraphWarning
     from dlsr.images.sources import ImageDataset, UnreadableImagesWarning, open_images
     from dlsr.results import Result, Results
     from dlsr.scorers import PRESETS, SCORES, Scorer, Settings, register
@@ -48,7 +50,9 @@ __all__ = [
     "Evaluation",
     "ExportError",
     "FeatureError",
+    "FeatureStoreWarning",
     "FittedDetector",
+    "GraphWarning",
     "Group",
     "ImageDataset",
     "ImageError",
@@ -90,6 +94,8 @@ _HOME = {
     "Scorer": "dlsr.scorers",
     "register": "dlsr.scorers",
     "UnreadableImagesWarning": "dlsr.images.sources",
+    "FeatureStoreWarning": "dlsr.encoding.extractor",
+    "GraphWarning": "dlsr.fitting",
     "ENCODERS": "dlsr.encoders",
     "Encoder": "dlsr.encoders.encoder",
     "EncoderSpec": "dlsr.encoders",

@@ -1,10 +1,10 @@
 """More images for a fitted model: a fit to the earlier images and to new ones, and what it changes.
 
 The features of the earlier images come from the feature store, so they are not encoded again. The model is that of a
-fit to all images with the same settings, those of before first, except that
+fit to all images with the same settings, the earlier images first, except that
 
 - copies of earlier images, by their pixels, are left out: to add a folder twice is to add it once;
-- which images are kept as thumbnails differs, since those of before may be gone: of these, some kept ones stay;
+- the thumbnails differ: earlier ones are kept as far as they are needed, since the files may be gone;
 - an encoder in 8 bits keeps its ranges, or all features would change;
 - groups that were given stay, and those of new images are other ones.
 

@@ -10,6 +10,7 @@ from dlsr.artifact import installed_versions
 from dlsr.calibration.metrics import Metrics, evaluate_scores
 from dlsr.config import Frozen
 from dlsr.detector import Detector
+from dlsr.encoders import EncoderSpec
 from dlsr.encoding.pipeline import Encoded, Progress
 from dlsr.errors import SettingsError
 from dlsr.images.sources import ImagesLike, open_images
@@ -38,7 +39,11 @@ class Report(Frozen):
     protocol: Protocol
     score: str
     preset: str
-    encoder: str | None
+    encoder: str
+    encoder_spec: EncoderSpec
+    """How images become features: stages, size, preprocessing, pooling, precision, source of the weights."""
+    features: str
+    """Hash of all that features depend on, with the weights themselves: equal for comparable evaluations."""
     seeds: tuple[int, ...]
     """Seeds of the noise with which the same model scored the same images."""
     id_images: int
@@ -116,11 +121,14 @@ def evaluate(
         metrics = [evaluate_scores(i, o) for i, o in zip(id_scores, ood_scores[name], strict=True)]
         mean, std = mean_and_std(metrics)
         sets.append(DatasetReport(name=name, images=len(images.z0), unreadable=images.unreadable, mean=mean, std=std))
+    encoder = detector.extractor_.encoder
     report = Report(
         protocol=protocol,
         score=detector.settings_.score,
         preset=detector.settings_.preset,
-        encoder=detector.encoder_name_,
+        encoder=encoder.spec.name,
+        encoder_spec=encoder.spec,
+        features=encoder.key,
         seeds=used,
         id_images=len(inside.z0),
         id_unreadable=inside.unreadable,

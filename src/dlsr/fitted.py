@@ -1,4 +1,4 @@
-"""What a fitted detector tells about itself."""
+"""Read-only attributes of a fitted detector."""
 
 from dataclasses import replace
 

@@ -90,8 +90,8 @@ class FittedDetector(FittedAttributes):
     ) -> Self:
         """Replace the calibration images by others that are known to be in distribution, without refitting.
 
-        They must not be images of the fit, which look nearer to it than new ones. Images are told by their files; for a
-        model that was fitted to transformed images this is not checked.
+        They must not be images of the fit, which look nearer to it than new ones. Images are recognised by
+        the SHA-256 of their files; for a model that was fitted to transformed images this is not checked.
 
         Their simple properties replace those of the fit, from which `dlsr.explain` tells what is unusual.
 

@@ -62,7 +62,7 @@ def fit_model(
         groups: of the features; those of one group stay together.
         device: `auto`, `cpu`, `cuda`, ..
         trainer: trains networks.
-        names: of the features, by which those unlike the rest are told; None for their positions.
+        names: of the features, to name those unlike the rest; None for their positions.
         unreadable: reasons by name, of images that could not be read.
 
     Raises:

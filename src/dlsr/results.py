@@ -39,7 +39,7 @@ class Result:
     score: float | None = None
     """Larger = more OOD."""
     p_value: float | None = None
-    """Share of ID images at least as far out, in (0, 1]."""
+    """Share of ID images with an equal or higher score, in (0, 1]."""
     is_ood: bool | None = None
     """Whether the p-value is at most the false-alarm rate, or is rejected at a false discovery rate."""
     top_layer: str | None = None
@@ -81,7 +81,7 @@ class Results(Sequence[Result]):
     scores: Array
     """Shape `(N,)`, larger = more OOD."""
     p_values: Array
-    """Shape `(N,)`: share of ID images at least as far out, in (0, 1]."""
+    """Shape `(N,)`: share of ID images with an equal or higher score, in (0, 1]."""
     verdicts: NDArray[np.int8]
     """Shape `(N,)`: 1 = OOD, 0 = ID, -1 = unreadable."""
     layers: Array

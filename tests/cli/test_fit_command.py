@@ -189,11 +189,11 @@ def test_near_copies_are_told_of(run, image_folder, tmp_path):
             (tmp_path / "images").mkdir(exist_ok=True)
             (tmp_path / "images" / f"{path.stem}-{i}.png").write_bytes(path.read_bytes())
     done = run("fit", tmp_path / "images", "-o", tmp_path / "m", *ENCODER, "--score", "knn")
-    assert re.search(r"80 images, about (3\d|40) distinct: near copies are grouped", done.err)
-    assert "give --group-by if you know better" in done.err
+    assert re.search(r"80 images, about (3\d|40) distinct: near copies were found and grouped", done.err)
+    assert "use --group-by if you know the groups" in done.err
     alone = run("fit", tmp_path / "images", "-o", tmp_path / "n", *ENCODER, "--score", "knn", "--group-by", "none")
     assert "the false-alarm rate may not hold: " in alone.err
-    assert "--group-by" in alone.err
+    assert "say which belong together (group_by)" in alone.err
     assert "may not hold" in run("info", tmp_path / "n").out
 
 
@@ -218,6 +218,9 @@ def test_a_confidence_of_a_model_can_be_changed(run, image_folder, tmp_path):
     done = run("calibrate", tmp_path / "m", "--confidence", "0.9")
     assert "with confidence 0.9" in done.err
     assert Detector.load(tmp_path / "m").threshold_ >= before
+    assert "confidence" not in run("calibrate", tmp_path / "m", "--confidence", "0").err
+    without = Detector.load(tmp_path / "m")
+    assert (without.confidence, without.threshold_) == (None, before)
     assert "give --images" in run("calibrate", tmp_path / "m").error
     assert "give both" in run("calibrate", tmp_path / "m", "--group-by", "folder", "--confidence", "0.5").error
 

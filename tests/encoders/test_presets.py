@@ -2,7 +2,7 @@ import pytest
 
 from dlsr import ENCODERS, SettingsError, encoder_spec
 from dlsr.encoders import EncoderSpec
-from dlsr.encoders.presets import HubWeights
+from dlsr.encoders.presets import FileWeights, HubWeights, RandomWeights
 
 
 def test_unknown_encoders_are_refused_with_the_known_names():
@@ -31,7 +31,7 @@ def test_a_network_of_timm_has_its_own_preprocessing_and_all_stages():
     spec = encoder_spec("test_resnet", weights="random:7")
     assert spec.stages == (0, 1, 2, 3, 4)
     assert spec.mean == spec.std == (127.5, 127.5, 127.5)
-    assert spec.weights_argument == "random:7"
+    assert spec.weights == RandomWeights(seed=7)
 
 
 def test_the_stages_of_a_transformer_are_those_that_timm_takes():
@@ -41,12 +41,11 @@ def test_the_stages_of_a_transformer_are_those_that_timm_takes():
 
 def test_changes_to_a_preset_leave_the_rest_and_the_preset_as_they_are():
     changed = encoder_spec("resnet50", stages=(2,), weights="file.pth", decoding="full", pooling="mean+std")
-    assert changed.weights_argument == "file.pth"
+    assert changed.weights == FileWeights(path="file.pth")
     expected = ENCODERS["resnet50"].model_dump() | {"stages": (2,), "decoding": "full", "pooling": "mean+std"}
     given = {"weights", "resizer"}
     assert changed.model_dump(exclude=given) == {k: v for k, v in expected.items() if k not in given}
     assert encoder_spec("resnet50", resizer="pillow") == ENCODERS["resnet50"]
-    assert encoder_spec("resnet50").weights_argument is None
 
 
 def test_values_that_cannot_be_are_one_line():

@@ -32,19 +32,19 @@ class Head(nn.Linear):
 
 
 def msp(head: Head, features: Tensor) -> Tensor:
-    """Maximum softmax probability (Hendrycks & Gimpel 2017), negated."""
+    """Maximum softmax probability (Hendrycks & Gimpel 2017), negated: `(n, c)` to `(n,)`, larger = more OOD."""
     scores: Tensor = pytorch_ood_detector("MaxSoftmax").score(head(features))
     return scores
 
 
 def energy(head: Head, features: Tensor) -> Tensor:
-    """Energy of the logits (Liu et al. 2020)."""
+    """Energy of the logits (Liu et al. 2020): `(n, c)` to `(n,)`, larger = more OOD."""
     scores: Tensor = pytorch_ood_detector("EnergyBased").score(head(features))
     return scores
 
 
 def dice(head: Head, features: Tensor, sparsity: float = 0.9) -> Tensor:
-    """Energy of the logits, from only the weights that contribute most (Sun & Li 2022)."""
+    """Energy of the logits, from only the weights that contribute most (Sun & Li 2022): as `energy`."""
     detector = pytorch_ood_detector("DICE")(None, head.weight, head.bias, sparsity)
     # DICE uses only the mean of the training features, so the mean is all that is kept.
     detector.fit_features(head.mean_feature[None].cpu(), torch.zeros(1).long())
@@ -53,7 +53,10 @@ def dice(head: Head, features: Tensor, sparsity: float = 0.9) -> Tensor:
 
 
 def ash_s(head: Head, features: Tensor, percentile: float = 0.65) -> Tensor:
-    """Energy after activation shaping (Djurisic et al. 2022), on the pooled features, as in the authors' code."""
+    """Energy after activation shaping (Djurisic et al. 2022), on the pooled features, as in the authors' code.
+
+    Shapes as for `energy`.
+    """
 
     def after_shaping(maps: Tensor) -> Tensor:
         logits: Tensor = head(maps.flatten(1))

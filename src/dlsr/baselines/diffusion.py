@@ -106,5 +106,5 @@ def clean_image(xt: Tensor, noise: Tensor, t: int, alpha_bar: Tensor) -> Tensor:
 
 
 def scaled(pixels: Tensor) -> Tensor:
-    """Pixel values in `[-1, 1]`."""
+    """Pixel values of 0 to 255 to `[-1, 1]`, in the same shape."""
     return pixels.float() / 127.5 - 1

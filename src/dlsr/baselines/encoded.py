@@ -64,13 +64,13 @@ class EncodedBaseline(Baseline):
         Args:
             features: finite, shape `(N, c)`.
             channels: not used; for `Detector.fit_features`, which has the same arguments.
-            digests: not used, likewise.
+            digests: not used, for the same reason.
             labels: class of each image, from 0; only for detectors that need labels.
 
         Raises:
             FeatureError: for features of the wrong shape, or with NaN or infinity.
             InputError: if labels are needed and missing, or their number is not that of the features.
-            TooFewImagesError: for fewer than 20 rows.
+            TooFewImagesError: for fewer than 20 feature vectors.
         """
         z0 = checked_features(features)
         self._check_labels(labels, len(z0))

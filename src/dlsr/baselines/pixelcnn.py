@@ -23,7 +23,10 @@ PARAMETERS = {1: 3, 3: 10}
 
 
 class ShiftedConv(nn.Module):
-    """A convolution that sees pixels above (`right = True`), or only above and left; `stride = 2` halves the image."""
+    """A convolution that sees pixels above and to both sides (`right = True`), or above and to the left.
+
+    `stride = 2` halves the image.
+    """
 
     def __init__(self, before: int, after: int, kernel: tuple[int, int], right: bool, stride: int = 1) -> None:
         super().__init__()
@@ -53,12 +56,12 @@ class ShiftedUp(nn.Module):
 
 
 def shift_down(x: Tensor) -> Tensor:
-    """Move the image down by a row; the first row is zero."""
+    """Move images, shape `(n, C, H, W)`, down by a row; the first row is zero."""
     return F.pad(x, (0, 0, 1, 0))[:, :, :-1]
 
 
 def shift_right(x: Tensor) -> Tensor:
-    """Move the image right by a column; the first column is zero."""
+    """Move images, shape `(n, C, H, W)`, right by a column; the first column is zero."""
     return F.pad(x, (1, 0, 0, 0))[:, :, :, :-1]
 
 

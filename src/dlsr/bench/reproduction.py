@@ -195,7 +195,7 @@ class FigureRun:
             detector = Detector.load(model, weights=settings.weights, store=self.store)
         else:
             self.on_message(f"fitting the paper's network{_described(changes)}")
-            # The checkpoint stays: a later call with more epochs goes on from it.
+            # The checkpoint stays: a later call with more epochs resumes from it.
             same = key_of({**parameters, "epochs": None}, settings.protocol, images)
             checkpoint = self.folder / f"network-{same}.checkpoint"
             detector.fit(train, transform=protocol_transform(settings.protocol), checkpoint=checkpoint)

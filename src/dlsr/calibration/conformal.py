@@ -63,6 +63,7 @@ def p_values(
         p-values of shape `(N,)`, in `(0, 1]`; small = OOD. NaN for NaN.
 
     Raises:
+        SettingsError: for a confidence outside (0, 1).
         FeatureError: for calibration scores that are not finite.
     """
     return looked_up(scores, p_value_table(calibration, groups, confidence, left_out))

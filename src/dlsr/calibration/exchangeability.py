@@ -140,6 +140,9 @@ def check(
         groups: a whole number for each image, shape `(N,)`. Images of one group may resemble each other.
         seed: of the images that are drawn.
         exact: for groups that were found by likeness: the groups of exact copies alone, which are found without fail.
+
+    Returns:
+        Whether a test fired, what was seen, and what to do.
     """
     if names is not None and all(name.isdigit() for name in names):
         names = None

@@ -39,8 +39,8 @@ def split(
     """Split images at random. Images of one group stay together.
 
     Calibration gets a tenth of the images, at most 50,000, or more if the rate needs more. Validation gets a twentieth.
-    Without these parts, all are training images. A part gets as many groups as have so many images on average: to go
-    on until it has so many would put a large group into it nearly always.
+    Without these parts, all are training images. A part gets as many groups as have so many images on average: filling
+    it up to this size would put a large group into it nearly always.
 
     Args:
         groups: a number for each image, shape `(N,)`, the same for images of one group.

@@ -33,7 +33,9 @@ def audit(
             help="Folder, tar or image file, such as the test images, to check for leaks: images shared with IMAGES."
         ),
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="CSV file to write, a row an image.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="CSV file to write, one row for each image.")
+    ] = None,
     page: Annotated[Path | None, typer.Option("--html", help="HTML page to write, with thumbnails.")] = None,
     fail_on: Annotated[
         str,

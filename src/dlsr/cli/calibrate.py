@@ -7,7 +7,7 @@ import typer
 
 from dlsr.calibration.promise import promise
 from dlsr.cli.console import print_doubts, print_message, print_skipped, progress_bars, unreadable_warnings_as_lines
-from dlsr.cli.options import Confidence, Every, FalseAlarmRate, GroupBy, Model, Quiet, Runtime, with_groups
+from dlsr.cli.options import Every, FalseAlarmRate, GroupBy, Model, Quiet, Runtime, with_groups
 from dlsr.errors import SettingsError
 
 app = typer.Typer(add_completion=False)
@@ -19,10 +19,16 @@ def calibrate(
     model: Model,
     images: Annotated[
         Path | None,
-        typer.Option(help="ID images to calibrate on, none of them of the fit. Default: keep the fit's calibration."),
+        typer.Option(help="ID images to calibrate on, not used in the fit. Default: keep the fit's calibration."),
     ] = None,
     false_alarm_rate: FalseAlarmRate = None,
-    confidence: Confidence = None,
+    confidence: Annotated[
+        float | None,
+        typer.Option(
+            help="Probability, such as 0.95, that the rate holds for this model; 0 for a rate that holds on average "
+            "over fits. Default: the model's."
+        ),
+    ] = None,
     group_by: GroupBy = None,
     every: Every = None,
     *,
@@ -40,7 +46,7 @@ def calibrate(
         raise SettingsError("--every is for the images of --images; give both")
     detector = runtime.load(model, false_alarm_rate)
     if confidence is not None:
-        detector.confidence = confidence
+        detector.confidence = confidence or None
     if group_by is not None:
         detector.group_by = group_by
     if images is not None:

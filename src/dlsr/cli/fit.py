@@ -330,8 +330,8 @@ def _print_fitted(
                 print_message(line, quiet)
         if summary.groups < images and summary.grouped_by == AUTO:
             print_message(
-                f"{images} images, about {summary.groups} distinct: near copies are grouped, so that the rate holds "
-                "for images that are none; give --group-by if you know better",
+                f"{images} images, about {summary.groups} distinct: near copies were found and grouped: the rate holds "
+                "for new images that are not copies; use --group-by if you know the groups",
                 quiet,
             )
         print_doubts(summary, quiet)

@@ -103,7 +103,8 @@ GroupBy = Annotated[
     typer.Option(
         "--group-by",
         help="Images that belong together, such as frames of one video: folder, a regular expression on their names, a "
-        "CSV file with the columns path and group, or none. Default: near copies are found.",
+        "CSV file with the columns path and group, or none. Default: near copies are found and grouped; to calibrate, "
+        "as the model was fitted.",
     ),
 ]
 Fdr = Annotated[
@@ -125,7 +126,9 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Backend = Annotated[BackendName, typer.Option(help="Engine that runs the encoder.")]
 Store = Annotated[Path | None, typer.Option(help="Folder of the feature store.", show_default="~/.cache/dlsr/features")]
 NoStore = Annotated[bool, typer.Option("--no-store", help="Do not keep features on disk.")]
-Workers = Annotated[int, typer.Option(min=1, help="Threads that read and decode images.")]
+Workers = Annotated[
+    int, typer.Option(min=1, help="Threads that read and decode images; with --engine ray, most processes.")
+]
 Mlflow = Annotated[
     str | None,
     typer.Option(

@@ -130,6 +130,8 @@ def score(
         raise SettingsError("--fdr needs the p-values of all images at once; score without --engine ray")
     elif output is None:
         raise SettingsError("--engine ray needs --output FOLDER")
+    elif runtime.store is not None or runtime.no_store:
+        raise SettingsError("--engine ray scores without a feature store; leave out --store and --no-store")
     else:
         _score_with_ray(model, images, output, false_alarm_rate, runtime, address, images_per_part, quiet, as_json)
 

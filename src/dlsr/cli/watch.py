@@ -36,7 +36,9 @@ def watch(
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", help="A .csv or .jsonl file, which is appended to. What it has is not scored again."
+            "--output",
+            "-o",
+            help="A .csv or .jsonl file, which is appended to. Images that have a row in it are not scored again.",
         ),
     ],
     webhook: Annotated[
@@ -47,7 +49,7 @@ def watch(
         ),
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="Score what is there, and end.")] = False,
-    interval: Annotated[float, typer.Option(min=0.05, help="Seconds between two looks at the folder.")] = 2.0,
+    interval: Annotated[float, typer.Option(min=0.05, help="Seconds between two listings of the folder.")] = 2.0,
     settle: Annotated[
         float, typer.Option(min=0, help="A file is complete if it has not changed for so many seconds.")
     ] = 2.0,

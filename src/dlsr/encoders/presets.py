@@ -97,13 +97,6 @@ class EncoderSpec(Frozen):
         """Resize an RGB image: uint8 of shape `(size, size, 3)`. See `dlsr.images.resizing`; raises as that does."""
         return resize(image, self.size, self.interpolation, self.resizer)
 
-    @property
-    def weights_argument(self) -> str | None:
-        """The `weights` argument of `encoder_spec` for this source; None for the preset's own."""
-        if isinstance(self.weights, FileWeights):
-            return self.weights.path
-        return f"random:{self.weights.seed}" if isinstance(self.weights, RandomWeights) else None
-
 
 def _lite(n: int, size: int, sha256: str) -> EncoderSpec:
     return EncoderSpec(

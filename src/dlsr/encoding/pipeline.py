@@ -245,13 +245,16 @@ def readable_pixels(encoder: "Encoder", images: ImageDataset, limit: int, worker
         NoImagesError: if no image can be read.
     """
     pixels: list[NDArray[np.uint8]] = []
+    errors: list[tuple[str, str]] = []
     for image in map_ahead(lambda item: _prepare(item, encoder, None, None), images.items, workers, ahead=AHEAD):
         if image is not None and image.pixels is not None:
             pixels.append(image.pixels)
+        if image is not None and image.error is not None:
+            errors.append((image.name, image.error))
         if len(pixels) == limit:
             break
     if not pixels:
-        raise NoImagesError(f"none of {len(images)} images can be read")
+        raise NoImagesError.of_unreadable(len(images), "images", errors)
     return np.stack(pixels)
 
 

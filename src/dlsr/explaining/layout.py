@@ -1,6 +1,6 @@
 """Two-dimensional layouts of features, in which images that look alike lie side by side."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +9,6 @@ from dlsr.calibration.principal import principal_components, standardised
 from dlsr.errors import MissingExtraError
 
 Layout = Literal["pca", "umap"]
-LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 UMAP_COMPONENTS = 50
 """UMAP is given this many principal components, which is faster and hardly changes it."""
 FEWEST_FOR_UMAP = 15

@@ -1,1 +1,1 @@
-"""The method of the paper, section 3. Tensors in, tensors out."""
+"""Formulas: the method of the paper (section 3), and `local` and `maps`, which are ours. Arrays in, arrays out."""

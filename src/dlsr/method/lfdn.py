@@ -73,7 +73,10 @@ class LFDN(nn.Module):
         return self._predict(zt, [F.embedding(indices, shifts) for shifts in self._time_shifts(times)])
 
     def at_time(self, zt: Tensor, t: int) -> Tensor:
-        """As `forward` for samples that are all at one time: a `dlsr.method.diffusion.Denoiser`."""
+        """As `forward` for samples that are all at one time: a `dlsr.method.diffusion.Denoiser`.
+
+        Shape `(N, c)` to `(N, c)`.
+        """
         return self._predict(zt, self._time_shifts(torch.full((), t, device=zt.device)))
 
     def _time_shifts(self, t: Tensor) -> list[Tensor]:

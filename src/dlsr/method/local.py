@@ -17,7 +17,7 @@ SMALLEST = 1e-30
 
 
 def restoration_error(neighbours: Tensor, z0: Tensor) -> Tensor:
-    """What is missing from a sample in the nearest point among the affine combinations of its neighbours.
+    """Error of restoring samples by affine combinations of their neighbours.
 
     A ridge keeps their weights near to equal.
 

@@ -60,7 +60,7 @@ def batches_with_noise(
 ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
     """Consecutive samples, at most `size` and `MOST_NOISE` random numbers at once, with their noise.
 
-    Arguments as for `noise_for`.
+    Arguments as for `noise_for`, which also tells the noise's shape.
     """
     size = max(min(size, MOST_NOISE // max(draws * c, 1)), 1)
     for start in range(0, len(digests), size):

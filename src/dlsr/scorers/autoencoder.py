@@ -27,7 +27,7 @@ class AutoEncoder(Reconstructor):
         return restored
 
     def loss(self, z0: Tensor, noise: Tensor) -> Tensor:
-        """Mean squared error."""
+        """Mean squared error of features, shape `(n, c)`; the noise is not used."""
         return F.mse_loss(self(z0), z0)
 
 

@@ -101,7 +101,7 @@ class Scorer(nn.Module):
     noise_vectors: int = 0
     """Vectors of noise that a score needs: K."""
     fewest_rows: int | None = None
-    """From this number of rows of its `(0, ..)` buffers on, one graph serves any number of them; None if none does."""
+    """Fewest rows of its `(0, ..)` buffers for which one graph serves any number of rows; None if none does."""
     left_out: LayerScores | None = None
     """Scores of the training images, each as if it and its group had been left out; NaN for those that were not scored.
 
@@ -224,7 +224,17 @@ def leaves_out(scorer: Scorer, n: int, method: CalibrationMethod) -> bool:
 
 
 def score_features(scorer: Scorer, z0: Tensor, digests: Digests, seed: int) -> LayerScores:
-    """Score any number of features, some at once; their noise is that of their digests and the seed."""
+    """Score any number of features, some at once; their noise is that of their digests and the seed.
+
+    Args:
+        scorer: fitted.
+        z0: shape `(N, c)`.
+        digests: shape `(N, 16)`.
+        seed: of the noise.
+
+    Returns:
+        Scores, shape `(N,)`, and scores of each layer, shape `(N, M)`.
+    """
     return in_batches(scorer, z0, digests, scorer.noise_vectors, seed, scorer.batch)
 
 
@@ -237,7 +247,16 @@ def in_batches(
     seed: int,
     size: int,
 ) -> tuple[Tensor, Tensor]:
-    """Apply a function of features and their noise to at most `size` samples at once, and join what it returns."""
+    """Apply a function of features and their noise to at most `size` samples at once, and join what it returns.
+
+    Args:
+        function: of features, shape `(n, c)`, and their noise, shape `(n, K, c)`.
+        z0: shape `(N, c)`.
+        digests: shape `(N, 16)`.
+        noise_vectors: K.
+        seed: of the noise.
+        size: n at most.
+    """
     parts = []
     for batch, noise in batches_with_noise(digests, seed, noise_vectors, z0.shape[1], size):
         parts.append(function(z0[batch], torch.from_numpy(noise).to(z0.device)))

@@ -43,7 +43,7 @@ class FeatureVAE(Reconstructor):
         return restored
 
     def loss(self, z0: Tensor, noise: Tensor) -> Tensor:
-        """The negative evidence bound over `c`, for a decoder of unit variance."""
+        """The negative evidence bound over `c`, for a decoder of unit variance; features have shape `(n, c)`."""
         mean, log_variance = self.encoder(z0).float().chunk(2, dim=1)
         restored = self.decoder(mean + (log_variance / 2).exp() * noise)
         divergence = (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=1).mean() / 2

@@ -80,7 +80,10 @@ class Gaussian(nn.Module):
         return (z0 - self.mean) @ self.basis / self.scale
 
     def wiener(self, xt: Tensor, signal: Tensor) -> Tensor:
-        """The best linear restoration of coordinates from `xt`, where `signal` is `alpha_bar_t` (Wiener 1949)."""
+        """The best linear restoration of coordinates from `xt`, where `signal` is `alpha_bar_t` (Wiener 1949).
+
+        Shapes: `xt` `(.., c)`, `signal` `(.., 1)` or `()`, the result `(.., c)`.
+        """
         return signal.sqrt() * self.variances / (signal * self.variances + 1 - signal) * xt
 
     def posterior_std(self, signal: Tensor) -> Tensor:

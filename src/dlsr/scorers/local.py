@@ -47,7 +47,8 @@ SEARCHED = 256
 """Neighbours are searched along this many principal components, those with the largest variances."""
 CROWD, FEWEST_OF_CROWD = 0.05, 50
 """Training images far from their neighbour of this rank, as a share of all, are left out. The rank is at least 50, but
-at most a quarter of all. Intruders grow in number with the folder, and up to theirs they are each other's company."""
+at most a quarter of all. The number of intruders grows with the folder: at a fixed rank they would be each other's
+neighbours."""
 UNUSUAL = 2.0
 """This many standard deviations above the median of the log distances; those of the lower half, without intruders."""
 FEWEST = 5

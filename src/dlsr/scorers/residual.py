@@ -162,7 +162,7 @@ class ResidualScorer(Scorer):
         return (layer_means(squares, self.channels) + TINY).log()
 
     def standardise(self, z0: Tensor, digests: Digests, seed: int) -> None:
-        """Cap the expected error and standardise the layers on held-out ID features."""
+        """Cap the expected error and standardise the layers on held-out ID features, shape `(n, c)`."""
         self.location, self.spread = torch.zeros_like(self.location), torch.ones_like(self.spread)
         _, expected = in_batches(self.log_errors, z0, digests, self.noise_vectors, seed, self.batch)
         self.ceiling = expected.quantile(self.settings.expected_error_quantile, dim=0)

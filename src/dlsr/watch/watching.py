@@ -87,7 +87,7 @@ class Watcher:
         journal: where the rows go; what it has is not scored again.
         settings: how to watch.
         delivery: posts the rows, if they are to be posted.
-        tell: callback for a line about what needs attention, or does no longer.
+        tell: callback for a line when something needs attention, and when it no longer does.
         on_rows: callback for results just written, several at once if several images arrived.
 
     Raises:
