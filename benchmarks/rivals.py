@@ -77,19 +77,16 @@ Detectors without a number have none that we found, for this pair or a like one.
 """
 
 
-def run(task: SuiteTask, name: str, given: dict[str, Any], work: Path) -> dict[str, Any]:
-    """Train a detector, resuming, and measure it; a finished run is read."""
+def detector_of(task: SuiteTask, given: dict[str, Any]) -> Any:
+    """A detector with the settings of a task file, for the number of images of a task."""
     settings = dict(given)
     kind = settings.pop("detector")
     settings["epochs"] = max(1, round(settings["epochs"] * EPOCH / len(task.train)))
-    detector = make_detector(kind, **settings)
-    folder = work / task.name
-    folder.mkdir(parents=True, exist_ok=True)
-    key = key_of(parameters_of(detector), code_digest(type(detector).__module__))
-    path = folder / f"{name}-{key}.json"
-    if path.exists():
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found | {"settings": given}
+    return make_detector(kind, **settings)
+
+
+def train(detector: Any, task: SuiteTask, name: str, given: dict[str, Any], folder: Path) -> tuple[int, float]:
+    """Train a detector, resuming from the checkpoint in a folder, and return its epochs and their seconds."""
     family = getattr(detector, "family", None) or name
     times = folder / f"{family}.epochs"
     last = time.perf_counter()
@@ -102,11 +99,28 @@ def run(task: SuiteTask, name: str, given: dict[str, Any], work: Path) -> dict[s
         say(f"{task.name}, {name}: epoch {entry.epoch} of {most}, {entry.validation_loss:.4g}, {now - last:.0f} s")
         last = now
 
-    labels = labels_of(task.train) if DETECTORS[kind].needs_labels else None
-    transform = protocol_transform(task.protocol)
+    labels = labels_of(task.train) if DETECTORS[given["detector"]].needs_labels else None
     checkpoint = folder / f"{family}.checkpoint"
-    detector.fit(task.train, labels, transform=transform, checkpoint=checkpoint, on_epoch=on_epoch)
+    detector.fit(
+        task.train, labels, transform=protocol_transform(task.protocol), checkpoint=checkpoint, on_epoch=on_epoch
+    )
     log = detector.log_ if isinstance(detector, Baseline) else detector.fit_summary_.log
+    # Those of an earlier training with other settings come before.
+    return len(log), sum(map(float, times.read_text(encoding="utf-8").split()[-len(log) :]))
+
+
+def run(task: SuiteTask, name: str, given: dict[str, Any], work: Path) -> dict[str, Any]:
+    """Train a detector and measure it; a finished run is read."""
+    detector = detector_of(task, given)
+    folder = work / task.name
+    folder.mkdir(parents=True, exist_ok=True)
+    key = key_of(parameters_of(detector), code_digest(type(detector).__module__))
+    path = folder / f"{name}-{key}.json"
+    if path.exists():
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found | {"settings": given}
+    epochs, seconds = train(detector, task, name, given, folder)
+    transform = protocol_transform(task.protocol)
     start = time.perf_counter()
     inside = detector.score_samples(task.test, transform=transform)
     outside = {ood: detector.score_samples(images, transform=transform) for ood, images in task.ood.items()}
@@ -116,12 +130,11 @@ def run(task: SuiteTask, name: str, given: dict[str, Any], work: Path) -> dict[s
         "task": task.name,
         "ood": ", ".join(task.ood),
         "detector": name,
-        "epochs": len(log),
+        "epochs": epochs,
         "settings": given,
         "training_images": len(task.train),
         "test_images": len(inside) + sum(map(len, outside.values())),
-        # Those of an earlier training with other settings come before.
-        "training_seconds": sum(map(float, times.read_text(encoding="utf-8").split()[-len(log) :])),
+        "training_seconds": seconds,
         "scoring_seconds": time.perf_counter() - start,
         "threads": torch.get_num_threads(),
         "auroc": auroc,

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import av
@@ -141,6 +142,14 @@ def test_blocks_that_are_not_run_say_why():
     reasons = [match[1] for page in PAGES for match in NOT_RUN.finditer((ROOT / page).read_text())]
     assert len(reasons) == sum(text is None for page in PAGES for _, text in blocks(page)) <= 4
     assert all(len(reason) > 20 for reason in reasons)
+
+
+def test_contributing_lists_all_rooms_in_their_order():
+    table = (ROOT / "CONTRIBUTING.md").read_text().partition("| room in")[2].partition("\n\n")[0]
+    listed = [re.findall(r"`(\w+)(?:/|\.py)`", line.split("|")[1]) for line in table.splitlines()[2:]]
+    (contract,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    rooms = [sorted(layer.split(" | ")) for layer in contract["layers"]]
+    assert listed == [layer for layer in rooms if layer != ["__main__"]]
 
 
 def table_of_scores():

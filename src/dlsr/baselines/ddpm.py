@@ -37,6 +37,11 @@ class DDPM(PixelDiffusion):
     starts: int = 25
     steps: int = 100
 
+    @property
+    def levels(self) -> list[int]:
+        """The noise levels that images are reconstructed from, in 1..T, for pixels in `[0, 1]`."""
+        return [FIRST_START + i * (T - FIRST_START) // self.starts for i in range(self.starts)]
+
     def _build(self, classes: int) -> nn.ModuleDict:
         network = super()._build(classes)
         for name in ("error_mean", "error_std"):
@@ -49,22 +54,28 @@ class DDPM(PixelDiffusion):
         training, held_out = self._split(pixels)
         count = max(min(len(held_out), HELD_OUT), FEWEST)
         chosen = torch.cat([held_out[:count], training[: max(count - len(held_out), 0)]])
-        errors = torch.cat([self._errors(batch) for batch in torch.split(chosen, self.scoring_batch)])
+        errors = torch.cat([self.errors(batch) for batch in torch.split(chosen, self.scoring_batch)])
         self.network_.get_buffer("error_mean").copy_(errors.mean(dim=0))
         self.network_.get_buffer("error_std").copy_(errors.std(dim=0) + 1e-6)
 
     def _scores(self, pixels: Tensor) -> Tensor:
         mean, std = (self.network_.get_buffer(name) for name in ("error_mean", "error_std"))
-        return ((self._errors(pixels) - mean) / std).mean(dim=1)
+        return ((self.errors(pixels) - mean) / std).mean(dim=1)
 
     @torch.no_grad()
-    def _errors(self, pixels: Tensor) -> Tensor:
-        """Both errors at each noise level: shape `(n, 2 * starts)`."""
+    def errors(self, pixels: Tensor) -> Tensor:
+        """Squared error and perceptual distance of the restoration from each noise level.
+
+        Args:
+            pixels: uint8, shape `(n, C, H, W)`.
+
+        Returns:
+            Shape `(n, 2 * starts)`: both errors of the first of `self.levels`, both of the second, ..
+        """
         x0, perception = scaled(pixels), Perception.shared(str(pixels.device))
         noise = self._noise(pixels, self.starts, *pixels.shape[1:])
         errors = []
-        for i in range(self.starts):
-            start = FIRST_START + i * (T - FIRST_START) // self.starts
+        for i, start in enumerate(self.levels):
             times = times_of_unit_pixels(skipping_steps(start, max(1, self.steps * start // T)))
             restored = self._restored(x0, times, noise[:, i])
             errors += [(restored - x0).square().flatten(1).mean(dim=1), perception.distance(x0, restored)]
