@@ -59,7 +59,7 @@ def main(
     data: Annotated[Path, typer.Option(help="Folder with the tars of shared/data.")],
     work: Annotated[Path, typer.Option(help="Folder with the checkpoints of rivals.py.")],
     output: Annotated[Path, typer.Option(help="JSON file to write, with a Markdown table beside it.")],
-    images: Annotated[int, typer.Option(help="Images of each set.")] = 48,
+    images: Annotated[int, typer.Option(help="Images of each dataset.")] = 48,
 ) -> None:
     suite = read_suite(TASKS)
     task = TaskOpener(suite, data).open(suite.tasks[0])

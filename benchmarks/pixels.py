@@ -58,7 +58,7 @@ def markdown(content: dict[str, Any]) -> str:
     lines = [
         f"`{content['command']}`",
         "",
-        "AUROC in %, mean over the OOD sets of each task:",
+        "AUROC in %, mean over the OOD datasets of each task:",
         "",
         f"| task | {' | '.join(WAYS)} |",
         "|---" * (1 + len(WAYS)) + "|",

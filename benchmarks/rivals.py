@@ -226,7 +226,7 @@ def markdown(content: dict[str, Any]) -> str:
     lines = [
         f"`{content['command']}`",
         "",
-        "AUROC in %, averaged over the OOD sets; each has at most as many test images as ID. Minutes are of one",
+        "AUROC in %, averaged over the OOD datasets; each has at most as many test images as ID. Minutes are of one",
         "process with one thread, on a machine that had other work, too: upper bounds.",
         "",
         "| ID | OOD | detector | printed | ours | share | pytorch-ood (3) | accuracy (3) | training images | epochs "

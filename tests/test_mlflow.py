@@ -75,7 +75,7 @@ def test_an_evaluation_is_a_run_of_the_same_model(run, uri, model, image_folder,
     assert fitted.info.run_id == first
     assert fitted.data.tags["dlsr.model"] == evaluated.data.tags["dlsr.model"]
     assert read_manifest(model).numbers_sha256.startswith(fitted.data.tags["dlsr.model"])
-    (dataset,) = report["sets"]
+    (dataset,) = report["datasets"]
     assert evaluated.data.metrics["auroc.a flower_ _"] == pytest.approx(dataset["mean"]["auroc"])
     assert evaluated.data.metrics["average_auroc"] == pytest.approx(report["average_auroc"])
     artifacts = {one.path for one in client.list_artifacts(evaluated.info.run_id)}

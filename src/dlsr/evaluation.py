@@ -51,7 +51,7 @@ class Report(Frozen):
     false_alarms: float
     """Share of the ID images called OOD, at the model's false-alarm rate, first seed."""
     false_alarm_rate: float
-    sets: tuple[DatasetReport, ...]
+    datasets: tuple[DatasetReport, ...]
     average_auroc: float
     versions: dict[str, str]
 
@@ -116,11 +116,13 @@ def evaluate(
         id_scores.append(seeded.score_features(inside.z0, inside.digests))
         for name, images in outside.items():
             ood_scores[name].append(seeded.score_features(images.z0, images.digests))
-    sets = []
+    datasets = []
     for name, images in outside.items():
         metrics = [evaluate_scores(i, o) for i, o in zip(id_scores, ood_scores[name], strict=True)]
         mean, std = mean_and_std(metrics)
-        sets.append(DatasetReport(name=name, images=len(images.z0), unreadable=images.unreadable, mean=mean, std=std))
+        datasets.append(
+            DatasetReport(name=name, images=len(images.z0), unreadable=images.unreadable, mean=mean, std=std)
+        )
     encoder = detector.extractor_.encoder
     report = Report(
         protocol=protocol,
@@ -134,8 +136,8 @@ def evaluate(
         id_unreadable=inside.unreadable,
         false_alarms=float(np.mean(id_scores[0] > detector.threshold_)),
         false_alarm_rate=detector.false_alarm_rate,
-        sets=tuple(sets),
-        average_auroc=float(np.mean([dataset.mean["auroc"] for dataset in sets])),
+        datasets=tuple(datasets),
+        average_auroc=float(np.mean([dataset.mean["auroc"] for dataset in datasets])),
         versions=installed_versions(),
     )
     return Evaluation(report, id_scores[0], {name: scores[0] for name, scores in ood_scores.items()})

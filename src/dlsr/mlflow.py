@@ -116,7 +116,7 @@ def log_evaluation(
         "false_alarms": report.false_alarms,
         "id_images": report.id_images,
     }
-    for dataset in report.sets:
+    for dataset in report.datasets:
         metrics |= {f"{name}.{dataset.name}": value for name, value in dataset.mean.items()}
     with _client(uri) as client, _run(client, experiment, run_id) as run:
         _log(client, run, parameters, metrics, tags)

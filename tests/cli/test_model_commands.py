@@ -48,7 +48,7 @@ def test_evaluate_prints_json(run, model, image_folder, odd_folder):
     done = run("evaluate", model, "--id", image_folder, "--ood", f"a={odd_folder}", "--json", "--limit", 20, *TORCH)
     report = json.loads(done.out)
     assert report["id_images"] == 20
-    assert [(dataset["name"], dataset["images"]) for dataset in report["sets"]] == [("a", 20)]
+    assert [(dataset["name"], dataset["images"]) for dataset in report["datasets"]] == [("a", 20)]
 
 
 @pytest.fixture

@@ -124,7 +124,7 @@ class TaskInputs:
         return protocol_transform(self.task.protocol)
 
     def drawn(self, detector: Any, draw: Draw) -> dict[str, Inputs]:
-        """The sets of the task as a detector takes them: `train`, `ID` and the OOD sets.
+        """The sets of the task as a detector takes them: `train`, `ID` and the OOD datasets.
 
         Raises:
             NoImagesError: if no image of a set can be read.

@@ -111,7 +111,8 @@ def suite_tables(report: Mapping[str, Any]) -> str:
     over_seeds = " and over seeds" if report["settings"]["seeds"] > 1 else ""
     promised = " / ".join(f"{100 * rate:g}" for rate in RATES)
     parts = [
-        f"AUROC of each detector in %, mean over the OOD sets of a task{over_seeds}; in bold the best of each task:",
+        f"AUROC of each detector in %, mean over the OOD datasets of a task{over_seeds}; "
+        "in bold the best of each task:",
         _tasks_table(report),
         f"Averages over tasks, in %. The difference is that of AUROC to {reference}; worst: the task with the lowest:",
         _averages_table(report),

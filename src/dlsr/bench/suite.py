@@ -233,7 +233,7 @@ class _Runner:
 
 
 def measure(detector: Any, inputs: Mapping[str, Inputs]) -> dict[str, Any]:
-    """Fit a detector to `train`, and measure it on `ID` and the OOD sets.
+    """Fit a detector to `train`, and measure it on `ID` and the OOD datasets.
 
     A `Detector` holds out calibration images itself. From the training images of the others the same ones are held out.
 

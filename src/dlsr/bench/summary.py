@@ -17,7 +17,7 @@ def summarised(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         report: from `dlsr.bench.suite.run_suite`.
 
     Returns:
-        By detector: `tasks`, their number; for each metric its mean over tasks (over OOD sets and seeds, too) and the
+        By detector: `tasks`, their number; for each metric its mean over tasks (over OOD datasets and seeds, too) and the
         standard deviation of that over seeds; `halves`, the mean AUROC of each half; `difference`, the mean difference
         of AUROC to the reference where both ran, and `worst`, the task where it is lowest; times.
     """
@@ -54,7 +54,7 @@ def summarised(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def by_task(report: Mapping[str, Any], metric: str) -> dict[str, dict[str, list[float]]]:
-    """By detector and task that it ran on, the mean of a metric over OOD sets, one for each seed."""
+    """By detector and task that it ran on, the mean of a metric over OOD datasets, one for each seed."""
     found: dict[str, dict[str, list[float]]] = {name: {} for name in report["settings"]["detectors"]}
     for row in report["rows"]:
         if "runs" in row:

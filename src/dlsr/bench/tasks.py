@@ -108,7 +108,7 @@ class SuiteTask:
     ood: Mapping[str, ImageDataset]
 
     def sets(self) -> dict[str, ImageDataset]:
-        """All sets by name: `train`, `ID` and the OOD sets."""
+        """All sets by name: `train`, `ID` and the OOD datasets."""
         return {"train": self.train, "ID": self.test, **self.ood}
 
 

@@ -207,7 +207,7 @@ def print_evaluation(report: "Report") -> None:
     }
     for name in columns.values():
         table.add_column(name, justify="right", no_wrap=True)
-    for dataset in report.sets:
+    for dataset in report.datasets:
         cells = [f"{100 * dataset.mean[key]:.2f}" for key in columns]
         if len(report.seeds) > 1:
             cells[0] += f" ± {100 * dataset.std['auroc']:.2f}"

@@ -73,7 +73,7 @@ def evaluate(
         )
     report = evaluation.report
     print_unreadable(report.id_unreadable.items(), report.id_images + len(report.id_unreadable))
-    for dataset in report.sets:
+    for dataset in report.datasets:
         print_unreadable(dataset.unreadable.items(), dataset.images + len(dataset.unreadable))
     if as_json:
         print_json(report.model_dump(mode="json"))
