@@ -17,7 +17,7 @@ def summarised(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         report: from `dlsr.bench.suite.run_suite`.
 
     Returns:
-        By detector: `tasks`, their number; for each metric its mean over tasks (over OOD datasets and seeds, too) and the
+        By detector: `tasks`, their number; for each metric its mean over tasks (over OOD datasets and seeds) and the
         standard deviation of that over seeds; `halves`, the mean AUROC of each half; `difference`, the mean difference
         of AUROC to the reference where both ran, and `worst`, the task where it is lowest; times.
     """
