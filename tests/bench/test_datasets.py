@@ -21,7 +21,7 @@ def test_a_dataset_is_found_with_its_parts_and_labels(root):
     assert ("cat", "dog")[train.labels[0]] in train.images.items[0].name
     assert train.remarks == ("90 images; the whole dataset has 50000",)
     assert len(open_dataset("svhn", root).images) == 40
-    with pytest.raises(InputError, match=r"get it from https://github.com/zalandoresearch.*--set fmnist=PATH"):
+    with pytest.raises(InputError, match=r"get it from https://github.com/zalandoresearch.*--dataset fmnist=PATH"):
         open_dataset("fmnist", root)
     with pytest.raises(SettingsError, match="choose one of cifar10, "):
         open_dataset("cifar", root)

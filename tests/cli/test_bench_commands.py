@@ -49,7 +49,7 @@ def test_a_table_says_which_dataset_is_missing(run, tmp_path):
 
 def test_a_figure_says_which_dataset_is_missing(run, tmp_path):
     done = run("bench", "fig4", "--data-root", tmp_path, "-o", tmp_path / "out")
-    assert "--set cifar10=PATH" in done.error
+    assert "--dataset cifar10=PATH" in done.error
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def drawn(monkeypatch):
 def places(image_folder, odd_folder, tmp_path):
     for part in ("train", "test"):
         shutil.copytree(image_folder, tmp_path / "cifar10" / part)
-    return ["--set", f"cifar10={tmp_path / 'cifar10'}", "--set", f"svhn={odd_folder}"]
+    return ["--dataset", f"cifar10={tmp_path / 'cifar10'}", "--dataset", f"svhn={odd_folder}"]
 
 
 def test_a_figure_uses_the_datasets_that_there_are(run, drawn, places, tmp_path):

@@ -140,8 +140,8 @@ def test_runtime_options_become_arguments_of_the_detector(tmp_path, monkeypatch)
 def test_paths_are_named_once():
     assert named_paths(["a=x", "b=y=z"]) == {"a": Path("x"), "b": Path("y=z")}
     for wrong in (["a"], ["a="], ["=x"], ["a=x", "a=y"]):
-        with pytest.raises(SettingsError, match="--set takes NAME=FOLDER, each name once"):
-            named_paths(wrong, "--set")
+        with pytest.raises(SettingsError, match="--dataset takes NAME=FOLDER, each name once"):
+            named_paths(wrong, "--dataset")
 
 
 def test_whole_numbers_are_separated_by_commas():

@@ -358,5 +358,5 @@ def _missing(info: DatasetInfo, root: Path | None) -> InputError:
     download = f", or download it from {' or '.join(sources)} with --download" if sources else ""
     return InputError(
         f"the dataset '{info.name}' is not {below}; get it from {info.where} and put its images into {names}, or give "
-        f"their place with --set {info.name}=PATH{download}"
+        f"their place with --dataset {info.name}=PATH{download}"
     )

@@ -30,7 +30,7 @@ class Places:
         Path | None, typer.Option(help="Folder with the benchmark datasets, each a folder or tar.")
     ] = None
     places: Annotated[
-        list[str] | None, typer.Option("--set", help="Place of a single dataset, as NAME=PATH. Repeatable.")
+        list[str] | None, typer.Option("--dataset", help="Place of a single dataset, as NAME=PATH. Repeatable.")
     ] = None
     download: Annotated[
         bool, typer.Option("--download", help="Download datasets through torchvision or from the Hugging Face hub.")
@@ -40,7 +40,7 @@ class Places:
         """The places. Raises SettingsError for a place that is not NAME=PATH."""
         from dlsr.bench.reproduction import Where  # noqa: PLC0415
 
-        return Where(self.data_root, named_paths(self.places or [], "--set"), self.download)
+        return Where(self.data_root, named_paths(self.places or [], "--dataset"), self.download)
 
 
 @dataclass(frozen=True)
