@@ -461,7 +461,7 @@ def test_evaluate(model, image_folder, odd_folder):
         report = done.report
         assert (report.id_images, report.datasets[0].images, report.seeds) == (30, 30, (0, 1))
         expected = evaluate_scores(done.id_scores, done.ood_scores["flower"]).auroc
-        assert abs(report.datasets[0].mean["auroc"] - expected) <= 2 * report.sets[0].std["auroc"] + 1e-9
+        assert abs(report.datasets[0].mean["auroc"] - expected) <= 2 * report.datasets[0].std["auroc"] + 1e-9
         assert report.average_auroc == report.datasets[0].mean["auroc"]
         json.loads(report.model_dump_json())
     with pytest.raises(SettingsError, match="at least one OOD dataset"):
