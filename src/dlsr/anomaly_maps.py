@@ -4,7 +4,7 @@ How far a score lies above ordinary ones is shared out over the image by `dlsr.m
 scores like most ID images has a dark map, however its places compare with each other. The unit is fixed on ID images.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -14,13 +14,10 @@ from PIL import Image
 
 from dlsr.encoders.encoder import Encoder
 from dlsr.encoding.extractor import FeatureExtractor
-from dlsr.encoding.pipeline import Encoded, read_keyed
-from dlsr.encoding.store import KEY_BYTES
-from dlsr.errors import NoSuchImageError, SettingsError
-from dlsr.images.decode import UNREADABLE, reason_of
-from dlsr.images.sources import ImageDataset, ImageItem
+from dlsr.encoding.pipeline import Prepared, encoded_of, prepare
+from dlsr.errors import SettingsError
+from dlsr.images.sources import ImageDataset
 from dlsr.method.maps import odd_places
-from dlsr.method.noise import DIGEST_BYTES, pixel_digest
 from dlsr.model import FittedModel
 from dlsr.results import Result, Results
 from dlsr.scoring import NO_MAPS
@@ -38,6 +35,8 @@ LONGEST = 512
 """Pixels of the longer side of an image that a map is drawn over."""
 AT_ONCE = 4
 """Images that are encoded and derived at once, in each thread."""
+DETECTED = 32
+"""Images whose results are computed at once."""
 FAINT, FULL = 0.5, 3.0
 """From the first value on a place is drawn over, from the second on in full strength."""
 STRENGTH = 0.75
@@ -105,11 +104,12 @@ def detect_with_maps(
         above = excess(np.array([result.score]), calibration)[0]
         return AnomalyMap(result.path, place.odd * np.float32(above / unit), place.image)
 
-    # A generator of its own, so that a model without maps is told before the first image is asked for.
-    return (
-        (found.results, [map_of(*both) for both in zip(found.results, found.places, strict=True)])
-        for found in _places(model, extractor, images, rate, confidence)
-    )
+    def detected(found: Sequence[_Found]) -> tuple[Results, list[AnomalyMap]]:
+        encoded = encoded_of([image for image, _ in found], extractor.encoder.c)
+        results = model.detect(encoded, rate, confidence)
+        return results, [map_of(result, place) for result, (_, place) in zip(results, found, strict=True)]
+
+    return map(detected, in_groups(_places(model, extractor, images), DETECTED))
 
 
 def peaks_of(model: FittedModel, extractor: FeatureExtractor, images: ImageDataset) -> NDArray[np.float64]:
@@ -118,9 +118,8 @@ def peaks_of(model: FittedModel, extractor: FeatureExtractor, images: ImageDatas
     Raises:
         SettingsError: for an encoder without maps.
     """
-    sample = images.sample(PEAK_IMAGES, model.settings.seed)
-    found = _places(model, extractor, sample, model.config.false_alarm_rate, model.config.confidence)
-    return np.array([place.odd.max() for group in found for place in group.places if place is not None], np.float64)
+    found = _places(model, extractor, images.sample(PEAK_IMAGES, model.settings.seed))
+    return np.array([place.odd.max() for _, place in found if place is not None], np.float64)
 
 
 def excess(scores: NDArray[np.float64], calibration: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -143,82 +142,49 @@ class _Places:
     """See `odd_places`."""
 
 
-@dataclass(frozen=True)
-class _Found:
-    """What was found of some images."""
-
-    encoded: Encoded
-    results: Results
-    places: list[_Places | None]
-    """None for those that cannot be read."""
+_Found = tuple[Prepared, _Places | None]
+"""An image with its features, and where it is odd; None if it cannot be read."""
 
 
-def _places(
-    model: FittedModel, extractor: FeatureExtractor, images: ImageDataset, rate: float, confidence: float | None
-) -> Iterator[_Found]:
-    """Features, results and `odd_places` of some images at a time, in their order."""
+def _places(model: FittedModel, extractor: FeatureExtractor, images: ImageDataset) -> Iterator[_Found]:
+    """Features and `odd_places` of images, in their order."""
     encoder = extractor.encoder
     if not encoder.spec.map_names:
         raise SettingsError("this model's encoder has no maps; fit one with stages")
 
-    def derive(items: list[_Decoded]) -> _Found:
-        encoded, places = _of_images(model, encoder, items)
-        return _Found(encoded, model.detect(encoded, rate, confidence), places)
+    def derive(items: list[Prepared]) -> list[_Found]:
+        return list(zip(items, _of_images(model, encoder, items), strict=True))
 
     streams = encoder.streams
     # Read one by one, in order, as frames of a clip have to be.
-    decoded = map_ahead(lambda item: _decode(item, encoder), images.items, extractor.workers, ahead=8 * AT_ONCE)
-    with closing(decoded), extractor.saver() as saver:
-        there = (item for item in decoded if item is not None)
+    prepared = map_ahead(
+        lambda item: prepare(item, encoder, shown=LONGEST), images.items, extractor.workers, ahead=8 * AT_ONCE
+    )
+    with closing(prepared), extractor.saver() as saver:
+        there = (item for item in prepared if item is not None)
         with closing(map_ahead(derive, in_groups(there, AT_ONCE), streams, ahead=2 * streams)) as groups:
             for group in groups:
-                saver.add_all(group.encoded)
-                yield group
+                for image, place in group:
+                    saver.add(image)
+                    yield image, place
 
 
-@dataclass(frozen=True)
-class _Decoded:
-    name: str
-    key: bytes = b""
-    """In the feature store."""
-    image: Image.Image | None = None
-    """For people."""
-    pixels: NDArray[np.uint8] | None = None
-    """For the encoder."""
-    error: str | None = None
-
-
-def _decode(item: ImageItem, encoder: Encoder) -> _Decoded | None:
-    """An image, decoded; None for a frame behind the end of a clip."""
-    try:
-        key, source = read_keyed(item)
-        image = source if isinstance(source, Image.Image) else encoder.spec.decode(source)
-        pixels = encoder.spec.resize(image)
-    except NoSuchImageError:
-        return None
-    except UNREADABLE as error:
-        return _Decoded(item.name, error=reason_of(error))
-    small = image.copy()
-    small.thumbnail((LONGEST, LONGEST))
-    return _Decoded(item.name, key, small, pixels)
-
-
-def _of_images(model: FittedModel, encoder: Encoder, items: list[_Decoded]) -> tuple[Encoded, list[_Places | None]]:
-    shown = [(item.key, item.image, item.pixels) for item in items if item.image and item.pixels is not None]
-    digests = np.array([pixel_digest(pixels) for _, _, pixels in shown], np.uint8).reshape(-1, DIGEST_BYTES)
-    z0, found = np.empty((0, encoder.c), np.float32), list[_Places]()
-    if shown:
-        stacked = np.stack([pixels for _, _, pixels in shown])
-        z0, maps = encoder.encode_with_maps(stacked)
+def _of_images(model: FittedModel, encoder: Encoder, items: list[Prepared]) -> list[_Places | None]:
+    """Encode images, and find where they are odd."""
+    there = [(item, item.pixels, item.digest) for item in items if item.pixels is not None and item.digest is not None]
+    places: list[_Places] = []
+    if there:
+        pixels, digests = np.stack([of_it for _, of_it, _ in there]), np.stack([digest for *_, digest in there])
+        z0, maps = encoder.encode_with_maps(pixels)
         if encoder.spec.precision != "float32":
             # Engines round in other places if maps are asked for, and the calibration images were encoded without.
-            z0 = encoder.encode(stacked)
+            z0 = encoder.encode(pixels)
         gradient = model.scorer.gradient(z0, digests, model.settings.seed)
-        for i, (_, image, _) in enumerate(shown):
+        for i, (item, *_) in enumerate(there):
+            item.encoded(z0[i])
             of_image = [of_stage[i] for of_stage in maps]
             odd = odd_places(of_image, gradient[i], model.channels, encoder.spec.pooling)
-            found.append(_Places(image, odd))
-    keys = np.frombuffer(b"".join(key for key, _, _ in shown), np.uint8).reshape(-1, KEY_BYTES)
-    encoded = Encoded([item.name for item in items], [item.error for item in items], z0, digests, keys)
-    readable = iter(found)
-    return encoded, [None if item.error else next(readable) for item in items]
+            assert item.shown is not None
+            places.append(_Places(item.shown, odd))
+    readable = iter(places)
+    return [None if item.error else next(readable) for item in items]

@@ -62,8 +62,9 @@ WholeNumbers = Annotated[tuple[int, ...], BeforeValidator(_split)]
 
 
 class TrainingSettings(Frozen):
-    """How a network is trained (Algorithm 1, section 4.2). The defaults are the paper's, or its code's,
-    but for `patience`, which is ours.
+    """How a network is trained (Algorithm 1, section 4.2).
+
+    The defaults are the paper's, or its code's, but for `patience`, which is ours.
     """
 
     epochs: int = Field(default=150, ge=1, description="Maximum number of epochs.")

@@ -1,7 +1,7 @@
 """The pipeline from images to features: read, look up in the store, encode, keep in the store."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,14 +69,41 @@ class Encoded:
 
 
 @dataclass
-class _Prepared:
+class Prepared:
+    """An image on its way to features."""
+
     name: str
     key: bytes = b""
+    """In the feature store."""
     error: str | None = None
+    """Why it cannot be read."""
     known: tuple[NDArray[np.uint8], NDArray[np.float32]] | None = None
+    """Digest and features."""
     pixels: NDArray[np.uint8] | None = None
+    """For the encoder, if it has to be encoded."""
     digest: NDArray[np.uint8] | None = None
+    """Of the pixels."""
     is_new: bool = False
+    """Whether its features are not in the store yet."""
+    shown: Image | None = None
+    """For people, if they are to see it."""
+
+    def encoded(self, z0: NDArray[np.float32]) -> None:
+        """Keep its features, shape `(c,)`, in place of the pixels that they were encoded from."""
+        assert self.digest is not None
+        self.known, self.pixels, self.is_new = (self.digest, z0), None, True
+
+
+def encoded_of(images: Sequence[Prepared], c: int) -> Encoded:
+    """Images that were encoded or cannot be read, with features of `c` dimensions."""
+    known = [(*image.known, image.key) for image in images if image.known is not None]
+    return Encoded(
+        names=[image.name for image in images],
+        errors=[image.error for image in images],
+        z0=np.array([z0 for _, z0, _ in known], np.float32).reshape(-1, c),
+        digests=np.array([digest for digest, _, _ in known], np.uint8).reshape(-1, DIGEST_BYTES),
+        keys=np.frombuffer(b"".join(key for _, _, key in known), np.uint8).reshape(-1, KEY_BYTES),
+    )
 
 
 def open_store(root: Path | None, encoder: "Encoder", transform: Transform | None = None) -> FeatureStore | None:
@@ -120,30 +147,23 @@ def encode_chunks(
     """
     saver = Saver(store, on_store_error)
 
-    def prepare(item: ImageItem) -> _Prepared | None:
-        return _prepare(item, encoder, store, transform)
+    def read(item: ImageItem) -> Prepared | None:
+        return prepare(item, encoder, store, transform)
 
-    def encode(batch: list[_Prepared]) -> list[_Prepared]:
+    def encode(batch: list[Prepared]) -> list[Prepared]:
         _encode(batch, encoder)
         return batch
 
     size, streams = batch_size or encoder.batch, encoder.streams
     with (
-        closing(map_ahead(prepare, items, workers, ahead=max(AHEAD, 2 * size * streams))) as prepared,
+        closing(map_ahead(read, items, workers, ahead=max(AHEAD, 2 * size * streams))) as prepared,
         closing(
             map_ahead(encode, _batches(prepared, size), streams, ahead=max(2 * streams, BATCHED_AHEAD // size))
         ) as batches,
         saver,
     ):
         for chunk in in_groups(_saved(batches, saver, progress), CHUNK):
-            known = [(*image.known, image.key) for image in chunk if image.known is not None]
-            yield Encoded(
-                names=[image.name for image in chunk],
-                errors=[image.error for image in chunk],
-                z0=np.array([z0 for _, z0, _ in known], np.float32).reshape(-1, encoder.c),
-                digests=np.array([digest for digest, _, _ in known], np.uint8).reshape(-1, DIGEST_BYTES),
-                keys=np.frombuffer(b"".join(key for _, _, key in known), np.uint8).reshape(-1, KEY_BYTES),
-            )
+            yield encoded_of(chunk, encoder.c)
 
 
 class Saver:
@@ -158,20 +178,15 @@ class Saver:
         self._store = store
         self._on_error = on_error
 
-    def add(self, key: bytes, digest: NDArray[np.uint8], z0: NDArray[np.float32]) -> None:
-        """Add the features of an image that was encoded, see `FeatureStore.add`.
+    def add(self, image: Prepared) -> None:
+        """Add the features of an image that was encoded.
 
         Raises:
             OutputError: if the store cannot be written, and there is no callback.
         """
-        if self._store is not None:
+        if self._store is not None and image.is_new and image.known is not None:
             with self._reported():
-                self._store.add(key, digest, z0)
-
-    def add_all(self, encoded: Encoded) -> None:
-        """Add the features of images that were encoded. Raises as `add`."""
-        for key, digest, z0 in zip(encoded.keys, encoded.digests, encoded.z0, strict=True):
-            self.add(key.tobytes(), digest, z0)
+                self._store.add(image.key, *image.known)
 
     def __enter__(self) -> Self:
         return self
@@ -246,7 +261,7 @@ def readable_pixels(encoder: "Encoder", images: ImageDataset, limit: int, worker
     """
     pixels: list[NDArray[np.uint8]] = []
     errors: list[tuple[str, str]] = []
-    for image in map_ahead(lambda item: _prepare(item, encoder, None, None), images.items, workers, ahead=AHEAD):
+    for image in map_ahead(lambda item: prepare(item, encoder), images.items, workers, ahead=AHEAD):
         if image is not None and image.pixels is not None:
             pixels.append(image.pixels)
         if image is not None and image.error is not None:
@@ -258,43 +273,56 @@ def readable_pixels(encoder: "Encoder", images: ImageDataset, limit: int, worker
     return np.stack(pixels)
 
 
-def read_keyed(item: ImageItem) -> tuple[bytes, bytes | Image]:
-    """The key of an image in the feature store, and its file's bytes; or the image, if it is given without a file.
+def prepare(
+    item: ImageItem,
+    encoder: "Encoder",
+    store: FeatureStore | None = None,
+    transform: Transform | None = None,
+    *,
+    shown: int | None = None,
+) -> Prepared | None:
+    """Read an image, and decode it unless its features are known.
 
-    Raises:
-        ImageError, OSError: if it cannot be read.
+    Args:
+        item: the image.
+        encoder: as for `encode_chunks`, as are the next two.
+        store: see there.
+        transform: see there.
+        shown: also keep the image for people, its longer side at most so many pixels.
+
+    Returns:
+        The image, with the reason if it cannot be read; None for a frame behind the end of a clip.
     """
-    source = item.read()
-    if isinstance(source, bytes):
-        return hashlib.sha256(source).digest(), source
-    image = decode(source)
-    return hashlib.sha256(image.tobytes() + repr(image.size).encode()).digest(), image
-
-
-def _prepare(
-    item: ImageItem, encoder: "Encoder", store: FeatureStore | None, transform: Transform | None
-) -> _Prepared | None:
     try:
-        key, source = read_keyed(item)
+        raw = item.read()
+        image = None
+        if not isinstance(raw, bytes):
+            image = decode(raw)
+            raw = image.tobytes() + repr(image.size).encode()
+        key = hashlib.sha256(raw).digest()
         known = store.get(key) if store is not None else None
         if known is not None:
-            return _Prepared(item.name, key, known=known)
-        image = source if isinstance(source, Image) else encoder.spec.decode(source)
+            return Prepared(item.name, key, known=known)
+        image = image or encoder.spec.decode(raw)
         if transform is not None:
             with undecodable():
                 image = transform.apply(image)
         pixels = encoder.spec.resize(image)
         # Hashed in the threads that decode, so that the engine need not wait.
-        return _Prepared(item.name, key, pixels=pixels, digest=pixel_digest(pixels))
+        prepared = Prepared(item.name, key, pixels=pixels, digest=pixel_digest(pixels))
+        if shown is not None:
+            prepared.shown = image.copy()
+            prepared.shown.thumbnail((shown, shown))
+        return prepared
     except NoSuchImageError:
         return None
     except UNREADABLE as error:
-        return _Prepared(item.name, error=reason_of(error))
+        return Prepared(item.name, error=reason_of(error))
 
 
-def _batches(prepared: Iterable[_Prepared | None], size: int) -> Iterator[list[_Prepared]]:
+def _batches(prepared: Iterable[Prepared | None], size: int) -> Iterator[list[Prepared]]:
     """Images in order, in groups of which at most `size` images need encoding."""
-    batch: list[_Prepared] = []
+    batch: list[Prepared] = []
     missing = 0
     for image in prepared:
         if image is None:
@@ -308,22 +336,20 @@ def _batches(prepared: Iterable[_Prepared | None], size: int) -> Iterator[list[_
         yield batch
 
 
-def _encode(batch: list[_Prepared], encoder: "Encoder") -> None:
+def _encode(batch: list[Prepared], encoder: "Encoder") -> None:
     """Encode the images that are not in the store."""
     missing = [image for image in batch if image.pixels is not None]
     if missing:
         features = encoder.encode(np.stack([image.pixels for image in missing if image.pixels is not None]))
         for image, z0 in zip(missing, features, strict=True):
-            assert image.digest is not None
-            image.known, image.pixels, image.is_new = (image.digest, z0), None, True
+            image.encoded(z0)
 
 
-def _saved(batches: Iterable[list[_Prepared]], saver: Saver, progress: Progress | None) -> Iterator[_Prepared]:
+def _saved(batches: Iterable[list[Prepared]], saver: Saver, progress: Progress | None) -> Iterator[Prepared]:
     """Add newly encoded features to the store."""
     for batch in batches:
         for image in batch:
-            if image.is_new and image.known is not None:
-                saver.add(image.key, *image.known)
+            saver.add(image)
         if progress is not None:
             progress(len(batch))
         yield from batch

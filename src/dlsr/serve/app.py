@@ -45,7 +45,7 @@ MAPS_PARAMETER = {
     "name": "maps",
     "in": "query",
     "required": False,
-    "description": "Also show where each image deviates, for models that were fitted with maps. This takes about 1.7 "
+    "description": "Also show where each image deviates, for models that were fitted with maps. This takes about 1.4 "
     "times as long.",
     "schema": {"type": "boolean", "default": False},
 }

@@ -48,6 +48,13 @@ _Outcome = _Scored | Exception
 """What came of an image; an error does not stop other requests of its batch."""
 
 
+def _without_error(outcome: _Outcome) -> _Scored:
+    """What was scored. Raises the error if there is one."""
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
 def _scored(model: Model, images: Sequence[_Decoded], with_maps: bool) -> Iterator[_Scored]:
     """Results of images in their order."""
     dataset = ImageDataset([image.item() for image in images])
@@ -144,10 +151,7 @@ class Service:
             async with asyncio.timeout(self.settings.score_seconds):
                 with_maps = maps and model.detector.has_maps_
                 outcomes = await self._batcher.submit(await self._decoded(images, model, with_maps))
-                for outcome in outcomes:
-                    if isinstance(outcome, Exception):
-                        raise outcome
-                scored = [outcome for outcome in outcomes if not isinstance(outcome, Exception)]
+                scored = [_without_error(outcome) for outcome in outcomes]
                 results, drawn = [result for result, _ in scored], [overlay for _, overlay in scored]
                 if explain:
                     results = await self._explained(images, model, results)
