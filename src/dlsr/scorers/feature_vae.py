@@ -4,7 +4,6 @@ from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dlsr.scorers.base import register
 from dlsr.scorers.reconstruction import ReconstructionScorer, Reconstructor
@@ -12,6 +11,10 @@ from dlsr.scorers.settings import SMALL_TRAINING, TrainedSettings
 
 VAE_ENCODER_LAYERS = 5
 VAE_DECODER_LAYERS = 8
+TINY = 1e-6
+"""Keeps the logarithm finite."""
+FREE = 0.5
+"""So many nats of each dimension of the code cost nothing (Kingma et al. 2016, "free bits")."""
 
 
 class FeatureVAESettings(TrainedSettings):
@@ -43,11 +46,17 @@ class FeatureVAE(Reconstructor):
         return restored
 
     def loss(self, z0: Tensor, noise: Tensor) -> Tensor:
-        """The negative evidence bound over `c`, for a decoder of unit variance; features have shape `(n, c)`."""
+        """The negative evidence bound over `c`, up to a constant; features have shape `(n, c)`.
+
+        With a decoder of unit variance the code comes to tell nothing of the features, which vary by less than 1 along
+        most directions, and all reconstructions are the same. So the variance is the one that fits best, for each
+        sample its mean squared error (Rybkin et al. 2021), and the code may tell `FREE` nats a dimension at no cost.
+        """
         mean, log_variance = self.encoder(z0).float().chunk(2, dim=1)
         restored = self.decoder(mean + (log_variance / 2).exp() * noise)
-        divergence = (mean.square() + log_variance.exp() - 1 - log_variance).sum(dim=1).mean() / 2
-        bound: Tensor = F.mse_loss(restored, z0) / 2 + divergence / z0.shape[1]
+        nats = (mean.square() + log_variance.exp() - 1 - log_variance) / 2
+        errors = (restored - z0).square().mean(dim=1)
+        bound: Tensor = (errors + TINY).log().mean() / 2 + nats.clamp(min=FREE).sum(dim=1).mean() / z0.shape[1]
         return bound
 
 
