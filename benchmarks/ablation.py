@@ -66,7 +66,7 @@ def main(
     found: dict[str, dict[str, float]] = {}
     for row in report["rows"]:
         (run,) = row["runs"]
-        aurocs = [metrics["auroc"] for metrics in run["sets"].values()]
+        aurocs = [metrics["auroc"] for metrics in run["datasets"].values()]
         found.setdefault(row["detector"], {})[row["task"]] = float(np.mean(aurocs))
     for task in tasks if NETWORK in chosen else ():
         for weight, auroc in with_network(task, settings, root).items():
@@ -86,10 +86,10 @@ def with_network(task: SuiteTask, settings: SuiteSettings, store: Path) -> dict[
     inputs = TaskInputs(task, Encoders(store))
     for name in ("default", NETWORK):
         detector = make(name, settings, 0)
-        sets = inputs.drawn(detector, draw(task, settings.train_limit, settings.contamination, 0))
-        sets["train"].fit(detector)
+        datasets = inputs.drawn(detector, draw(task, settings.train_limit, settings.contamination, 0))
+        datasets["train"].fit(detector)
         location, spread = detector.calibration_scores_.mean(), detector.calibration_scores_.std()
-        parts.append({key: (images.score(detector) - location) / spread for key, images in sets.items()})
+        parts.append({key: (images.score(detector) - location) / spread for key, images in datasets.items()})
     found = {}
     for weight in WEIGHTS:
         joined = {key: scores + weight * parts[1][key] for key, scores in parts[0].items() if key != "train"}

@@ -41,7 +41,7 @@ def main(
     for row in report["rows"]:
         (run,) = row["runs"]
         found.setdefault(row["task"], {})[row["detector"]] = float(
-            100 * np.mean([metrics["auroc"] for metrics in run["sets"].values()])
+            100 * np.mean([metrics["auroc"] for metrics in run["datasets"].values()])
         )
     content = {
         "command": "python benchmarks/pixels.py " + " ".join(sys.argv[1:]),

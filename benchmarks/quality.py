@@ -195,7 +195,7 @@ def main(
                     "seeds": len(runs),
                     "epochs": len(detector.fit_summary_.log),
                     "fit_seconds": seconds,
-                    "sets": {name: {"mean": mean, "std": std} for name, (mean, std) in by_dataset.items()},
+                    "datasets": {name: {"mean": mean, "std": std} for name, (mean, std) in by_dataset.items()},
                 }
             )
             average = np.mean([by_dataset[name][0]["auroc"] for name in by_dataset if name != "Tiny-ImageNet, all"])
@@ -236,10 +236,11 @@ def markdown(content: dict[str, Any]) -> str:
                     "|---" * (len(names) + 2) + "|",
                 ]
             for row in chosen:
-                cells = [f"{100 * row['sets'][n]['mean'][key]:.2f}" for n in names]
+                numbers = [row["datasets"][name] for name in names]
+                cells = [f"{100 * one['mean'][key]:.2f}" for one in numbers]
                 if row["seeds"] > 1:
-                    cells = [f"{c} ± {100 * row['sets'][n]['std'][key]:.2f}" for c, n in zip(cells, names, strict=True)]
-                average = np.mean([row["sets"][n]["mean"][key] for n in names[:4]])
+                    cells = [f"{c} ± {100 * one['std'][key]:.2f}" for c, one in zip(cells, numbers, strict=True)]
+                average = np.mean([one["mean"][key] for one in numbers[:4]])
                 trained = f", {row['epochs']} epochs" if row["epochs"] else ""
                 label = f"{row['detector']} ({row['score']}{trained})"
                 lines.append(f"| {label} | {' | '.join(cells)} | {100 * average:.2f} |")

@@ -34,8 +34,7 @@ from dlsr.baselines.base import Baseline
 from dlsr.baselines.classifier import TrainedClassifier
 from dlsr.baselines.diffguard import DiffGuard
 from dlsr.baselines.networks import SmallResNet
-from dlsr.bench.code import code_digest
-from dlsr.bench.compare import key_of, parameters_of
+from dlsr.bench.compare import code_of, key_of, parameters_of
 from dlsr.bench.datasets import labels_of
 from dlsr.bench.tasks import SuiteTask, TaskOpener, read_suite
 from dlsr.files import write_json
@@ -124,7 +123,7 @@ def run(task: SuiteTask, name: str, given: dict[str, Any], work: Path) -> dict[s
     detector = detector_of(task, given)
     folder = work / task.name
     folder.mkdir(parents=True, exist_ok=True)
-    key = key_of(parameters_of(detector), code_digest(type(detector).__module__))
+    key = key_of(parameters_of(detector), code_of(detector))
     path = folder / f"{name}-{key}.json"
     if path.exists():
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -134,8 +133,8 @@ def run(task: SuiteTask, name: str, given: dict[str, Any], work: Path) -> dict[s
     start = time.perf_counter()
     inside = detector.score_samples(task.test, transform=transform)
     outside = {ood: detector.score_samples(images, transform=transform) for ood, images in task.ood.items()}
-    sets = {ood: evaluate_scores(inside, scores).as_dict() for ood, scores in outside.items()}
-    auroc = float(np.mean([metrics["auroc"] for metrics in sets.values()]))
+    datasets = {ood: evaluate_scores(inside, scores).as_dict() for ood, scores in outside.items()}
+    auroc = float(np.mean([metrics["auroc"] for metrics in datasets.values()]))
     result = {
         "task": task.name,
         "ood": ", ".join(task.ood),
@@ -148,7 +147,7 @@ def run(task: SuiteTask, name: str, given: dict[str, Any], work: Path) -> dict[s
         "scoring_seconds": time.perf_counter() - start,
         "threads": torch.get_num_threads(),
         "auroc": auroc,
-        "sets": sets,
+        "datasets": datasets,
         **(pytorch_ood_run(detector, task) if isinstance(detector, TrainedClassifier | DiffGuard) else {}),
     }
     write_json(path, result)
@@ -253,11 +252,11 @@ def markdown(content: dict[str, Any]) -> str:
             f"{key}={value}" for key, value in row["settings"].items() if key not in ("detector", "epochs", "grey")
         )
         ood = row["ood"]
-        if len(row.get("sets", ())) > 1:
+        if len(row.get("datasets", ())) > 1:
             theirs = TABLES.get((row["task"], row["detector"]), {})
             ood = ", ".join(
                 f"{name} {100 * metrics['auroc']:.2f}" + (f" ({100 * theirs[name]:.4g})" if name in theirs else "")
-                for name, metrics in row["sets"].items()
+                for name, metrics in row["datasets"].items()
             )
         cells = [
             row["task"], ood, row["detector"], number, f"{100 * row['auroc']:.2f}", share,

@@ -63,7 +63,7 @@ def main(
         name, number = row["detector"].split("/")
         depth = None if name in WITHOUT_BLOCKS else blocks
         about = {"task": row["task"], "detector": name, "steps": int(number), "width": width, "blocks": depth}
-        aurocs = {ood: metrics["auroc"] for ood, metrics in run["sets"].items()}
+        aurocs = {ood: metrics["auroc"] for ood, metrics in run["datasets"].items()}
         rows = [old for old in rows if any(old[key] != about[key] for key in about)]
         rows.append({**about, "auroc": aurocs, "command": command})
     content = {"versions": installed_versions(), "halves": halves, "rows": rows}

@@ -53,12 +53,12 @@ def test_pytorch_ood_measures_the_same_of_a_trained_classifier(task, tmp_path_fa
 def test_colour_images_are_changed_by_the_protocol_for_both(task, tmp_path):
     matched = replace(task, protocol="matched", ood=task.ood | {"same": task.test})
     row = run(matched, "msp+trained", SMALL | {"detector": "msp+trained", "grey": False, "size": 32}, tmp_path)
-    assert row["sets"].keys() == {"slanting", "same"}
-    assert row["sets"]["same"]["auroc"] == pytest.approx(0.5)
-    assert row["auroc"] == pytest.approx(np.mean([metrics["auroc"] for metrics in row["sets"].values()]))
+    assert row["datasets"].keys() == {"slanting", "same"}
+    assert row["datasets"]["same"]["auroc"] == pytest.approx(0.5)
+    assert row["auroc"] == pytest.approx(np.mean([metrics["auroc"] for metrics in row["datasets"].values()]))
     table = markdown({"command": "rivals", "rows": [row]})
-    assert f"| slanting {100 * row['sets']['slanting']['auroc']:.2f}, same 50.00 | msp+trained |" in table
-    # The sets are of one size, so the AUROC of both together is the mean.
+    assert f"| slanting {100 * row['datasets']['slanting']['auroc']:.2f}, same 50.00 | msp+trained |" in table
+    # The datasets are of one size, so the AUROC of both together is the mean.
     assert row["pytorch_ood_auroc"] == pytest.approx(row["auroc"], abs=1e-3)
 
 

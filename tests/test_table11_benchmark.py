@@ -16,7 +16,7 @@ def measured(monkeypatch):
 
     def measure(auroc):
         def run_suite(tasks, settings, folder, **_):
-            runs = [{"sets": {"one": {"auroc": auroc}, "other": {"auroc": auroc - 0.1}}}]
+            runs = [{"datasets": {"one": {"auroc": auroc}, "other": {"auroc": auroc - 0.1}}}]
             pairs = itertools.product(tasks, settings.detectors)
             return {"rows": [{"task": task.name, "detector": name, "runs": runs} for task, name in pairs]}
 

@@ -94,7 +94,7 @@ def test_a_report_holds_the_scores_and_metrics_of_each_detector(compared, task):
     scores = read_scores(comparison.folder, rows["mahalanobis"]["run_files"][0])
     np.testing.assert_allclose(own.score_samples(images["svhn"]), scores["svhn"], rtol=1e-4)
     auroc = evaluate_scores(own.score_samples(images["ID"]), own.score_samples(images["svhn"])).auroc
-    assert rows["mahalanobis"]["sets"]["svhn"]["mean"]["auroc"] == pytest.approx(auroc)
+    assert rows["mahalanobis"]["datasets"]["svhn"]["mean"]["auroc"] == pytest.approx(auroc)
     assert rows["mahalanobis"]["images_per_second"] > 0
 
 
@@ -102,7 +102,7 @@ def test_scores_of_the_same_network_are_fitted_once(compared):
     _, report, messages = compared
     rows = rows_of(report)
     assert rows["dlsr+mse"]["fit_seconds"] == rows["dlsr+mfsim"]["fit_seconds"]
-    assert rows["dlsr+mse"]["sets"] != rows["dlsr+mfsim"]["sets"]
+    assert rows["dlsr+mse"]["datasets"] != rows["dlsr+mfsim"]["datasets"]
     assert not any(line.startswith("dlsr+mfsim, seed 0: epoch") for line in messages)
 
 
@@ -190,7 +190,7 @@ def test_an_interrupted_fit_resumes(comparison, task, tmp_path, monkeypatch):
     assert "epoch 3 of at most 3" in epoch
     assert not saved[0].exists()
     whole = compare(task, settings, tmp_path / "whole")
-    assert resumed["rows"][0]["sets"] == whole["rows"][0]["sets"]
+    assert resumed["rows"][0]["datasets"] == whole["rows"][0]["datasets"]
 
 
 def test_detectors_of_a_family_train_their_network_once(task, tmp_path):
@@ -202,7 +202,7 @@ def test_detectors_of_a_family_train_their_network_once(task, tmp_path):
     assert together.epochs_of() == ["ddpm"] * 2
     assert not list(together.folder.glob("*.checkpoint"))
     alone = compare(task, replace(settings, detectors=("lmd",)), tmp_path / "alone")
-    assert alone["rows"][0]["sets"] == report["rows"][1]["sets"]
+    assert alone["rows"][0]["datasets"] == report["rows"][1]["datasets"]
 
 
 def test_another_network_of_the_family_is_trained_anew(task, tmp_path):
@@ -222,7 +222,7 @@ def test_seeds_give_means_and_standard_deviations(comparison, monkeypatch):
     assert (row["seeds"], row["training_images"]) == (2, 30)
     scores = [read_scores(comparison.folder, file) for file in row["run_files"]]
     aurocs = [evaluate_scores(by_name["ID"], by_name["svhn"]).auroc for by_name in scores]
-    numbers = row["sets"]["svhn"]
+    numbers = row["datasets"]["svhn"]
     assert numbers["mean"]["auroc"] == pytest.approx(np.mean(aurocs))
     assert numbers["std"]["auroc"] == pytest.approx(np.std(aurocs))
     table = comparison_table({"rows": [row], "images": {"train": 0, "ID": 0, "svhn": 0}})

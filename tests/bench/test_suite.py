@@ -93,7 +93,7 @@ def test_numbers_are_those_of_a_detector_fitted_to_the_images(done, tasks, task,
     run = run_of(done[1], images.name, name)
     for ood, outside in images.ood.items():
         scores = own.score_samples(outside, transform=transform)
-        assert run["sets"][ood] == pytest.approx(evaluate_scores(inside.scores, scores).as_dict(), abs=1e-3)
+        assert run["datasets"][ood] == pytest.approx(evaluate_scores(inside.scores, scores).as_dict(), abs=1e-3)
     assert run["false_alarms"]["0.1"] == pytest.approx(np.mean(inside.p_values <= 0.1), abs=1e-3)
     assert run["training_images"] == len(images.train)
     assert run["fit_seconds"] > 0
@@ -112,7 +112,7 @@ def test_calibration_images_are_held_out_from_detectors_without_their_own(done, 
         expected = np.mean(p_values(scores, calibration) <= rate)
         assert run["false_alarms"][f"{rate:g}"] == pytest.approx(expected)
     flower = evaluate_scores(scores, detector.score_features(encode(images.ood["flower"]).z0)).auroc
-    assert run["sets"]["flower"]["auroc"] == pytest.approx(flower, abs=1e-3)
+    assert run["datasets"]["flower"]["auroc"] == pytest.approx(flower, abs=1e-3)
 
 
 def test_a_rate_that_too_few_images_can_promise_has_no_share_of_false_alarms(done):
@@ -209,7 +209,7 @@ def test_intruders_are_fitted_to_and_not_measured_on(tasks, tmp_path):
         auroc = evaluate_scores(own.score_samples(task.test), own.score_samples(left)).auroc
         run = run_of(report, "temple", "mahalanobis", seed)
         assert run["training_images"] == 89
-        assert run["sets"]["flower"]["auroc"] == pytest.approx(auroc, abs=1e-3)
+        assert run["datasets"]["flower"]["auroc"] == pytest.approx(auroc, abs=1e-3)
 
 
 def test_unreadable_images_are_left_out_and_named(tasks, tmp_path):
@@ -218,7 +218,7 @@ def test_unreadable_images_are_left_out_and_named(tasks, tmp_path):
     whole = run_suite(tasks[:1], settings, tmp_path / "whole")
     report = run_suite([replace(tasks[0], train=broken)], settings, tmp_path / "broken")
     assert report["tasks"][0]["unreadable"] == {"train": {"bad.png": "no such disk"}}
-    assert run_of(report, "temple", "knn-3")["sets"] == run_of(whole, "temple", "knn-3")["sets"]
+    assert run_of(report, "temple", "knn-3")["datasets"] == run_of(whole, "temple", "knn-3")["datasets"]
     assert "- temple: 1 images of train cannot be read" in suite_tables(report)
 
 
@@ -257,8 +257,8 @@ def made_up(detectors, aurocs, seeds=1):
         metrics = {"auroc": auroc, "aupr_ood": auroc / 2, "fpr95_id_positive": 1 - auroc}
         times = {"fit_seconds": 2.0 + seed, "scoring_seconds_per_1000": 0.5}
         return {
-            "seed": seed, "sets": {"one": metrics}, "training_images": 100, "false_alarms": {"0.01": None, "0.05": 0.04,
-            "0.1": 0.2}, **times,
+            "seed": seed, "datasets": {"one": metrics}, "training_images": 100,
+            "false_alarms": {"0.01": None, "0.05": 0.04, "0.1": 0.2}, **times,
         }  # fmt: skip
 
     rows = [

@@ -59,8 +59,8 @@ def test_a_table_runs_to_its_end_with_every_detector_and_dataset(run, root, outp
         )
         assert [row["detector"] for row in measured["rows"]] == list(dict.fromkeys([*part.rows, *ALSO]))
         for row in measured["rows"]:
-            assert set(row["sets"]) == set(part.ood), row
-            assert all(0 <= numbers["mean"][part.metric] <= 1 for numbers in row["sets"].values())
+            assert set(row["datasets"]) == set(part.ood), row
+            assert all(0 <= numbers["mean"][part.metric] <= 1 for numbers in row["datasets"].values())
         (below,) = [below for below in text.split("### ") if below.startswith(f"{table}, ID {part.id}\n")]
         for detector, numbers in part.rows.items():
             cells = " | ".join("-" if number is None else f"{number:.2f}" for number in numbers)

@@ -172,7 +172,7 @@ def row_of(runs: Sequence[Run]) -> dict[str, Any]:
         "seeds": len(runs),
         "fit_seconds": float(np.mean([run.fit_seconds for run in runs])),
         "images_per_second": float(np.mean([run.images_per_second for run in runs])),
-        "sets": by_dataset,
+        "datasets": by_dataset,
         "average_auroc": float(np.mean([numbers["mean"]["auroc"] for numbers in by_dataset.values()])),
     }
 

@@ -124,24 +124,24 @@ class TaskInputs:
         return protocol_transform(self.task.protocol)
 
     def drawn(self, detector: Any, draw: Draw) -> dict[str, Inputs]:
-        """The sets of the task as a detector takes them: `train`, `ID` and the OOD datasets.
+        """The datasets of the task as a detector takes them: `train`, `ID` and the OOD datasets.
 
         Raises:
             NoImagesError: if no image of a set can be read.
             SettingsError, WeightsError: as `FeatureExtractor.encoder`.
         """
-        sets = {"train": draw.train, "ID": np.arange(len(self.task.test)), **draw.ood}
+        datasets = {"train": draw.train, "ID": np.arange(len(self.task.test)), **draw.ood}
         mixed = [("train", draw.train), *draw.intruders.items()]
         extractor = extractor_of(detector)
         if extractor is None:
-            images = self.task.sets()
-            chosen = {name: images[name].subset(indices) for name, indices in sets.items()}
+            images = self.task.datasets()
+            chosen = {name: images[name].subset(indices) for name, indices in datasets.items()}
             fitted_to = [item for name, indices in mixed for item in images[name].subset(indices).items]
             chosen["train"] = ImageDataset(fitted_to)
             return {name: Pixels(those, self.transform) for name, those in chosen.items()}
         loaded = self._loaded(replace(extractor, spec=_widest(extractor.spec)))
         if loaded.spec not in self._encoded:
-            self._encoded[loaded.spec] = {name: self._all(name, loaded) for name in self.task.sets()}
+            self._encoded[loaded.spec] = {name: self._all(name, loaded) for name in self.task.datasets()}
         encoded = self._encoded[loaded.spec]
         columns, channels = _columns(loaded.encoder.channels, loaded.spec.pooling, extractor.spec.pooling)
 
@@ -151,7 +151,7 @@ class TaskInputs:
             digests = [encoded[name].digests[chosen] for (name, _), chosen in zip(parts, rows, strict=True)]
             return Features(np.concatenate(z0)[:, columns], np.concatenate(digests), channels)
 
-        return {name: features(mixed if name == "train" else [(name, indices)]) for name, indices in sets.items()}
+        return {name: features(mixed if name == "train" else [(name, indices)]) for name, indices in datasets.items()}
 
     def _loaded(self, extractor: FeatureExtractor) -> FeatureExtractor:
         if extractor.spec.precision != "int8":
@@ -163,11 +163,11 @@ class TaskInputs:
 
     def unreadable(self) -> dict[str, dict[str, str]]:
         """By set, the reasons why images could not be encoded, by name."""
-        found = {name: images.unreadable for sets in self._encoded.values() for name, images in sets.items()}
+        found = {name: images.unreadable for datasets in self._encoded.values() for name, images in datasets.items()}
         return {name: reasons for name, reasons in found.items() if reasons}
 
     def _all(self, name: str, extractor: FeatureExtractor) -> Encoded:
-        encoded = extractor.encode(self.task.sets()[name], transform=self.transform)
+        encoded = extractor.encode(self.task.datasets()[name], transform=self.transform)
         encoded.check_readable(f"images of '{name}' of task '{self.task.name}'")
         return encoded
 

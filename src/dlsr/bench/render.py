@@ -92,13 +92,13 @@ def _printed_table(rows: Mapping[str, Mapping[str, float | None]]) -> str:
 
 
 def _cell(row: Mapping[str, Any], name: str, metric: str) -> str:
-    numbers = row["sets"][name]
+    numbers = row["datasets"][name]
     text = f"{100 * numbers['mean'][metric]:.2f}"
     return text if row["seeds"] == 1 else f"{text} ± {100 * numbers['std'][metric]:.2f}"
 
 
 def _average(row: Mapping[str, Any], names: list[str], metric: str) -> float:
-    return float(np.mean([100 * row["sets"][name]["mean"][metric] for name in names]))
+    return float(np.mean([100 * row["datasets"][name]["mean"][metric] for name in names]))
 
 
 def suite_tables(report: Mapping[str, Any]) -> str:

@@ -104,7 +104,7 @@ def run_suite(
     rows: list[dict[str, Any]] = []
     about = []
     for task in tasks:
-        data = {name: digest_of(images) for name, images in task.sets().items()}
+        data = {name: digest_of(images) for name, images in task.datasets().items()}
         inputs = TaskInputs(task, runner.encoders)
         rows += [runner.row(name, inputs, data) for name in settings.detectors]
         about.append(
@@ -112,7 +112,7 @@ def run_suite(
                 "name": task.name,
                 "half": task.half,
                 "protocol": task.protocol,
-                "images": {name: len(images) for name, images in task.sets().items()},
+                "images": {name: len(images) for name, images in task.datasets().items()},
                 "unreadable": inputs.unreadable(),
                 "sha256": data,
             }
@@ -195,7 +195,7 @@ class _Runner:
             drawn = inputs.drawn(detector, draw(task, limit, contamination, seed))
             run = {"seed": seed, **measure(detector, drawn), "parameters": parameters}
             write_json(path, json.loads(json.dumps(run, default=str)))
-            auroc = 100 * np.mean([metrics["auroc"] for metrics in run["sets"].values()])
+            auroc = 100 * np.mean([metrics["auroc"] for metrics in run["datasets"].values()])
             self.on_message(
                 f"{task.name}, {name}, seed {seed}: AUROC {auroc:.2f}, fitted in {run['fit_seconds']:.1f} s"
             )
@@ -265,7 +265,7 @@ def measure(detector: Any, inputs: Mapping[str, Inputs]) -> dict[str, Any]:
         "fit_seconds": fitted,
         "scoring_seconds_per_1000": 1000 * scored / sum(len(part) for part in tests.values()),
         "false_alarms": {f"{rate:g}": _false_alarms(inside, calibration, rate) for rate in RATES},
-        "sets": {name: evaluate_scores(inside, outside).as_dict() for name, outside in scores.items()},
+        "datasets": {name: evaluate_scores(inside, outside).as_dict() for name, outside in scores.items()},
     }
 
 

@@ -58,7 +58,7 @@ def by_task(report: Mapping[str, Any], metric: str) -> dict[str, dict[str, list[
     found: dict[str, dict[str, list[float]]] = {name: {} for name in report["settings"]["detectors"]}
     for row in report["rows"]:
         if "runs" in row:
-            found[row["detector"]][row["task"]] = [_mean(run["sets"].values(), metric) for run in row["runs"]]
+            found[row["detector"]][row["task"]] = [_mean(run["datasets"].values(), metric) for run in row["runs"]]
     return found
 
 
@@ -69,6 +69,6 @@ def differences_of(report: Mapping[str, Any], name: str) -> dict[str, float]:
     return {task: float(np.mean(own[task]) - np.mean(reference[task])) for task in own if task in reference}
 
 
-def _mean(sets: Any, metric: str) -> float:
-    values: Sequence[float] = [metrics[metric] for metrics in sets]
+def _mean(datasets: Any, metric: str) -> float:
+    values: Sequence[float] = [metrics[metric] for metrics in datasets]
     return float(np.mean(values))

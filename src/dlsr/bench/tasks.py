@@ -107,8 +107,8 @@ class SuiteTask:
     test: ImageDataset
     ood: Mapping[str, ImageDataset]
 
-    def sets(self) -> dict[str, ImageDataset]:
-        """All sets by name: `train`, `ID` and the OOD datasets."""
+    def datasets(self) -> dict[str, ImageDataset]:
+        """All datasets by name: `train`, `ID` and the OOD datasets."""
         return {"train": self.train, "ID": self.test, **self.ood}
 
 
@@ -160,8 +160,8 @@ class TaskOpener:
         """The images of a task, drawn with the suite's seed.
 
         Raises:
-            InputError: if images are missing, if a set has none, or if two sets have the same images; the message names
-                the task and the key.
+            InputError: if images are missing, if a dataset has none, or if two datasets have the same images; the
+                message names the task and the key.
             SettingsError: for an unknown list of classes.
         """
         most = task.training_images or self.suite.training_images
@@ -258,7 +258,7 @@ class TaskOpener:
 
 @dataclass(frozen=True)
 class Draw:
-    """The images of a task that one run uses: positions in its sets."""
+    """The images of a task that one run uses: positions in its datasets."""
 
     train: Indices
     intruders: Mapping[str, Indices]
@@ -321,7 +321,7 @@ def _both(first: Sequence[bool], second: Any) -> list[bool]:
 
 
 def _check_disjoint(task: TaskDefinition, found: Mapping[str, ImageDataset]) -> None:
-    # A folder is listed once, so the same file is the same object in all sets.
+    # A folder is listed once, so the same file is the same object in all datasets.
     for (one, images), (other, others) in combinations(found.items(), 2):
         if one.startswith("ood.") and other.startswith("ood."):
             continue
