@@ -226,7 +226,7 @@ def costs(data: Path) -> list[dict[str, Any]]:
         ("CIFAR-10, 32 pixels", "cifar10.tar", "/train/"),
         ("Intel scenes, 100 pixels", "intel_scenes.tar", "/train/"),
         ("casting, 300 pixels", "casting.tar", "ok_front"),
-        ("DTD, 300 to 900 pixels", "dtd_5classes.tar", ""),
+        ("DTD, 271 to 670 pixels", "dtd_5classes.tar", ""),
     ):
         found = images(data / tar, part, TIMED)
         detector = Detector(workers=1, group_by="none").fit(found)

@@ -76,7 +76,7 @@ def main(
         },
         "stages": {
             "CIFAR-10, 32 px": kept(work / "stages-small.json", partial(stages, model, everything)),
-            "DTD, 300 to 900 px": kept(
+            "DTD, 271 to 670 px": kept(
                 work / "stages-photographs.json", lambda: stages(model, open_images(data / "dtd_5classes.tar"))
             ),
         },

@@ -80,7 +80,7 @@ def test_classes_may_come_from_a_file_of_annotations_and_a_list_may_have_a_name(
     assert len(task.test) == len(expected) - 7
 
 
-def test_sets_are_limited_at_random(opened):
+def test_datasets_are_limited_at_random(opened):
     limited = 'training_images = 5\ntest_images = 3\nood.others = { limit = 6, images = "letters.tar", '
     task = opened(TASK.replace('ood.others = { images = "letters.tar", ', limited))
     assert [len(images) for images in task.datasets().values()] == [5, 3, 6]

@@ -6,7 +6,7 @@ from dlsr.scorers.feature_vae import FeatureVAE
 def test_code_tells_of_features_that_vary_little():
     generator = torch.Generator().manual_seed(0)
     directions = torch.linalg.qr(torch.randn(24, 3, generator=generator)).Q.T
-    z0 = torch.randn(512, 3, generator=generator) @ directions  # a variance of 1/8 of each feature
+    z0 = torch.randn(512, 3, generator=generator) @ directions  # each feature has a variance of 1/8 on average
     torch.manual_seed(0)
     network = FeatureVAE(24, width=48, latent=4)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)

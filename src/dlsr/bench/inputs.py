@@ -24,7 +24,7 @@ Array = NDArray[np.float64]
 
 
 class Inputs(Protocol):
-    """A set of images as a detector takes them."""
+    """The images of a dataset as a detector takes them."""
 
     def __len__(self) -> int: ...
 
@@ -127,7 +127,7 @@ class TaskInputs:
         """The datasets of the task as a detector takes them: `train`, `ID` and the OOD datasets.
 
         Raises:
-            NoImagesError: if no image of a set can be read.
+            NoImagesError: if no image of a dataset can be read.
             SettingsError, WeightsError: as `FeatureExtractor.encoder`.
         """
         datasets = {"train": draw.train, "ID": np.arange(len(self.task.test)), **draw.ood}
@@ -162,7 +162,7 @@ class TaskInputs:
         return self._quantised[extractor.spec]
 
     def unreadable(self) -> dict[str, dict[str, str]]:
-        """By set, the reasons why images could not be encoded, by name."""
+        """By dataset, the reasons why images could not be encoded, by name."""
         found = {name: images.unreadable for datasets in self._encoded.values() for name, images in datasets.items()}
         return {name: reasons for name, reasons in found.items() if reasons}
 

@@ -27,7 +27,7 @@ from dlsr.images.transforms import protocol_transform
 
 Array = NDArray[np.float64]
 
-SCHEMA = 1
+SCHEMA = 2
 """Raise it with every change to this file that changes results, or what is kept of them."""
 CALIBRATED_FOR = 0.05
 """Rate for which calibration images are held out, unless the detector has one."""

@@ -14,7 +14,8 @@ VAE_DECODER_LAYERS = 8
 TINY = 1e-6
 """Keeps the logarithm finite."""
 FREE = 0.5
-"""So many nats of each dimension of the code cost nothing (Kingma et al. 2016, "free bits")."""
+"""So many nats of each dimension of the code cost nothing, for each sample. Kingma et al. 2016 ("free bits") average over
+the samples first, which depends on the batch."""
 
 
 class FeatureVAESettings(TrainedSettings):
@@ -46,7 +47,7 @@ class FeatureVAE(Reconstructor):
         return restored
 
     def loss(self, z0: Tensor, noise: Tensor) -> Tensor:
-        """The negative evidence bound over `c`, up to a constant; features have shape `(n, c)`.
+        """The negative evidence bound over `c`, with free bits and up to a constant; features have shape `(n, c)`.
 
         With a decoder of unit variance the code comes to tell nothing of the features, which vary by less than 1 along
         most directions, and all reconstructions are the same. So the variance is the one that fits best, for each
