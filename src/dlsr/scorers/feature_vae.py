@@ -14,8 +14,8 @@ VAE_DECODER_LAYERS = 8
 TINY = 1e-6
 """Keeps the logarithm finite."""
 FREE = 0.5
-"""So many nats of each dimension of the code cost nothing, for each sample. Kingma et al. 2016 ("free bits") average over
-the samples first, which depends on the batch."""
+"""So many nats of each dimension of the code cost nothing, for each sample. Kingma et al. 2016 ("free bits") average
+over the samples first, which depends on the batch."""
 
 
 class FeatureVAESettings(TrainedSettings):
