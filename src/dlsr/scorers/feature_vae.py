@@ -14,8 +14,8 @@ VAE_DECODER_LAYERS = 8
 TINY = 1e-6
 """Keeps the logarithm finite."""
 FREE = 0.5
-"""So many nats of each dimension of the code cost nothing, for each sample. Kingma et al. 2016 ("free bits") average
-over the samples first, which depends on the batch."""
+"""Nats that each dimension of the code may carry without a penalty, for each sample. Kingma et al. 2016 ("free bits")
+average over the samples first, which depends on the batch."""
 
 
 class FeatureVAESettings(TrainedSettings):
@@ -49,9 +49,9 @@ class FeatureVAE(Reconstructor):
     def loss(self, z0: Tensor, noise: Tensor) -> Tensor:
         """The negative evidence bound over `c`, with free bits and up to a constant; features have shape `(n, c)`.
 
-        With a decoder of unit variance the code comes to tell nothing of the features, which vary by less than 1 along
-        most directions, and all reconstructions are the same. So the variance is the one that fits best, for each
-        sample its mean squared error (Rybkin et al. 2021), and the code may tell `FREE` nats a dimension at no cost.
+        Features vary by less than 1 along most directions, so with a decoder of unit variance the posterior collapses:
+        all reconstructions are the same. Here the variance is the one that fits best, for each sample its mean squared
+        error (Rybkin et al. 2021), and each dimension of the code may carry `FREE` nats without a penalty.
         """
         mean, log_variance = self.encoder(z0).float().chunk(2, dim=1)
         restored = self.decoder(mean + (log_variance / 2).exp() * noise)
