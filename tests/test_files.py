@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -146,6 +147,23 @@ def test_a_folder_is_replaced_whole(tmp_path):
     with replacing_folder(tmp_path / "out") as temporary:
         (temporary / "new").touch()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["new"]
+
+
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").touch()
+    rename = Path.rename
+
+    def full(self, target):
+        if target == tmp_path / "out" and (self / "new").exists():
+            raise OSError(errno.ENOSPC, "No space left on device", str(self))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(OutputError, match="No space left"), replacing_folder(tmp_path / "out") as temporary:
+        (temporary / "new").touch()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["old"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_arrays_come_back(tmp_path):

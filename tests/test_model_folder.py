@@ -1,5 +1,6 @@
 """The files of a model directory survive kills, and savers and loaders at the same time."""
 
+import json
 import os
 import subprocess
 import sys
@@ -160,6 +161,28 @@ def test_folders_with_other_files_are_refused_and_kept(fitted, tmp_path, other):
     with pytest.raises(OutputError, match="holds other files"):
         fitted.save(tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("content", [{"format": "layers-model", "modelTopology": {}}, [1], {}])
+def test_the_model_of_another_tool_is_refused_and_kept(fitted, tmp_path, content):
+    (tmp_path / "model.json").write_text(json.dumps(content))
+    with pytest.raises(OutputError, match=r"holds the model.json of another tool; give a new folder"):
+        fitted.save(tmp_path)
+    assert json.loads((tmp_path / "model.json").read_text()) == content
+
+
+def test_a_damaged_model_is_replaced(fitted, tmp_path):
+    (tmp_path / "model.json").write_text('{"format": "dlsr-')
+    fitted.save(tmp_path)
+    Detector.load(tmp_path)
+
+
+def test_a_description_that_would_be_too_large_to_load_is_not_written(fitted, tmp_path, monkeypatch):
+    fitted.save(tmp_path)
+    monkeypatch.setattr("dlsr.model_folder.MOST_DESCRIBED", 400)
+    with pytest.raises(OutputError, match=r"model.json' would have .* bytes, 400 are the most; .* leave these out"):
+        fitted.save(tmp_path / "other")
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
 
 
 def test_other_files_beside_a_model_are_kept(fitted, tmp_path):

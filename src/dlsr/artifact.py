@@ -23,7 +23,7 @@ from dlsr.files import in_order
 from dlsr.method.noise import MOST_NOISE
 from dlsr.model import Calibration, FitSummary, FittedModel, Graphs
 from dlsr.model_checks import check_finite, check_model, local_encoder
-from dlsr.model_folder import MANIFEST, digest, numbers_path, read_pair, write_pair
+from dlsr.model_folder import FORMATS, MANIFEST, digest, numbers_path, read_pair, write_pair
 from dlsr.runtime.backends import GRAPH_BACKENDS, Backend, choose_backend
 from dlsr.runtime.base import Precision
 from dlsr.runtime.onnx_file import check_onnx
@@ -33,7 +33,6 @@ from dlsr.training.log import EpochLog
 Arrays = Mapping[str, NDArray[Any]]
 
 SCHEMA_VERSION = 8
-FORMATS = ("dlsr-model", "dlsr-baseline")
 
 
 class Header(BaseModel):

@@ -211,13 +211,16 @@ def _swap(temporary: Path, folder: Path) -> None:
                 folder.rename(aside)
         try:
             temporary.rename(folder)
-            return
         except OSError as error:
             # Where there are no locks, another process may have put its own there.
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                with suppress(OSError):
+                    aside.rename(folder)
                 raise
-        finally:
             shutil.rmtree(aside, ignore_errors=True)
+        else:
+            shutil.rmtree(aside, ignore_errors=True)
+            return
 
 
 @contextmanager

@@ -92,7 +92,7 @@ def model_card(detector: Detector) -> str:
         "score": f"{settings.score} (preset {settings.preset})",
         "encoder": encoder,
         "fitted to": f"{fit.training_images} images",
-        "calibrated on": f"{len(detector.calibration_scores_)} more images",
+        "calibrated on": "these, each left out in turn" if fit.left_out else f"{fit.calibration_images} others",
         "threshold": f"{detector.threshold_:.6g} at a false-alarm rate of {100 * detector.false_alarm_rate:g} %",
         "training images kept as thumbnails": examples,
         "dlsr": installed_versions()["dlsr"],

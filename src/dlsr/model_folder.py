@@ -27,6 +27,8 @@ from dlsr.errors import ArtifactError, OutputError, one_line
 from dlsr.files import ABANDONED_SECONDS, locked, open_regular, remove_old, replacing, target_of
 
 MANIFEST = "model.json"
+FORMATS = ("dlsr-model", "dlsr-baseline")
+"""Of `model.json`: of a detector, and of a baseline."""
 MOST_DESCRIBED = 2**26
 """Bytes of `model.json`, which names the images that could not be read."""
 _NUMBERS = re.compile(r"numbers-[0-9a-f]{16}\.safetensors")
@@ -40,7 +42,11 @@ def check_output(folder: Path) -> None:
     try:
         if folder.exists() and not folder.is_dir():
             raise OutputError(f"'{folder}' is a file; give a folder for the model")
-        if not folder.exists() or (folder / MANIFEST).exists():
+        if not folder.exists():
+            return
+        if (folder / MANIFEST).exists():
+            if not _is_of_dlsr(folder / MANIFEST):
+                raise OutputError(f"'{folder}' holds the {MANIFEST} of another tool; give a new folder")
             return
         if not all(_is_ours(path.name) or target_of(path) is not None for path in folder.iterdir()):
             raise OutputError(f"'{folder}' holds other files; give a new folder, or one with a model to replace")
@@ -62,13 +68,29 @@ def write_pair(folder: Path, numbers: bytes, describe: Callable[[str, str], str]
     check_output(folder)
     sha256 = hashlib.sha256(numbers).hexdigest()
     name = f"numbers-{sha256[:16]}.safetensors"
+    description = describe(name, sha256).encode()
+    if len(description) > MOST_DESCRIBED:
+        raise OutputError(
+            f"'{folder / MANIFEST}' would have {len(description):,} bytes, {MOST_DESCRIBED:,} are the most; "
+            "it names each image that cannot be read, leave these out of the fit"
+        )
     with locked(folder) as alone:
         with replacing(folder / name) as temporary:
             temporary.write_bytes(numbers)
         with replacing(folder / MANIFEST) as temporary:
-            temporary.write_text(describe(name, sha256), encoding="utf-8")
+            temporary.write_bytes(description)
         ours = (path for path in folder.iterdir() if _is_ours(target_of(path) or path.name))
         remove_old((path for path in ours if path.name not in (name, MANIFEST)), 0 if alone else ABANDONED_SECONDS)
+
+
+def _is_of_dlsr(path: Path) -> bool:
+    """Whether a `model.json` is of dlsr, of any version and in any state."""
+    try:
+        with _opened(path, MOST_DESCRIBED) as file:
+            content = json.load(file)
+    except ValueError:
+        return True  # a damaged one is replaced
+    return isinstance(content, dict) and content.get("format") in FORMATS
 
 
 def _is_ours(name: str) -> bool:

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from pydantic import Field
 
 from dlsr import Detector
 from dlsr.cli.console import ProgressBars
+from dlsr.files import write_arrays
 from dlsr.scorers import SCORES, Scorer, ScorerSettings
 from dlsr.scorers.base import in_every_preset
 
@@ -232,6 +234,23 @@ def test_a_fit_removes_the_unfinished_checkpoints_of_killed_fits(run, image_fold
         os.utime(path, (time.time() - seconds,) * 2)
     assert run("fit", image_folder, "--output", tmp_path / "model", *TINY).status == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == [f".writing-{0:032}-model.checkpoint", "model"]
+
+
+def test_files_of_others_beside_a_model_are_kept(run, image_folder, tmp_path):
+    (tmp_path / "model.checkpoint").write_bytes(b"weights of another tool")
+    (tmp_path / "model.encoding").mkdir()
+    (tmp_path / "model.encoding" / "thesis.txt").write_text("precious")
+    assert run("fit", image_folder, "--output", tmp_path / "model", *ENCODER, "--score", "knn").status == 0
+    assert (tmp_path / "model.checkpoint").read_bytes() == b"weights of another tool"
+    assert (tmp_path / "model.encoding" / "thesis.txt").read_text() == "precious"
+    fit = run("fit", image_folder, "--output", tmp_path / "model", *ENCODER, "--score", "knn", "--engine", "ray")
+    assert "model.encoding' holds other files, but is needed" in fit.error
+    shutil.rmtree(tmp_path / "model.encoding")
+    (tmp_path / "model.encoding").mkdir()
+    (tmp_path / "model.encoding" / "run.json").write_text("{}")
+    write_arrays(tmp_path / "model.checkpoint", {}, {"dlsr-checkpoint": "{}"})
+    assert run("fit", image_folder, "--output", tmp_path / "model", *ENCODER, "--score", "knn").status == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_the_model_may_go_into_the_working_directory(run, image_folder, tmp_path, monkeypatch):

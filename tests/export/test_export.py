@@ -176,6 +176,18 @@ def test_exporting_what_cannot_be_exported(image_folder, small_encoder, features
     assert not (tmp_path / "out").exists()
 
 
+def test_files_of_users_in_an_export_are_kept(image_folder, small_encoder, tmp_path):
+    detector = fitted(image_folder, small_encoder, score="mahalanobis")
+    export(detector, tmp_path / "out", "onnx")
+    export(detector, tmp_path / "out", "onnx")
+    (tmp_path / "out" / "Dockerfile").write_text("FROM python")
+    with pytest.raises(OutputError, match="holds other files, such as Dockerfile"):
+        export(detector, tmp_path / "out", "onnx")
+    assert (tmp_path / "out" / "Dockerfile").read_text() == "FROM python"
+    with pytest.raises(OutputError, match="is a file"):
+        export(detector, tmp_path / "out" / "Dockerfile", "onnx")
+
+
 @pytest.mark.slow
 def test_an_export_replaces_an_export(image_folder, odd_folder, small_encoder, tmp_path):
     detector = fitted(image_folder, small_encoder, score="mahalanobis")

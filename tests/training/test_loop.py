@@ -1,4 +1,5 @@
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from dlsr import ArtifactError, Detector
+from dlsr import ArtifactError, Detector, SettingsError
 from dlsr.config import TrainingSettings
 from dlsr.method.lfdn import LFDN
 from dlsr.method.schedule import scaled_linear_alpha_bar
@@ -129,6 +130,18 @@ def test_a_network_that_draws_numbers_itself_resumes_exactly(tmp_path):
     resumed = counted(checkpoint.load())
     assert resumed.log == whole.log
     assert same(resumed.network, whole.network)
+
+
+@pytest.mark.parametrize("diverges", ["training", "validation"])
+def test_a_training_that_diverges_is_an_error_with_a_remedy(diverges):
+    network = small_network()
+
+    def loss(samples, draws):
+        lost = math.inf if network.training == (diverges == "training") else 0.0
+        return network(samples, torch.ones(len(samples), dtype=torch.long)).square().mean() + lost
+
+    with pytest.raises(SettingsError, match=r"diverged in epoch 1, .* finite number; lower the learning rate"):
+        list(train(network, Samples(rows()), rows(64, 1), loss, SETTINGS, 0, new_state(network)))
 
 
 def test_training_stops_when_it_no_longer_pays():

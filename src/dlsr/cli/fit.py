@@ -40,7 +40,7 @@ from dlsr.cli.options import (
     with_groups,
 )
 from dlsr.cli.score_settings import CommandWithScoreSettings
-from dlsr.errors import SettingsError
+from dlsr.errors import OutputError, SettingsError
 from dlsr.files import left_of, remove_old
 
 if TYPE_CHECKING:
@@ -202,12 +202,17 @@ def _fit_with_ray(
     for option in ("thumbnails", "maps"):
         if getattr(detector, option):
             raise SettingsError(f"--{option} does not work with --engine ray; leave it out")
+    encoding = _beside(output, "encoding")
+    if encoding.is_dir() and any(encoding.iterdir()) and not (encoding / "run.json").is_file():
+        raise OutputError(
+            f"'{encoding}' holds other files, but is needed for the encoding; move it, or give another -o"
+        )
     with no_unreadable_warnings(), progress_bars(quiet) as bars:
         on_plan, on_part = bars.parts("parts encoded")
         encoded = encode_with_ray(
             detector,
             source,
-            str(_beside(output, "encoding")),
+            str(encoding),
             address=address,
             workers=detector.workers,
             images_per_part=images_per_part,
@@ -281,11 +286,19 @@ def _check_only_runtime(context: typer.Context) -> None:
 
 
 def _save(detector: "Detector", output: Path) -> None:
+    from dlsr.training.checkpoint import remove_checkpoint  # noqa: PLC0415
+
     detector.save(output)
     checkpoint = _beside(output, "checkpoint")
-    checkpoint.unlink(missing_ok=True)
+    remove_checkpoint(checkpoint)
     remove_old(left_of(checkpoint), seconds=60)  # not those of another fit, which may be about to be renamed
-    shutil.rmtree(_beside(output, "encoding"), ignore_errors=True)
+    _remove_run(_beside(output, "encoding"))
+
+
+def _remove_run(folder: Path) -> None:
+    """Remove what a fit with Ray has encoded; a folder of another kind is kept."""
+    if (folder / "run.json").is_file():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _log(output: Path, uri: str | None, quiet: bool) -> None:

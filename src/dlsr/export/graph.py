@@ -46,6 +46,8 @@ TOLERANCE = 1e-4
 SCHEMA_VERSION = 2
 ABOUT = "export.json"
 GRAPHS = {"onnx": "model.onnx", "openvino": "model.xml"}
+_FILES = {ABOUT, *GRAPHS.values(), "model.bin", "calibration.npy", "p_values.npy", "score_image.py"}
+"""All that an export writes."""
 CHECKED_IMAGES = 256
 """At most this many images check an exported graph."""
 
@@ -173,8 +175,13 @@ def check_export(folder: Path, kind: ExportFormat) -> None:
         raise SettingsError(f"unknown format '{kind}'; choose one of {', '.join(EXPORT_FORMATS)}")
     check_conversion()
     choose_backend("onnxruntime" if kind == "onnx" else "openvino", "cpu")
-    if folder.exists() and not (folder / ABOUT).exists() and (folder.is_file() or any(folder.iterdir())):
-        raise OutputError(f"'{folder}' holds other files; give a new folder, or one with an export to replace")
+    if folder.is_file():
+        raise OutputError(f"'{folder}' is a file; give a folder for the export")
+    if folder.is_dir() and (others := [path.name for path in folder.iterdir() if path.name not in _FILES]):
+        raise OutputError(
+            f"'{folder}' holds other files, such as {min(others)}; "
+            "give a new folder, or one with nothing but an export to replace"
+        )
 
 
 def write_description(exported: Exportable, folder: Path, kind: ExportFormat, proof: dict[str, Any]) -> None:

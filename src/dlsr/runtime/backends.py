@@ -2,12 +2,14 @@
 
 import platform
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal, get_args
 
-from dlsr.errors import MissingExtraError, SettingsError
+from dlsr.errors import MissingExtraError, OutputError, SettingsError
 from dlsr.runtime.base import Engine, Graph, Precision
 from dlsr.runtime.cache import cached, is_cached
 from dlsr.runtime.onnx_engine import load_onnx
@@ -126,17 +128,22 @@ def graph_engine(onnx: bytes, backend: Backend, precision: Precision = "float32"
 
 
 def as_onnx(graph: Graph) -> bytes:
-    """A graph in ONNX, from the cache if it is there.
+    """A graph in ONNX, from the cache if it is there. Where the cache cannot be written, it is converted anew.
 
     Raises:
-        OutputError: if it cannot be written to the cache.
         MissingExtraError: if what converts graphs is not installed.
         ExportError: if its module cannot be converted.
     """
     check_conversion()
     from dlsr.runtime.conversion import write_onnx  # noqa: PLC0415 - takes seconds to import
 
-    return cached("model.onnx", _parts(graph, _converters()), lambda path: write_onnx(graph, path)).read_bytes()
+    try:
+        return cached("model.onnx", _parts(graph, _converters()), lambda path: write_onnx(graph, path)).read_bytes()
+    except OutputError:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "model.onnx")
+            write_onnx(graph, path)
+            return path.read_bytes()
 
 
 def check_conversion() -> None:

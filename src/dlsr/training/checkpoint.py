@@ -3,7 +3,9 @@
 import hashlib
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -70,14 +72,23 @@ class Checkpoint:
         return TrainingState(**parts, log=log)
 
 
+def remove_checkpoint(path: Path) -> None:
+    """Remove a checkpoint, if there is one; a file of another kind is kept."""
+    with suppress(OSError, SafetensorError):
+        with safe_open(path, framework="pt") as file:
+            ours = "dlsr-checkpoint" in (file.metadata() or {})
+        if ours:
+            path.unlink()
+
+
 def training_key(about: str, *inputs: Iterable[Tensor]) -> str:
-    """Digest of everything that a training depends on.
+    """Digest of what a training depends on, besides the code, of which the version of dlsr must do.
 
     Args:
-        about: settings and shapes, as text.
+        about: settings, names and shapes, as text.
         inputs: tensors, each given in parts; how it is cut does not matter.
     """
-    digest = hashlib.sha256(about.encode())
+    digest = hashlib.sha256(f"{metadata.version('dlsr')}\n{about}".encode())
     for parts in inputs:
         for part in parts:
             digest.update(part.cpu().numpy().tobytes())

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dlsr.config import TrainingSettings
+from dlsr.errors import SettingsError
 from dlsr.training.checkpoint import Checkpoint
 from dlsr.training.data import Samples
 from dlsr.training.distributed import ALONE, Ranks
@@ -132,6 +133,11 @@ def train(
             train_loss=float(ranks.sum(total)) / len(samples),
             validation_loss=_validation_loss(network, ema, validation, loss, seed, settings.batch_size, ranks),
         )
+        if not (math.isfinite(entry.train_loss) and math.isfinite(entry.validation_loss)):
+            raise SettingsError(
+                f"training diverged in epoch {entry.epoch}, its loss is no longer a finite number; "
+                "lower the learning rate"
+            )
         improved = not state.log or entry.validation_loss < min(e.validation_loss for e in state.log)
         state = TrainingState(
             network=network.state_dict(),

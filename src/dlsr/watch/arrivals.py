@@ -80,7 +80,6 @@ class Arrivals:
     ) -> None:
         self._folder, self._done, self._settle, self._clock = str(folder), done, settle, clock
         self._waiting: dict[bytes, float] = {}
-        self._known: set[bytes] = set()
         self.problems: dict[str, str] = {}
         """Reasons by path, of subfolders and files that could not be looked at in the last listing."""
 
@@ -95,8 +94,8 @@ class Arrivals:
         Raises:
             OSError: if the folder cannot be listed. All its files are then looked at anew.
         """
-        waiting, known, ready = self._waiting, self._known, list[Arrival]()
-        self._waiting, self._known, self.problems = {}, set(), {}
+        waiting, ready = self._waiting, list[Arrival]()
+        self._waiting, self.problems = {}, {}
         now = self._clock()
         for parent, files, _ in walk_folder(self._folder, self._unlisted):
             for name in files:
@@ -112,8 +111,7 @@ class Arrivals:
                         self._add_problem(path, error)
                     continue
                 id = self._id(path, status)
-                if id in known or id in self._done:
-                    self._known.add(id)
+                if id in self._done:
                     continue
                 since = self._waiting[id] = waiting.get(id, now)
                 if now - since >= self._settle and len(ready) < MOST_READY:
