@@ -21,10 +21,18 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from dlsr import ArtifactError, Detector, InputError, NoImagesError, SettingsError, UnreadableImagesWarning
+from dlsr import (
+    ArtifactError,
+    Detector,
+    InputError,
+    NoImagesError,
+    OutputError,
+    SettingsError,
+    UnreadableImagesWarning,
+)
 from dlsr.errors import ImageError
 from dlsr.scale.parts import FEW_SHARDS, Part, digest_of, items_of, plan
-from dlsr.scale.ray_engine import ENCODED, connect, encode_with_ray, score_with_ray
+from dlsr.scale.ray_engine import ENCODED, connect, encode_with_ray, process_parts, score_with_ray
 from dlsr.scale.run import CAREFUL_AFTER, RunFolder
 from dlsr.scale.tasks import encode_part, encoded_images, score_part
 from shared import children_of
@@ -224,14 +232,15 @@ def test_parts_are_scored_as_one_process_scores(model, sources, expected, tmp_pa
     assert score_part(detector, parts[0], run).images == 0  # done already
 
 
+class KilledError(BaseException):
+    """Stands for the death of the process."""
+
+
 def test_an_image_that_kills_its_worker_becomes_an_error(model, sources, contents, expected, tmp_path, monkeypatch):
     part = next(part for part in plan(str(sources / "folder"), 10) if any("007.png" in file for file in part.files))
     run = RunFolder(str(tmp_path / "out"))
     detector = Detector.load(model, backend="torch")
     results = detector.results
-
-    class KilledError(BaseException):
-        pass
 
     def deadly(images):
         for item in images.items:
@@ -248,11 +257,83 @@ def test_an_image_that_kills_its_worker_becomes_an_error(model, sources, content
             break
         except KilledError:
             deaths += 1
-    assert deaths == CAREFUL_AFTER + 1
+    assert deaths == CAREFUL_AFTER + 2
     names = {Path(file).name for file in part.files}
     failed = assert_complete(tmp_path / "out", {name: expected[name] for name in names & expected.keys() - {"007.png"}})
     assert failed["007.png"] == "reading or scoring it killed the worker"
     assert failed.keys() == {"007.png"} | names - expected.keys()
+
+
+def test_of_images_with_one_name_only_the_one_that_kills_is_lost(model, contents, tmp_path, monkeypatch):
+    images = [contents[name] for name in ("003.png", "007.png", "broken.png", "011.png", "broken.png")]
+    pq.write_table(pa.table({"image": images, "path": ["a.png"] * 4 + [None]}), tmp_path / "same.parquet")
+    (part,) = plan(str(tmp_path / "same.parquet"), 10)
+    run = RunFolder(str(tmp_path / "out"))
+    detector = Detector.load(model, backend="torch")
+    results = detector.results
+
+    def deadly(images):
+        for item in images.items:
+            with contextlib.suppress(ImageError):
+                if item.read() == contents["007.png"]:
+                    raise KilledError
+        return results(images)
+
+    monkeypatch.setattr(detector, "results", deadly)
+    for _ in range(CAREFUL_AFTER + 2):
+        with pytest.raises(KilledError):
+            score_part(detector, part, run)
+    score_part(detector, part, run)
+    scores, _ = rows_of(tmp_path / "out")
+    assert [Path(row["path"]).name for row in scores] == ["a.png"] * 2
+    assert [(Path(name).name, reason) for name, reason in run.failed(part)] == [
+        ("a.png", "reading or scoring it killed the worker"),
+        ("a.png", "not an image, or of an unknown format"),
+        ("4", "not an image, or of an unknown format"),
+    ]
+
+
+@pytest.mark.parametrize("error", [KilledError, OSError])
+def test_an_image_that_was_in_progress_once_is_not_lost(model, sources, expected, tmp_path, monkeypatch, error):
+    part = plan(str(sources / "folder"), 10)[0]
+    run = RunFolder(str(tmp_path / "out"))
+    detector = Detector.load(model, backend="torch")
+    results, starts = detector.results, []
+
+    def stopped(images):
+        starts.append(len(images))
+        if len(starts) <= CAREFUL_AFTER + (1 if error is KilledError else 3):
+            raise error
+        return results(images)
+
+    monkeypatch.setattr(detector, "results", stopped)
+    for _ in range(CAREFUL_AFTER + (1 if error is KilledError else 3)):
+        with pytest.raises(error):
+            score_part(detector, part, run)
+    score_part(detector, part, run)
+    names = {Path(file).name for file in part.files}
+    failed = assert_complete(tmp_path / "out", {name: expected[name] for name in names & expected.keys()})
+    assert failed.keys() == names - expected.keys()
+
+
+@pytest.mark.parametrize("url", ["s9://bucket/run", "abfs://bucket@x"])
+def test_a_place_that_cannot_be_opened_is_one_line(url):
+    with pytest.raises(InputError, match=r"'(s9|abfs)://"):
+        RunFolder(url)
+
+
+def test_errors_of_a_file_system_are_those_of_dlsr(monkeypatch):
+    run = RunFolder(f"memory://{uuid.uuid4().hex}")
+
+    def denied(*_, **__):
+        raise RuntimeError("no\ncredentials")
+
+    monkeypatch.setattr(type(run._fs), "pipe_file", denied)
+    with pytest.raises(OutputError, match=r"cannot write 'memory://.*/run.json': no credentials; run the same again"):
+        run.claim({})
+    monkeypatch.setattr(type(run._fs), "exists", denied)
+    with pytest.raises(OutputError, match=r"cannot open 'memory://.*': no credentials; give another folder"):
+        run.claim({})
 
 
 def test_only_the_rest_of_a_damaged_tar_is_lost(model, contents, tmp_path):
@@ -451,6 +532,21 @@ def wait_until(condition):
 
 
 @pytest.mark.slow
+class FailingActor:
+    """A worker that cannot write."""
+
+    def __call__(self, batch):
+        raise OutputError("cannot write 'out':\nno space left")
+
+
+@on_ray
+def test_a_worker_that_fails_is_one_line(sources):
+    parts = plan(str(sources / "folder"), 30)
+    with pytest.raises(OutputError, match=r"^a worker failed: .*no space left.*; what is done is kept") as caught:
+        list(process_parts(ray, FailingActor, [], parts, None, 1, "cpu"))
+    assert "\n" not in str(caught.value)
+
+
 @on_ray
 def test_a_fit_with_ray_is_the_fit_of_one_process_and_resumes(run, sources, tmp_path):
     source, output, encoding = str(sources / "one.tar"), tmp_path / "model", tmp_path / "model.encoding"

@@ -219,7 +219,7 @@ def filesystem(url: str) -> tuple[Any, str]:
     """The fsspec file system of a URL, and the path in it.
 
     Raises:
-        InputError: if the URL needs a package that is not installed.
+        InputError: if the URL cannot be opened, or needs a package that is not installed.
         MissingExtraError: without fsspec.
     """
     try:
@@ -230,6 +230,8 @@ def filesystem(url: str) -> tuple[Any, str]:
         fs, path = fsspec.core.url_to_fs(url)
     except ImportError as error:  # s3fs, gcsfs, ..
         raise InputError(f"'{url}' needs a package that is not installed: {error}") from error
+    except Exception as error:  # each file system raises errors of its own
+        raise InputError(f"cannot open '{url}': {one_line(error)}; give a folder, or another URL") from error
     return fs, path
 
 
@@ -315,7 +317,8 @@ def _rows_of_parquet(fs: Any, path: str, part: Part) -> Iterator[ImageItem]:
             for batch in table.iter_batches(64, row_groups=[group], columns=columns):
                 for cells in batch.to_pylist():
                     if part.start <= row < part.stop:
-                        yield _cell_item(cells[column], f"{path}/{cells[named] if named else row}")
+                        name = cells.get(named) if named else None
+                        yield _cell_item(cells[column], f"{path}/{row if name is None else name}")
                     row += 1
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from dlsr.artifact import read_manifest
 from dlsr.detector import Detector
 from dlsr.encoding.pipeline import Encoded
-from dlsr.errors import MissingExtraError, SettingsError, one_line
+from dlsr.errors import MissingExtraError, OutputError, SettingsError, one_line
 from dlsr.runtime.backends import Backend
 from dlsr.scale.parts import Part, digest_of, plan
 from dlsr.scale.run import RunFolder
@@ -202,6 +202,9 @@ def process_parts(
         address: address of the cluster; None starts one on this machine.
         workers: most actors.
         device: of the actors.
+
+    Raises:
+        OutputError: if a worker fails otherwise than by an image.
     """
     if not parts:
         return
@@ -215,8 +218,12 @@ def process_parts(
         num_cpus=1,
         num_gpus=1 if ray.cluster_resources().get("GPU", 0) and device != "cpu" else None,
     )
-    for row in done.iter_rows():
-        yield PartDone(**{name: int(value) for name, value in row.items()})
+    try:
+        for row in done.iter_rows():
+            yield PartDone(**{name: int(value) for name, value in row.items()})
+    except ray.exceptions.RayError as error:
+        reason = one_line(getattr(error, "cause", None) or error)
+        raise OutputError(f"a worker failed: {reason}; what is done is kept, run the same command again") from error
 
 
 def connect(ray: Any, address: str | None, workers: int) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from dlsr.errors import ArtifactError, one_line
+from dlsr.errors import ArtifactError, OutputError, one_line
 from dlsr.files import remove_old, replacing, target_of
 from dlsr.fitted_detector import FittedDetector
 from dlsr.images.sources import ImageItem, failing_item
@@ -74,10 +74,15 @@ class RunFolder:
 
         Raises:
             ArtifactError: if the folder holds another run, or a damaged one.
+            OutputError: if it cannot be opened or written.
         """
         path = f"{self._root}/run.json"
         wanted = {"schema": SCHEMA, **about}
-        if self._fs.exists(path):
+        try:
+            exists = self._fs.exists(path)
+        except Exception as error:  # each file system raises errors of its own
+            raise OutputError(f"cannot open '{self.url}': {one_line(error)}; give another folder") from error
+        if exists:
             try:
                 found = json.loads(self._fs.cat_file(path))
             except ValueError as error:
@@ -139,13 +144,13 @@ class RunFolder:
         """The table that `finish` wrote for a part that is done."""
         return self._read_table(self._path(self._results, part, "parquet"))
 
-    def failed(self, part: Part) -> dict[str, str]:
-        """Why images of a part that is done could not be read, by name."""
+    def failed(self, part: Part) -> list[tuple[str, str]]:
+        """Names of the images of a part that is done that could not be read, and why; names may repeat."""
         path = self._path("errors", part, "parquet")
         if not self._fs.exists(path):
-            return {}
+            return []
         table = self._read_table(path)
-        return dict(zip(table["path"].to_pylist(), table["error"].to_pylist(), strict=True))
+        return list(zip(table["path"].to_pylist(), table["error"].to_pylist(), strict=True))
 
     def _read_table(self, path: str) -> Any:
         from pyarrow import parquet  # noqa: PLC0415 - an optional extra
@@ -153,9 +158,13 @@ class RunFolder:
         return parquet.read_table(io.BytesIO(self._fs.cat_file(path)))
 
     def attempts(self, part: Part) -> dict[str, Any]:
-        """How often a part was started but not finished, the image in progress, and images that killed their worker."""
+        """How often a part was started but not finished, and its images in progress when the worker died.
+
+        `current` is the one in progress now, `suspects` are those of one death, `poisoned` those of two. All are
+        numbers of images in the part, since names may repeat.
+        """
         path = self._path("attempts", part, "json")
-        fresh: dict[str, Any] = {"attempts": 0, "current": None, "poisoned": []}
+        fresh: dict[str, Any] = {"attempts": 0, "current": None, "suspects": [], "poisoned": []}
         if not self._fs.exists(path):
             return fresh
         try:
@@ -186,8 +195,11 @@ class RunFolder:
         if is_local(self._fs):
             with replacing(Path(path)) as temporary:
                 temporary.write_bytes(content)
-        else:  # object stores write an object atomically
+            return
+        try:  # object stores write an object atomically
             self._fs.pipe_file(path, content)
+        except Exception as error:  # each file system raises errors of its own
+            raise OutputError(f"cannot write '{self.url}/{name}': {one_line(error)}; run the same again") from error
 
 
 def do_part(
@@ -199,7 +211,8 @@ def do_part(
     """Process a part and write its files, unless it is done.
 
     An unreadable image becomes a row in `errors/`, as does the rest of a part whose tar or table is damaged. An image
-    that kills the process is found by later attempts, and becomes a row in `errors/` too.
+    that kills the process twice is found by later attempts, and becomes a row in `errors/` too. A process that is
+    killed for another reason, once, costs no image.
 
     Args:
         part: to process.
@@ -214,7 +227,8 @@ def do_part(
         return []
     attempts = run.attempts(part)
     if attempts["current"] is not None:
-        attempts["poisoned"].append(attempts["current"])
+        again = attempts["current"] in attempts["suspects"]
+        attempts["poisoned" if again else "suspects"].append(attempts["current"])
     attempts |= {"attempts": attempts["attempts"] + 1, "current": None}
     run.note(part, attempts)
     items = _items_and_damage(part)
@@ -234,12 +248,17 @@ def _one_by_one(
     items: Iterable[ImageItem],
     attempts: Mapping[str, Any],
 ) -> Iterator[R]:
-    for item in items:
-        if item.name in attempts["poisoned"]:
+    for number, item in enumerate(items):
+        if number in attempts["poisoned"]:
             yield from work([failing_item(item.name, "reading or scoring it killed the worker")])
             continue
-        run.note(part, {**attempts, "current": item.name})
-        yield from work([item])
+        run.note(part, {**attempts, "current": number})
+        try:
+            yield from work([item])
+        except Exception:
+            run.note(part, attempts)  # the process lives
+            raise
+    run.note(part, attempts)
 
 
 def _items_and_damage(part: Part) -> Iterator[ImageItem]:

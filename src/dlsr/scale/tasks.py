@@ -90,8 +90,8 @@ def encoded_images(run: RunFolder, parts: list[Part], store: FeatureStore) -> En
                     f"'{store.folder}' lacks features that '{run.url}' lists as encoded; delete '{run.url}', run again"
                 )
             yield Encoded(
-                names=[*table["path"].to_pylist(), *reasons],
-                errors=[*[None] * len(known), *reasons.values()],
+                names=[*table["path"].to_pylist(), *(name for name, _ in reasons)],
+                errors=[*[None] * len(known), *(reason for _, reason in reasons)],
                 z0=np.array([z0 for _, z0 in known], np.float32).reshape(-1, store.c),
                 digests=np.array([digest for digest, _ in known], np.uint8).reshape(-1, DIGEST_BYTES),
                 keys=keys,
