@@ -16,7 +16,7 @@ import typer
 
 from dlsr import evaluate_scores
 from dlsr.artifact import installed_versions
-from dlsr.baselines.ddpm import DDPM
+from dlsr.baselines.ddpm import DDPM, times_of_unit_pixels
 from dlsr.baselines.diffusion import T
 from dlsr.bench.tasks import TaskOpener, read_suite
 from dlsr.images.sources import ImageDataset
@@ -44,7 +44,8 @@ def markdown(content: dict[str, Any]) -> str:
         f"`{content['command']}`",
         "",
         f"AUROC in %, of {content['images']} images of CIFAR-10 against as many OOD images, by the noise level in",
-        f"1..{T} that images are restored from.",
+        f"1..{T} that images are restored from, for pixels in [0, 1]. The U-Net, whose pixels are in [-1, 1], starts",
+        f"at {', '.join(map(str, content['starts']))}.",
         "",
         f"| OOD | error | {' | '.join(map(str, content['levels']))} |",
         "|---" * (2 + len(content["levels"])) + "|",
@@ -81,6 +82,7 @@ def main(
         "command": f"python benchmarks/ddpm_levels.py --data ../shared/data --work {work} --output {output}",
         "images": images,
         "levels": detector.levels,
+        "starts": [times_of_unit_pixels([level])[0] for level in detector.levels],
         "auroc": auroc,
         "versions": installed_versions(),
     }

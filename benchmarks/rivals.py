@@ -4,7 +4,8 @@
 
 Tasks and settings are in `rivals.toml` beside this file; `--tasks` takes another file: `rivals-cifar10.toml` has
 CIFAR-10 as in the large table of docs/results.md. `--only TASK/DETECTOR,..` runs some of them; a run that is finished
-is not repeated, and training that was interrupted resumes. The output is a JSON file with a Markdown table beside it;
+is not repeated, and training that was interrupted resumes. After a change of a loss or a network's code, delete the
+checkpoints in `--work`, which do not depend on it. The output is a JSON file with a Markdown table beside it;
 rows of an earlier output stay in it unless they are run again, or their settings have changed. Training takes hours;
 two processes with `OMP_NUM_THREADS=1` and each a share of `--only` use two cores best.
 
@@ -34,7 +35,7 @@ from dlsr.baselines.base import Baseline
 from dlsr.baselines.classifier import TrainedClassifier
 from dlsr.baselines.diffguard import DiffGuard
 from dlsr.baselines.networks import SmallResNet
-from dlsr.bench.compare import code_of, key_of, parameters_of
+from dlsr.bench.compare import code_of, images_key, key_of, parameters_of
 from dlsr.bench.datasets import labels_of
 from dlsr.bench.tasks import SuiteTask, TaskOpener, read_suite
 from dlsr.files import write_json
@@ -70,8 +71,15 @@ TABLES: dict[tuple[str, str], dict[str, float]] = {
     ("cifar10", "vae"): {"svhn": 0.959, "mnist": 0.999},
     ("cifar10", "ddpm"): {"svhn": 0.973, "mnist": 0.832},
     ("cifar10", "lmd"): {"svhn": 0.992},
+    ("cifar10", "diffguard"): {"tiny-imagenet": 0.9188},
+    ("cifar10", "simclr+mahalanobis"): {"svhn": 0.978, "textures": 0.7647},
+    ("cifar10", "simclr+knn"): {"svhn": 0.924, "textures": 0.9724},
+    ("cifar10", "msp+trained"): {"svhn": 0.9453, "textures": 0.9593},
+    ("cifar10", "energy+trained"): {"svhn": 0.9679, "textures": 0.963},
+    ("cifar10", "dice+trained"): {"svhn": 0.9853, "textures": 0.9768},
+    ("cifar10", "ash-s+trained"): {"svhn": 0.9801, "textures": 0.9701},
 }
-"""Numbers by OOD dataset that the paper prints of its rivals: table 1, and table 10 of `lmd`."""
+"""Numbers by OOD dataset that the paper prints of its rivals: tables 1, 3, 9 (`diffguard`) and 10 (`lmd`)."""
 NOTES = """\
 1. From memory: the tables of this paper could not be opened where this was written.
 2. Table 1 of "Inference, Fast and Slow: Reinterpreting VAEs for OOD Detection" (2024), which prints two decimals.
@@ -80,9 +88,9 @@ NOTES = """\
    Tiny-ImageNet with CIFAR-10 as ID are 87.41 for energy, 90.55 for the nearest neighbours in the classifier's
    features, 90.78 for DiffNB, whose diffusion model it uses, and 90.88 for itself.
 
-In brackets beside an OOD dataset: what tables 1 and 10 of the paper print of this rival, with CIFAR-10 as ID and
-networks of full size, in its own protocol. Detectors without a number have none that we found, for this pair or a
-like one.
+In brackets beside an OOD dataset: what tables 1, 3, 9 and 10 of the paper print of this rival, with CIFAR-10 as ID
+and networks of full size, in its own protocol. The classifiers there are EfficientNet-B4, pretrained on ImageNet.
+Detectors without a number have none that we found, for this pair or a like one.
 """
 
 
@@ -95,7 +103,10 @@ def detector_of(task: SuiteTask, given: dict[str, Any]) -> Any:
 
 
 def train(detector: Any, task: SuiteTask, name: str, given: dict[str, Any], folder: Path) -> tuple[int, float]:
-    """Train a detector, resuming from the checkpoint in a folder, and return its epochs and their seconds."""
+    """Train a detector, resuming from the checkpoint in a folder, and return its epochs and their seconds.
+
+    An epoch's time is kept with its loss, which tells it from that of another training with other settings.
+    """
     family = getattr(detector, "family", None) or name
     times = folder / f"{family}.epochs"
     last = time.perf_counter()
@@ -104,7 +115,7 @@ def train(detector: Any, task: SuiteTask, name: str, given: dict[str, Any], fold
         nonlocal last
         now = time.perf_counter()
         with times.open("a", encoding="utf-8") as file:
-            file.write(f"{now - last:.1f}\n")
+            file.write(f"{entry.epoch} {entry.validation_loss} {now - last:.1f}\n")
         say(f"{task.name}, {name}: epoch {entry.epoch} of {most}, {entry.validation_loss:.4g}, {now - last:.0f} s")
         last = now
 
@@ -114,8 +125,9 @@ def train(detector: Any, task: SuiteTask, name: str, given: dict[str, Any], fold
         task.train, labels, transform=protocol_transform(task.protocol), checkpoint=checkpoint, on_epoch=on_epoch
     )
     log = detector.log_ if isinstance(detector, Baseline) else detector.fit_summary_.log
-    # Those of an earlier training with other settings come before.
-    return len(log), sum(map(float, times.read_text(encoding="utf-8").split()[-len(log) :]))
+    lines = (line.split() for line in times.read_text(encoding="utf-8").splitlines())
+    seconds = {(int(epoch), float(loss)): float(time) for epoch, loss, time in lines}
+    return len(log), sum(seconds[entry.epoch, entry.validation_loss] for entry in log)
 
 
 def run(task: SuiteTask, name: str, given: dict[str, Any], work: Path) -> dict[str, Any]:
@@ -123,7 +135,8 @@ def run(task: SuiteTask, name: str, given: dict[str, Any], work: Path) -> dict[s
     detector = detector_of(task, given)
     folder = work / task.name
     folder.mkdir(parents=True, exist_ok=True)
-    key = key_of(parameters_of(detector), code_of(detector))
+    parameters = parameters_of(detector)
+    key = key_of(parameters, images_key(parameters), code_of(detector), task.protocol, names_in(task))
     path = folder / f"{name}-{key}.json"
     if path.exists():
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -155,6 +168,11 @@ def run(task: SuiteTask, name: str, given: dict[str, Any], work: Path) -> dict[s
     return result
 
 
+def names_in(task: SuiteTask) -> list[list[str]]:
+    """Names of the images of each dataset."""
+    return [[item.name for item in images.items] for images in (task.train, task.test, *task.ood.values())]
+
+
 def classifier_of(detector: TrainedClassifier | DiffGuard) -> SmallResNet:
     """The network that the detector trained on the labels."""
     network = detector.network_["classifier"] if isinstance(detector, DiffGuard) else detector.network_
@@ -163,7 +181,10 @@ def classifier_of(detector: TrainedClassifier | DiffGuard) -> SmallResNet:
 
 
 def pytorch_ood_run(detector: TrainedClassifier | DiffGuard, task: SuiteTask) -> dict[str, float]:
-    """pytorch-ood's AUROC for a trained network, and its accuracy, on images that are read without dlsr."""
+    """pytorch-ood's AUROC for a trained network, the mean over OOD datasets, and its accuracy.
+
+    Images are decoded, and scored, without dlsr's detectors.
+    """
     from pytorch_ood.metrics import OODMetrics  # noqa: PLC0415 - an optional extra
 
     theirs = pytorch_ood_of(detector)
@@ -173,14 +194,16 @@ def pytorch_ood_run(detector: TrainedClassifier | DiffGuard, task: SuiteTask) ->
         return loader(images, labels, transform, "L" if detector.grey else "RGB")
 
     theirs.fit(batches(task.train, labels_of(task.train)))
-    metrics = OODMetrics()
-    outside = [(images, [-1] * len(images)) for images in task.ood.values()]
-    with torch.no_grad():
-        for images, labels in [(task.test, labels_of(task.test)), *outside]:
-            for x, y in batches(images, labels):
-                metrics.update(theirs(x), y, classifier_of(detector)(x).argmax(dim=1))
-    found = metrics.compute()
-    return {"pytorch_ood_auroc": found["AUROC"], "accuracy": found["ACC"]}
+    found = []
+    for outside in task.ood.values():
+        metrics = OODMetrics()
+        with torch.no_grad():
+            for images, labels in [(task.test, labels_of(task.test)), (outside, [-1] * len(outside))]:
+                for x, y in batches(images, labels):
+                    metrics.update(theirs(x), y, classifier_of(detector)(x).argmax(dim=1))
+        found.append(metrics.compute())
+    auroc = float(np.mean([each["AUROC"] for each in found]))
+    return {"pytorch_ood_auroc": auroc, "accuracy": found[0]["ACC"]}
 
 
 def pytorch_ood_of(detector: TrainedClassifier | DiffGuard) -> Any:

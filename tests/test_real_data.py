@@ -1,4 +1,4 @@
-"""Measured on the real sets; set DLSR_DATA to the folder with their tars."""
+"""Measured on the real datasets; set DLSR_DATA to the folder with their tars."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ from dlsr.images.sources import ImageDataset
 
 pytestmark = [
     pytest.mark.real_data,
-    pytest.mark.skipif("DLSR_DATA" not in os.environ, reason="set DLSR_DATA to the folder with the real sets"),
+    pytest.mark.skipif("DLSR_DATA" not in os.environ, reason="set DLSR_DATA to the folder with the real datasets"),
 ]
 
 

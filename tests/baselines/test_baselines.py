@@ -105,3 +105,19 @@ def test_an_interrupted_fit_resumes_exactly(name, training, tmp_path, monkeypatc
     whole = make_detector(name, **settings).fit(images)
     for key, tensor in whole.network_.state_dict().items():
         assert torch.equal(resumed.network_.state_dict()[key], tensor), key
+
+
+def test_another_dropout_is_another_training(training, tmp_path):
+    images = training.subset(range(24))
+    settings = TINY["pixelcnn++"] | {"epochs": 1, "batch_size": 16}
+    epochs = []
+    for dropout in (0.0, 0.0, 0.5):
+        make_detector("pixelcnn++", **settings | {"dropout": dropout}).fit(
+            images, checkpoint=tmp_path / "state", on_epoch=lambda entry, most: epochs.append(most)
+        )
+    assert len(epochs) == 2
+
+
+def test_training_does_not_stop_before_its_epochs_have_passed(training):
+    settings = TINY["simclr+knn"] | {"epochs": 14, "batch_size": 24, "lr": 1e-12}
+    assert len(make_detector("simclr+knn", **settings).fit(training.subset(range(24))).log_) == 14

@@ -243,6 +243,19 @@ def test_without_guidance_inversion_and_restoration_undo_each_other():
     assert error(250) < 0.03 * STD**2
 
 
+def test_the_scale_and_mean_of_a_networks_weights_do_not_matter():
+    network = SmallResNet(4, 2)
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    convolutions = [module for module in network.modules() if isinstance(module, torch.nn.Conv2d)]
+    assert len(convolutions) == 15  # a first one, and two in each of six blocks, two of which change the width
+    with torch.no_grad():
+        before = network(images)
+        assert before.std() > 0.01
+        for convolution in convolutions:
+            convolution.weight.mul_(3).add_(1)
+        torch.testing.assert_close(network(images), before, rtol=1e-3, atol=1e-3)
+
+
 def test_the_activation_map_is_highest_where_the_output_comes_from():
     network = SmallResNet(4, 2)
     network.body = torch.nn.AvgPool2d(4)  # 3 channels, 8 x 8 fields

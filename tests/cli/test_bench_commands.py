@@ -24,8 +24,8 @@ def test_bench_offers_every_table_and_figure_of_the_paper(run):
 
 
 def test_compare_writes_json_a_table_and_the_worst_failures(run, image_folder, odd_folder, tmp_path):
-    sets = ["--id", image_folder, "--id-test", image_folder, "--ood", f"flower={odd_folder}", "-o", tmp_path / "out"]
-    done = run("bench", "compare", *sets, *TINY, "--detectors", "mahalanobis", "--protocol", "matched")
+    data = ["--id", image_folder, "--id-test", image_folder, "--ood", f"flower={odd_folder}", "-o", tmp_path / "out"]
+    done = run("bench", "compare", *data, *TINY, "--detectors", "mahalanobis", "--protocol", "matched")
     assert done.status == 0, done.err
     report = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert report["command"].startswith("dlsr bench compare --id ")
@@ -36,8 +36,8 @@ def test_compare_writes_json_a_table_and_the_worst_failures(run, image_folder, o
 
 
 def test_an_unknown_detector_is_one_line(run, image_folder, odd_folder, tmp_path):
-    sets = ["--id", image_folder, "--id-test", image_folder, "--ood", f"flower={odd_folder}", "-o", tmp_path / "out"]
-    error = run("bench", "compare", *sets, *TINY, "--detectors", "mahalanobi").error
+    data = ["--id", image_folder, "--id-test", image_folder, "--ood", f"flower={odd_folder}", "-o", tmp_path / "out"]
+    error = run("bench", "compare", *data, *TINY, "--detectors", "mahalanobi").error
     assert "unknown detector 'mahalanobi'; choose among glow, " in error
 
 

@@ -220,20 +220,24 @@ class Baseline(Estimator):
         Args:
             samples: shape `(N, ..)`.
             loss: of a batch of samples.
-            settings: batch size, learning rate, epochs, ..
+            settings: batch size, learning rate, epochs, ..; training does not stop before these have passed, as in
+                the papers.
             trainer: runs the training.
             network: to train; None for `network_`.
             also: other inputs of the loss. A checkpoint is resumed only if these, the samples and the untrained network
                 are the same.
         """
         network = network or self.network_
+        whole = settings.model_copy(update={"patience": settings.epochs})
         training, validation = self._split(samples)
-        inputs = (training, validation, *network.state_dict().values(), *also)
+        initial = network.state_dict()
+        shapes = {name: tuple(tensor.shape) for name, tensor in initial.items()}
+        inputs = (training, validation, *initial.values(), *also)
 
         def key() -> str:
-            return training_key(settings.model_dump_json(), *([part] for part in inputs))
+            return training_key(f"{whole.model_dump_json()}\n{shapes}", *([part] for part in inputs))
 
-        state = trainer.train(network, Samples(training), validation, loss, settings, key)
+        state = trainer.train(network, Samples(training), validation, loss, whole, key)
         network.load_state_dict(state.best)
         self.log_ = state.log
 

@@ -78,7 +78,7 @@ class GatedBlock(nn.Module):
         kernel = (2, 3) if right else (2, 2)
         self.conv_in = ShiftedConv(2 * channels, channels, kernel, right)
         self.extra = weight_norm(nn.Conv2d(2 * extra, channels, 1)) if extra else None
-        self.dropout = nn.Dropout2d(dropout)
+        self.dropout = nn.Dropout(dropout)
         self.conv_out = ShiftedConv(2 * channels, 2 * channels, kernel, right)
 
     def forward(self, x: Tensor, extra: Tensor | None = None) -> Tensor:
@@ -211,7 +211,8 @@ class PixelCNN(PixelBaseline):
 
     def _learn(self, pixels: Tensor, labels: Tensor | None, trainer: Trainer) -> None:
         settings = TrainingSettings(epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, ema_decay=0.999)
-        self._train(pixels, lambda samples, _: self._bits(samples).mean(), settings, trainer)
+        also = (torch.tensor(self.dropout),)  # not seen in the network's tensors
+        self._train(pixels, lambda samples, _: self._bits(samples).mean(), settings, trainer, also=also)
 
     @torch.no_grad()
     def _scores(self, pixels: Tensor) -> Tensor:

@@ -37,8 +37,9 @@ def nt_xent(z: Tensor, temperature: float) -> Tensor:
 def augmented(pixels: Tensor, draws: Draws) -> Tensor:
     """SimCLR's augmentations for small images, drawn for each image: uint8 `(n, C, H, W)` to `[-1, 1]`.
 
-    Random resized crop, horizontal flip, colour jitter (brightness, contrast, saturation, hue) and greyscale; no blur,
-    as in the paper for CIFAR-10 (appendix B.9).
+    Random resized crop, horizontal flip, colour jitter (brightness, contrast, saturation, hue) and greyscale, of the
+    paper's strength for CIFAR-10, where it has no blur either (appendix B.9). Crops are squares of a fifth of the area
+    or more, where the paper's are of 8 % or more, and of other aspect ratios too.
     """
 
     def uniform(low: float, high: float) -> Tensor:
