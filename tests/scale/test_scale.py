@@ -236,20 +236,26 @@ class KilledError(BaseException):
     """Stands for the death of the process."""
 
 
-def test_an_image_that_kills_its_worker_becomes_an_error(model, sources, contents, expected, tmp_path, monkeypatch):
-    part = next(part for part in plan(str(sources / "folder"), 10) if any("007.png" in file for file in part.files))
-    run = RunFolder(str(tmp_path / "out"))
+def killed_by(model, content, monkeypatch):
+    """A detector that an image of this content kills."""
     detector = Detector.load(model, backend="torch")
     results = detector.results
 
     def deadly(images):
         for item in images.items:
             with contextlib.suppress(ImageError):
-                if item.read() == contents["007.png"]:
+                if item.read() == content:
                     raise KilledError
         return results(images)
 
     monkeypatch.setattr(detector, "results", deadly)
+    return detector
+
+
+def test_an_image_that_kills_its_worker_becomes_an_error(model, sources, contents, expected, tmp_path, monkeypatch):
+    part = next(part for part in plan(str(sources / "folder"), 10) if any("007.png" in file for file in part.files))
+    run = RunFolder(str(tmp_path / "out"))
+    detector = killed_by(model, contents["007.png"], monkeypatch)
     deaths = 0
     for _ in range(10):
         try:
@@ -269,17 +275,7 @@ def test_of_images_with_one_name_only_the_one_that_kills_is_lost(model, contents
     pq.write_table(pa.table({"image": images, "path": ["a.png"] * 4 + [None]}), tmp_path / "same.parquet")
     (part,) = plan(str(tmp_path / "same.parquet"), 10)
     run = RunFolder(str(tmp_path / "out"))
-    detector = Detector.load(model, backend="torch")
-    results = detector.results
-
-    def deadly(images):
-        for item in images.items:
-            with contextlib.suppress(ImageError):
-                if item.read() == contents["007.png"]:
-                    raise KilledError
-        return results(images)
-
-    monkeypatch.setattr(detector, "results", deadly)
+    detector = killed_by(model, contents["007.png"], monkeypatch)
     for _ in range(CAREFUL_AFTER + 2):
         with pytest.raises(KilledError):
             score_part(detector, part, run)
