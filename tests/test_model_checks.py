@@ -18,8 +18,17 @@ import timm
 import torch
 from safetensors import safe_open
 
-from dlsr import ArtifactError, Detector, FeatureError, FittedDetector, UnreadableImagesWarning, WeightsError
+from dlsr import (
+    ArtifactError,
+    Detector,
+    FeatureError,
+    FittedDetector,
+    SettingsError,
+    UnreadableImagesWarning,
+    WeightsError,
+)
 from dlsr.errors import DlsrError
+from dlsr.model import calibrated_on
 from dlsr.model_folder import digest
 from dlsr.reports.tables import write_jsonl
 from shared import CHANNELS, small
@@ -485,8 +494,11 @@ def test_an_image_whose_score_is_not_finite_counts_as_unreadable(shown, image_fo
 
 
 def test_a_fit_whose_scores_are_not_finite_is_an_error(features):
-    with pytest.raises(FeatureError, match="lower the learning rate"):
+    with pytest.raises(SettingsError, match=r"diverged in epoch 1, .*; lower the learning rate"):
         Detector(**small("mfsim", lr=1e30)).fit_features(features[0])
+    scores = np.array([1.0, np.nan])
+    with pytest.raises(FeatureError, match=r"not finite numbers; lower the learning rate, or choose another score"):
+        calibrated_on(scores, np.ones((2, 3)), np.arange(2))
 
 
 def onnx_file(outside=None, dimension=24, operation=None, branch=False):

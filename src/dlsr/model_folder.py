@@ -45,13 +45,13 @@ def check_output(folder: Path) -> None:
         if not folder.exists():
             return
         if (folder / MANIFEST).exists():
-            if not _is_of_dlsr(folder / MANIFEST):
+            if not _is_of_dlsr(folder):
                 raise OutputError(f"'{folder}' holds the {MANIFEST} of another tool; give a new folder")
             return
         if not all(_is_ours(path.name) or target_of(path) is not None for path in folder.iterdir()):
             raise OutputError(f"'{folder}' holds other files; give a new folder, or one with a model to replace")
     except OSError as error:
-        raise OutputError(f"cannot write to '{folder}': {error.strerror}; give another folder") from error
+        raise OutputError(f"cannot write to '{folder}': {error.strerror or error}; give another folder") from error
 
 
 def write_pair(folder: Path, numbers: bytes, describe: Callable[[str, str], str]) -> None:
@@ -68,25 +68,28 @@ def write_pair(folder: Path, numbers: bytes, describe: Callable[[str, str], str]
     check_output(folder)
     sha256 = hashlib.sha256(numbers).hexdigest()
     name = f"numbers-{sha256[:16]}.safetensors"
-    description = describe(name, sha256).encode()
-    if len(description) > MOST_DESCRIBED:
+    description = describe(name, sha256)
+    size = len(description.encode())
+    if size > MOST_DESCRIBED:
         raise OutputError(
-            f"'{folder / MANIFEST}' would have {len(description):,} bytes, {MOST_DESCRIBED:,} are the most; "
+            f"'{folder / MANIFEST}' would have {size:,} bytes, {MOST_DESCRIBED:,} are the most; "
             "it names each image that cannot be read, leave these out of the fit"
         )
     with locked(folder) as alone:
         with replacing(folder / name) as temporary:
             temporary.write_bytes(numbers)
         with replacing(folder / MANIFEST) as temporary:
-            temporary.write_bytes(description)
+            temporary.write_text(description, encoding="utf-8")
         ours = (path for path in folder.iterdir() if _is_ours(target_of(path) or path.name))
         remove_old((path for path in ours if path.name not in (name, MANIFEST)), 0 if alone else ABANDONED_SECONDS)
 
 
-def _is_of_dlsr(path: Path) -> bool:
-    """Whether a `model.json` is of dlsr, of any version and in any state."""
+def _is_of_dlsr(folder: Path) -> bool:
+    """Whether the model in a folder is of dlsr, of any version and in any state."""
+    if any(_NUMBERS.fullmatch(path.name) for path in folder.iterdir()):
+        return True
     try:
-        with _opened(path, MOST_DESCRIBED) as file:
+        with _opened(folder / MANIFEST, MOST_DESCRIBED) as file:
             content = json.load(file)
     except ValueError:
         return True  # a damaged one is replaced
