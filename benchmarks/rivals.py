@@ -7,7 +7,9 @@ CIFAR-10 as in the large table of docs/results.md. `--only TASK/DETECTOR,..` run
 is not repeated, and training that was interrupted resumes. After a change of a loss or a network's code, delete the
 checkpoints in `--work`, which do not depend on it. The output is a JSON file with a Markdown table beside it;
 rows of an earlier output stay in it unless they are run again, or their settings have changed. Training takes hours;
-two processes with `OMP_NUM_THREADS=1` and each a share of `--only` use two cores best.
+two processes with `OMP_NUM_THREADS=1` and each a share of `--only` use two cores best. On Linux set
+`MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184` for training on a CPU, or the C library gets the memory of each
+large tensor from the system anew.
 
 Classifiers that were trained are also given to pytorch-ood, whole, and measured by it on the same images: by the same
 score, and DiffGuard's by its energy, which DiffGuard's gain is over.
