@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import import_module
@@ -19,6 +20,8 @@ from dlsr.scale.tasks import PartDone, encode_part, encoded_images, score_part
 
 ENCODED = "encoded"
 """Subfolder of a run for tables of encoded images: names, and keys in the feature store."""
+_RAISED = re.compile(r"^[\w.]*(?:Error|Exception): .+", re.MULTILINE)
+"""An error in the tracebacks that Ray's errors hold; the first one is the cause of the others."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +225,8 @@ def process_parts(
         for row in done.iter_rows():
             yield PartDone(**{name: int(value) for name, value in row.items()})
     except ray.exceptions.RayError as error:
-        reason = one_line(getattr(error, "cause", None) or error)
+        found = _RAISED.search(str(error))
+        reason = found[0] if found else str(error).splitlines()[0]
         raise OutputError(f"a worker failed: {reason}; what is done is kept, run the same command again") from error
 
 
