@@ -289,8 +289,8 @@ def test_of_images_with_one_name_only_the_one_that_kills_is_lost(model, contents
     ]
 
 
-@pytest.mark.parametrize("error", [KilledError, OSError])
-def test_an_image_that_was_in_progress_once_is_not_lost(model, sources, expected, tmp_path, monkeypatch, error):
+@pytest.mark.parametrize(("error", "times"), [(KilledError, CAREFUL_AFTER + 1), (OSError, CAREFUL_AFTER + 3)])
+def test_an_image_that_was_in_progress_once_is_not_lost(model, sources, expected, tmp_path, monkeypatch, error, times):
     part = plan(str(sources / "folder"), 10)[0]
     run = RunFolder(str(tmp_path / "out"))
     detector = Detector.load(model, backend="torch")
@@ -298,12 +298,12 @@ def test_an_image_that_was_in_progress_once_is_not_lost(model, sources, expected
 
     def stopped(images):
         starts.append(len(images))
-        if len(starts) <= CAREFUL_AFTER + (1 if error is KilledError else 3):
+        if len(starts) <= times:
             raise error
         return results(images)
 
     monkeypatch.setattr(detector, "results", stopped)
-    for _ in range(CAREFUL_AFTER + (1 if error is KilledError else 3)):
+    for _ in range(times):
         with pytest.raises(error):
             score_part(detector, part, run)
     score_part(detector, part, run)
@@ -527,7 +527,6 @@ def wait_until(condition):
         time.sleep(0.01)
 
 
-@pytest.mark.slow
 @on_ray
 def test_a_worker_that_fails_is_one_line(sources):
     class FailingActor:

@@ -2,16 +2,14 @@
 
 import platform
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Literal, get_args
 
-from dlsr.errors import MissingExtraError, OutputError, SettingsError
+from dlsr.errors import MissingExtraError, SettingsError
 from dlsr.runtime.base import Engine, Graph, Precision
-from dlsr.runtime.cache import cached, is_cached
+from dlsr.runtime.cache import cached, content_of, is_cached
 from dlsr.runtime.onnx_engine import load_onnx
 from dlsr.runtime.openvino_engine import load_openvino
 
@@ -137,13 +135,7 @@ def as_onnx(graph: Graph) -> bytes:
     check_conversion()
     from dlsr.runtime.conversion import write_onnx  # noqa: PLC0415 - takes seconds to import
 
-    try:
-        return cached("model.onnx", _parts(graph, _converters()), lambda path: write_onnx(graph, path)).read_bytes()
-    except OutputError:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "model.onnx")
-            write_onnx(graph, path)
-            return path.read_bytes()
+    return content_of("model.onnx", _parts(graph, _converters()), lambda path: write_onnx(graph, path))
 
 
 def check_conversion() -> None:

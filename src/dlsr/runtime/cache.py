@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from dlsr.errors import OutputError
 from dlsr.files import cache_root, file_sums, replacing_folder
 
 _SUMS = "sha256.json"
@@ -24,6 +26,17 @@ def cached(name: str, parts: Sequence[str], write: Callable[[Path], None]) -> Pa
             sums = file_sums(temporary)
             (temporary / _SUMS).write_text(json.dumps(sums))
     return folder / name
+
+
+def content_of(name: str, parts: Sequence[str], write: Callable[[Path], None]) -> bytes:
+    """The content of the file that `cached` gives. Where the cache cannot be written, it is made anew."""
+    try:
+        return cached(name, parts, write).read_bytes()
+    except OutputError:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, name)
+            write(path)
+            return path.read_bytes()
 
 
 def is_cached(name: str, parts: Sequence[str], content: bytes) -> bool:

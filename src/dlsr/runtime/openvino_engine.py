@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from dlsr.errors import OutputError, SettingsError
+from dlsr.errors import SettingsError
 from dlsr.runtime.base import Array, Engine, Precision, thread_limit
-from dlsr.runtime.cache import cached
+from dlsr.runtime.cache import content_of
 from dlsr.runtime.telemetry import refuse_telemetry
 
 
@@ -61,24 +61,16 @@ def load_openvino(graph: Path | bytes, precision: Precision = "float32", inner: 
         return openvino_engine(core.read_model(graph), precision)
     options = _options(precision)
 
-    def compiled() -> Any:
+    def write(path: Path) -> None:
         model = core.read_model(graph)
         if inner:
             model.add_outputs(list(inner))
-        return core.compile_model(model, "CPU", options)
-
-    def write(path: Path) -> None:
-        path.write_bytes(compiled().export_model().getvalue())
+        path.write_bytes(core.compile_model(model, "CPU", options).export_model().getvalue())
 
     decisive = ("OPTIMIZATION_CAPABILITIES", "RANGE_FOR_STREAMS")
     made_by = [metadata.version("openvino"), *(str(core.get_property("CPU", name)) for name in decisive)]
     parts = [*made_by, *inner, repr(options), hashlib.sha256(graph).hexdigest()]
-    try:
-        path = cached("model.blob", parts, write)
-    except OutputError:
-        # Scoring needs no cache: where it cannot be written, each process compiles anew.
-        return _engine(compiled())
-    return _engine(core.import_model(path.read_bytes(), "CPU", options))
+    return _engine(core.import_model(content_of("model.blob", parts, write), "CPU", options))
 
 
 def multiplies_in_bfloat16() -> bool:
