@@ -54,6 +54,15 @@ def test_glow_is_a_density(fitted, image_folder):
     torch.testing.assert_close(detector._bits(x), expected.float(), rtol=1e-4, atol=1e-3)
 
 
+def test_glow_is_initialised_from_images_of_all_classes():
+    """Its first ActNorm centres pixels, here of 40 dark images that come before 40 bright ones."""
+    images = np.repeat(np.array([[20], [220]], np.uint8), 40, axis=1).reshape(80, 1, 1, 1)
+    noise = np.random.default_rng(0).integers(0, 20, (80, 32, 32, 3), dtype=np.uint8)
+    detector = make_detector("glow", levels=1, steps=1, hidden=8, epochs=1, batch_size=32, lr=1e-9).fit(images + noise)
+    centre = detector.network_.flows[0][0].flows[-1].t
+    torch.testing.assert_close(centre.mean(), torch.tensor(0.5), rtol=0, atol=0.1)
+
+
 def test_pixelcnn_sees_only_earlier_pixels():
     network = PixelCNNNetwork(4, 1, 2, 0.0)
     x = torch.randn(1, 3, 16, 16, requires_grad=True)

@@ -62,8 +62,9 @@ class Glow(PixelBaseline):
         return 8 - log_prob / (x[0].numel() * math.log(2))
 
     def _learn(self, pixels: Tensor, labels: Tensor | None, trainer: Trainer) -> None:
+        training, _ = self._split(pixels)  # in a random order: files often come sorted by class
         with torch.no_grad():
-            self._bits((pixels[: self.batch_size].float() + 0.5) / 256)  # ActNorm initialises from a first batch
+            self._bits((training[: self.batch_size].float() + 0.5) / 256)  # ActNorm initialises from a first batch
 
         def loss(samples: Tensor, draws: Draws) -> Tensor:
             uniform = draws.uniform(*samples.shape[1:])
