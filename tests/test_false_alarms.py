@@ -35,6 +35,18 @@ def test_the_rate_holds_on_average_over_fits(encoded, score, rate, calibration):
     assert np.mean(realised) == pytest.approx(expected, abs=4 * spread)
 
 
+@pytest.mark.parametrize("score", ["local", "mahalanobis", "knn"])
+def test_the_rate_holds_with_the_fewest_images(score):
+    """`knn` had 7.9 %: its neighbour was the farthest of 20 images, and of 19 for those that were left out."""
+    draws, rates = np.random.default_rng(0), []
+    for seed in range(100):
+        features = draws.standard_normal((220, 24), dtype=np.float32)
+        detector = Detector(**small(score), group_by="none", seed=seed).fit_features(features[:20])
+        rates.append((detector.score_features(features[20:]) > detector.threshold_).mean())
+    # One fit's rate has a standard deviation of about sqrt(0.05 * 0.95 / 21) = 0.048.
+    assert np.mean(rates) < 0.05 + 3 * 0.048 / 10
+
+
 def test_from_images_to_verdicts(photographs, small_encoder):
     detector = Detector(**small_encoder, score="mahalanobis", false_alarm_rate=0.2)
     detector.fit(patches(photographs[0], 300, seed=2))

@@ -17,13 +17,19 @@ from dlsr.training.loop import Trainer
 class KnnSettings(ScorerSettings):
     """Settings of `KnnScorer`."""
 
-    neighbours: int = Field(default=50, ge=1, description="The k of the k-th nearest neighbour.")
+    neighbours: int = Field(
+        default=50, ge=1, description="The k of the k-th nearest neighbour; at most half of the training images."
+    )
     references: int = Field(default=20_000, ge=1, description="At most this many training images are kept.")
 
 
 @register
 class KnnScorer(Scorer):
-    """Distance to the k-th nearest training image; a layer's share is its own distance to that image."""
+    """Distance to the k-th nearest training image; a layer's share is its own distance to that image.
+
+    `k` is at most half the number of training images kept. If it were all of them, a new image would be compared with
+    the farthest of one more than an image that is left out, and calibration would be wrong.
+    """
 
     name = "knn"
     summary = "distance to the k-th nearest training image"
@@ -32,10 +38,12 @@ class KnnScorer(Scorer):
     needs_validation = False
 
     settings: KnnSettings
+    rank: Tensor
 
     def __init__(self, settings: KnnSettings, channels: Sequence[int]) -> None:
         super().__init__(settings, channels)
         self.neighbours = Neighbours(sum(channels))
+        self.register_buffer("rank", torch.ones((), dtype=torch.int64))
         self.fewest_rows = settings.neighbours + 1
 
     def fit(self, data: FitData, trainer: Trainer) -> list[EpochLog]:
@@ -44,11 +52,13 @@ class KnnScorer(Scorer):
         chosen = torch.randperm(len(data.training), generator=generator)[: self.settings.references].sort().values
         z0 = data.training.take(chosen)
         self.neighbours.keep(z0)
+        rank = max(min(self.settings.neighbours, len(z0) // 2), 1)
+        self.rank = torch.tensor(rank, device=z0.device)
         if self.leaves_out(len(data.training)):
             groups = data.groups.to(z0.device)
             kth = torch.cat(
                 [
-                    self.neighbours.nearest_others(batch, self.settings.neighbours, groups)[:, -1]
+                    self.neighbours.nearest_others(batch, rank, groups)[:, -1]
                     for batch in torch.split(torch.arange(len(z0), device=z0.device), self.batch)
                 ]
             )
@@ -61,7 +71,8 @@ class KnnScorer(Scorer):
 
     def forward(self, z0: Tensor, noise: Tensor) -> LayerScores:
         """See `Scorer`."""
-        return self._to(self.neighbours.nearest(z0, self.settings.neighbours)[:, -1], z0)
+        nearest = self.neighbours.nearest(z0, self.settings.neighbours)
+        return self._to(nearest.index_select(1, self.rank.reshape(1) - 1).squeeze(1), z0)
 
     def _to(self, kth: Tensor, z0: Tensor) -> LayerScores:
         squares = self.neighbours.differences(z0, kth).square()
