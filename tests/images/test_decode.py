@@ -3,6 +3,7 @@ import struct
 import subprocess
 import sys
 import time
+import zlib
 
 import numpy as np
 import pytest
@@ -44,13 +45,54 @@ def test_16_bit_images_are_reduced_to_their_upper_8_bits():
     assert pixel(b"P5 1 1 1023\n\x02\x00") == (0x80, 0x80, 0x80)
 
 
-def test_images_of_12_bits_are_reduced_to_their_upper_8_bits():
-    strip = b"\xab\xc1\x23"  # 0xabc and 0x123
-    tags = ((256, 3, 1, 2), (257, 3, 1, 1), (258, 3, 1, 12), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 8))
-    tags += ((277, 3, 1, 1), (278, 3, 1, 1), (279, 4, 1, len(strip)))
+def grey_tiff(bits, strip, white_is_zero=False):
+    """A grey TIFF of two pixels."""
+    tags = ((256, 3, 1, 2), (257, 3, 1, 1), (258, 3, 1, bits), (259, 3, 1, 1), (262, 3, 1, int(not white_is_zero)))
+    tags += ((273, 4, 1, 8), (277, 3, 1, 1), (278, 3, 1, 1), (279, 4, 1, len(strip)))
     head = b"II*\0" + (12).to_bytes(4, "little") + strip.ljust(4, b"\0")
-    raw = head + len(tags).to_bytes(2, "little") + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+    return head + len(tags).to_bytes(2, "little") + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+
+
+def test_images_of_12_bits_are_reduced_to_their_upper_8_bits():
+    raw = grey_tiff(12, b"\xab\xc1\x23")  # 0xabc and 0x123
     assert [pixel(raw, (x, 0))[0] for x in (0, 1)] == [0xAB, 0x12]
+
+
+@pytest.mark.parametrize(("bits", "strip"), [(8, b"\xab\x12"), (16, b"\xcd\xab\xcd\x12")])
+def test_tiffs_in_which_zero_is_white_are_inverted(bits, strip):
+    """With 16 bits they were not."""
+    assert [pixel(grey_tiff(bits, strip), (x, 0))[0] for x in (0, 1)] == [0xAB, 0x12]
+    assert [pixel(grey_tiff(bits, strip, white_is_zero=True), (x, 0))[0] for x in (0, 1)] == [0x54, 0xED]
+
+
+def test_tiffs_with_separate_planes_of_16_bits_are_read_rightly_or_refused():
+    """Uncompressed ones are read by Pillow as planes of 8 bits."""
+
+    def tiff(planes, bits, compression):
+        """An RGB TIFF of one pixel, from its three planes."""
+        starts = [40, 40 + len(planes[0]), 40 + len(planes[0]) + len(planes[1])]
+        parts = struct.pack("<4H3I3I", bits, bits, bits, 0, *starts, *map(len, planes)) + b"".join(planes)
+        tags = ((256, 4, 1, 1), (257, 4, 1, 1), (258, 3, 3, 8), (259, 4, 1, compression), (262, 4, 1, 2))
+        tags += ((273, 4, 3, 16), (277, 4, 1, 3), (278, 4, 1, 1), (279, 4, 3, 28), (284, 4, 1, 2))
+        directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+        return b"II*\0" + struct.pack("<I", 8 + len(parts)) + parts + directory
+
+    planes = [struct.pack("<H", value) for value in (0x8000, 0x4000, 0x2000)]
+    assert pixel(tiff([b"\x80", b"\x40", b"\x20"], 8, compression=1)) == (0x80, 0x40, 0x20)
+    assert pixel(tiff([zlib.compress(plane) for plane in planes], 16, compression=8)) == (0x80, 0x40, 0x20)
+    with pytest.raises(ImageError, match="separate planes of more than 8 bits are not read; store pixel by pixel"):
+        decode(tiff(planes, 16, compression=1))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+@pytest.mark.parametrize("exif", [b"Exif\0\0garbagegarbage", b"Exif\0\0II*\0"])
+def test_damaged_exif_data_do_not_make_an_image_unreadable(kind, exif):
+    assert decode(encoded(RED, kind, exif=exif)).size == RED.size
+
+
+def test_signed_bytes_are_refused():
+    with pytest.raises(ImageError, match="signed integers have no known range"):
+        decode(encoded(Image.new("L", (4, 3), 77), "TIFF", tiffinfo={339: 2}))
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.int16])

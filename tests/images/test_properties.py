@@ -101,6 +101,18 @@ def test_the_size_is_that_of_the_whole_image_though_large_ones_are_measured_redu
     assert (large["width"], large["height"]) == (3 * MEASURED_SIDE, 10)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF", "PNG", "WEBP"])
+@pytest.mark.parametrize(("orientation", "size"), [(3, (1200, 300)), (6, (300, 1200)), (9, (1200, 300))])
+def test_the_size_is_that_of_the_upright_image(kind, orientation, size):
+    """Pillow swaps the sides of a TIFF itself, and 9 is no orientation."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    Image.new("RGB", (1200, 300)).save(buffer, kind, exif=exif)
+    found = properties_of(buffer.getvalue())
+    assert (found["width"], found["height"], found["aspect ratio"]) == (*size, size[0] / size[1])
+
+
 def test_only_files_have_a_type_and_a_size(photo_patches):
     raw = encoded(photo_patches[0], "PNG")
     assert properties_of(raw)["file type"] == "PNG"

@@ -53,7 +53,13 @@ NO_MEMORY = "there is not enough memory for it"
 _STRIP_PIXELS = 2**21
 """Pixels that are converted to RGB at once."""
 _TILE_SIDES = (322, 323)
-"""Tags of a TIFF."""
+"""Tags of a TIFF, as are the next two."""
+_SAMPLE_FORMAT = 339
+_PLANES = 284
+_SIGNED = 2
+"""A value of `_SAMPLE_FORMAT`."""
+_SEPARATE = 2
+"""A value of `_PLANES`: all red values, then all green ones, .."""
 _SCAN = b"\xff\xda"
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 """Where a part of a JPEG begins; the data of a scan have none inside."""
@@ -94,6 +100,8 @@ def decode(raw: object, draft: int | None = None) -> Image.Image:
         image.load()
         bits = _bits(image)
         decoded = _to_rgb(_upright(image), bits)
+        if bits > 8 and _is_negative(image):
+            decoded = ImageOps.invert(decoded)
         return decoded.copy() if decoded is raw else decoded
 
 
@@ -248,6 +256,8 @@ def _bits(image: Image.Image) -> int:
     Raises:
         ImageError: if its pixels have no known range.
     """
+    if isinstance(image, TiffImageFile):
+        _check_samples(image)
     if image.mode == "F":
         raise ImageError("floating-point pixels have no known range; convert to 8 bits")
     if image.mode.startswith("I;16"):
@@ -260,9 +270,34 @@ def _bits(image: Image.Image) -> int:
     return 8
 
 
+def _check_samples(image: TiffImageFile) -> None:
+    """Refuse what Pillow would read wrongly, as unsigned or as 8 bits."""
+    tags = image.tag_v2
+    if _SIGNED in tags.get(_SAMPLE_FORMAT, ()):
+        raise ImageError("signed integers have no known range; convert to 8 or unsigned 16 bits")
+    planes = tags.get(_PLANES) == _SEPARATE and tags.get(ExifTags.Base.Compression, 1) == 1
+    if planes and max(tags.get(ExifTags.Base.BitsPerSample, (8,))) > 8:
+        raise ImageError("separate planes of more than 8 bits are not read; store pixel by pixel, or convert to 8 bits")
+
+
+def _is_negative(image: Image.Image) -> bool:
+    """Whether 0 is white in a TIFF. Pillow inverts such images itself if they have 8 bits."""
+    return isinstance(image, TiffImageFile) and image.tag_v2.get(ExifTags.Base.PhotometricInterpretation) == 0
+
+
+def orientation_of(image: Image.Image) -> int:
+    """The EXIF orientation of an image; 1, upright, if its EXIF data are damaged, as they are no part of its pixels."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except MemoryError:
+        raise
+    except Exception:
+        return 1
+
+
 def _upright(image: Image.Image) -> Image.Image:
     # Pillow copies images that need not be turned, too.
-    return image if image.getexif().get(ExifTags.Base.Orientation, 1) == 1 else ImageOps.exif_transpose(image)
+    return image if orientation_of(image) == 1 else ImageOps.exif_transpose(image)
 
 
 def _to_rgb(image: Image.Image, bits: int) -> Image.Image:

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageStat
+from PIL import Image, ImageStat
 
 from dlsr.calibration.reasons import MEASURED, Ranges
 from dlsr.errors import NoSuchImageError
-from dlsr.images.decode import DRAFT_MARGIN, UNREADABLE, decode, opened, reason_of, undecodable
+from dlsr.images.decode import DRAFT_MARGIN, UNREADABLE, decode, opened, orientation_of, reason_of, undecodable
 from dlsr.images.sources import ImageDataset, ImageItem
 from dlsr.streaming import map_ahead
 
@@ -18,8 +18,10 @@ MEASURED_SIDE = 512
 """Pixels of larger images are averaged in blocks first, until no side is longer than this. Of a JPEG that is more than
 twice as large, this is done by decoding it at reduced size."""
 
-QUARTER_TURNS = 5
-"""EXIF orientations from this on turn an image by 90 degrees."""
+QUARTER_TURNS = range(5, 9)
+"""EXIF orientations that turn an image by 90 degrees."""
+DRAFTED = ("JPEG", "MPO")
+"""Formats that may be decoded at reduced size."""
 
 Properties = dict[str, float | str]
 """Properties of one image by name: numbers, and the file type."""
@@ -58,10 +60,9 @@ def properties_of(raw: object) -> Properties:
     width, height = image.size
     if isinstance(raw, bytes):
         with undecodable():
-            # Of the file, since the image may have been decoded at reduced size.
             encoded = opened(raw)
-            turned = encoded.getexif().get(ExifTags.Base.Orientation, 1) >= QUARTER_TURNS
-            width, height = encoded.size[::-1] if turned else encoded.size
+            if encoded.format in DRAFTED:
+                width, height = encoded.size[::-1] if orientation_of(encoded) in QUARTER_TURNS else encoded.size
             file_type, tables = str(encoded.format), getattr(encoded, "quantization", None)
     found: Properties = {**_of_pixels(image), "width": float(width), "height": float(height)}
     found["aspect ratio"] = width / height

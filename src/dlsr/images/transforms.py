@@ -16,7 +16,7 @@ from dlsr.images.resizing import Interpolation, Resizer, resize, resizer_version
 from dlsr.images.sources import ImageDataset, ImageItem
 from dlsr.streaming import map_ahead
 
-PIXELS_VERSION = 3
+PIXELS_VERSION = 4
 """Raise it with every change to decoding, resizing, protocols or content digests that changes their results.
 
 Cached features of earlier versions are then no longer used.

@@ -43,10 +43,14 @@ def load_image(path, draft, most_pixels, longest_side):
         image.draft(None, (draft, draft))
     image.load()
     bits = bits_of(image)
-    if image.getexif().get(0x0112, 1) != 1:
+    negative = image.format == "TIFF" and image.tag_v2.get(262) == 0
+    try:
         image = ImageOps.exif_transpose(image)
+    except Exception as error:
+        print(f"its EXIF data are damaged, so it is not turned: {error}", file=sys.stderr)
     if bits > 8:
-        return Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8)).convert("RGB")
+        image = Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8)).convert("RGB")
+        return ImageOps.invert(image) if negative else image
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image.convert("RGB")
@@ -54,6 +58,8 @@ def load_image(path, draft, most_pixels, longest_side):
 
 def bits_of(image):
     """How many bits a channel has: of 9 to 16, the upper 8 are used."""
+    if image.format == "TIFF" and 2 in image.tag_v2.get(339, ()):
+        raise ValueError("signed pixels have no known range; convert to 8 or unsigned 16 bits")
     if image.mode.startswith("I;16"):
         return image.tag_v2.get(258, (16,))[0] if image.format == "TIFF" else 16
     if image.mode == "I" and image.format in ("PPM", "PNG"):
