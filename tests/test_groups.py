@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dlsr import Detector, threshold
-from dlsr.errors import InputError, SettingsError, TooFewImagesError
+from dlsr.errors import DlsrError, InputError, SettingsError, TooFewImagesError
 from shared import small
 
 CHANNELS = (4, 8, 12)
@@ -103,3 +103,27 @@ def test_images_are_grouped_by_their_names(small_encoder, image_folder):
         Detector(**small_encoder, score="knn", group_by="video").fit(image_folder)
     with pytest.raises(TooFewImagesError, match="120 images in 2 groups"):
         Detector(**small_encoder, score="knn", group_by="folder").fit(image_folder)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "groups", "message"),
+    [
+        ({"group_by": "("}, None, "is no regular expression"),
+        ({"group_by": "groups.csv"}, None, "cannot read 'groups.csv'"),
+        ({"group_by": "video"}, None, "gives no group to 120 of 120 images"),
+        ({}, [1, 2], "there are 120 images, but 2 groups"),
+        ({"score": "residual", "calibration": "leave-one-out"}, None, "cannot be calibrated by leaving out each"),
+    ],
+)
+def test_what_cannot_work_is_said_before_images_are_encoded(small_encoder, image_folder, arguments, groups, message):
+    done = []
+    with pytest.raises(DlsrError, match=message):
+        Detector(**small_encoder, **arguments).fit(image_folder, groups=groups, progress=done.append)
+    assert not done
+
+
+def test_groups_are_checked_before_calibration_images_are_encoded(small_encoder, image_folder):
+    detector, done = Detector(**small_encoder, score="mahalanobis").fit(image_folder), []
+    with pytest.raises(DlsrError, match="there are 120 images, but 2 groups"):
+        detector.calibrate(image_folder, groups=[1, 2], progress=done.append)
+    assert not done

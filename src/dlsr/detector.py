@@ -17,7 +17,7 @@ from dlsr.encoding.extractor import FeatureExtractor
 from dlsr.encoding.pipeline import Encoded, Progress
 from dlsr.errors import FeatureError, SettingsError
 from dlsr.fitted_detector import FittedDetector
-from dlsr.fitting import as_graphs, fit_images, fit_model, own_settings, with_score
+from dlsr.fitting import as_graphs, check_calibration, fit_images, fit_model, own_settings, with_score
 from dlsr.images.properties import ranges_of
 from dlsr.images.sources import ImagesLike, open_images, warn_of_unreadable
 from dlsr.images.transforms import Transform
@@ -145,6 +145,8 @@ class Detector(Configured):
         """
         extractor, trainer = self.prepare_extractor(), Trainer.of(self._resolved().seed, training)
         found = open_images(images)
+        self._check_groups([item.name for item in found.items], groups)
+        check_calibration(self._config(), self._resolved(), extractor.encoder.channels, len(found))
         extractor = extractor.with_ranges(found, trainer.seed)
         encoded = extractor.encode_shared(found, trainer.ranks, transform=transform, progress=progress)
         model = self._fit_encoded(encoded, extractor, trainer, groups)

@@ -19,7 +19,7 @@ from dlsr.encoding.extractor import FeatureExtractor
 from dlsr.encoding.pipeline import Encoded, Progress
 from dlsr.errors import NotFittedError, SettingsError
 from dlsr.fitted import FittedAttributes
-from dlsr.images.groups import group_labels
+from dlsr.images.groups import check_group_by, group_labels
 from dlsr.images.properties import ranges_of
 from dlsr.images.sources import ImagesLike, open_images, warn_of_unreadable
 from dlsr.images.transforms import Transform
@@ -106,6 +106,7 @@ class FittedDetector(FittedAttributes):
             TooFewImagesError: if they are too few for the false-alarm rate.
         """
         found = open_images(images)
+        self._check_groups([item.name for item in found.items], groups)
         encoded = self.extractor_.encode(found, progress=progress)
         encoded.check_readable()
         warn_of_unreadable(encoded.unreadable)
@@ -291,12 +292,17 @@ class FittedDetector(FittedAttributes):
     def _of(cls, model: FittedModel, **runtime: Any) -> Self:
         return cls(model, **runtime)
 
+    def _check_groups(self, names: Sequence[str], groups: Sequence[Hashable] | None) -> None:
+        """Raise what is wrong with the groups of images, before these are encoded."""
+        if groups is None:
+            if self.group_by not in (AUTO, NONE):
+                check_group_by(names, self.group_by)
+        elif len(groups) != len(names):
+            raise SettingsError(f"there are {len(names)} images, but {len(groups)} groups; give a label for each image")
+
     def _groups_of(self, encoded: Encoded, groups: Sequence[Hashable] | None) -> Groups:
         if groups is not None:
-            if len(groups) != len(encoded.names):
-                raise SettingsError(
-                    f"there are {len(encoded.names)} images, but {len(groups)} groups; give a label for each image"
-                )
+            self._check_groups(encoded.names, groups)
             groups = [group for group, error in zip(groups, encoded.errors, strict=True) if error is None]
         return self._grouped(encoded.readable_names, encoded.z0, encoded.digests, groups)
 

@@ -137,6 +137,12 @@ def fit_model(
     )
 
 
+def check_calibration(config: DetectorConfig, settings: Settings, channels: tuple[int, ...], n: int) -> None:
+    """Raise, before images are encoded, as `fit_model` will if `n` images cannot be left out as is asked for."""
+    with torch.device("meta"):
+        leaves_out(new_scorer(settings, channels), n, config.calibration)
+
+
 def fit_images(
     config: DetectorConfig,
     settings: Settings,

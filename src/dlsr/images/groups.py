@@ -24,9 +24,7 @@ def group_labels(names: Sequence[str], group_by: str) -> list[str]:
         SettingsError: for an expression that is not valid.
         InputError: if the file cannot be read, or images are left without a group.
     """
-    if group_by == FOLDER:
-        return [str(PurePath(name).parent) for name in names]
-    labels = _from_file(names, Path(group_by)) if group_by.endswith(".csv") else _from_pattern(names, group_by)
+    labels = _labels(names, group_by)
     found = [label for label in labels if label is not None]
     if len(found) < len(names):
         missing = names[labels.index(None)]
@@ -37,11 +35,24 @@ def group_labels(names: Sequence[str], group_by: str) -> list[str]:
     return found
 
 
+def check_group_by(names: Sequence[str], group_by: str) -> None:
+    """Raise as `group_labels` if no image would get a group: those that cannot be read need none."""
+    if all(label is None for label in _labels(names, group_by)):
+        group_labels(names, group_by)
+
+
+def _labels(names: Sequence[str], group_by: str) -> Sequence[str | None]:
+    if group_by == FOLDER:
+        return [str(PurePath(name).parent) for name in names]
+    return _from_file(names, Path(group_by)) if group_by.endswith(".csv") else _from_pattern(names, group_by)
+
+
 def _from_pattern(names: Sequence[str], pattern: str) -> list[str | None]:
     try:
-        matches = [re.search(pattern, name) for name in names]
+        compiled = re.compile(pattern)
     except re.error as error:
         raise SettingsError(f"'{pattern}' is no regular expression: {error}; correct it, or give folder") from error
+    matches = map(compiled.search, names)
     return [match and "/".join(part or "" for part in match.groups() or (match[0],)) for match in matches]
 
 
