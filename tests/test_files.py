@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -218,6 +219,25 @@ def test_files_are_added_beside_others_of_their_name(tmp_path):
     long = add_file(folder, "ü" * 120 + ".png", b"long")
     assert long.read_bytes() == b"long"
     assert long.suffix == ".png"
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_being_added_has_its_name_only_when_it_is_complete(tmp_path, monkeypatch, links):
+    """A killed process left an empty file of that name."""
+    steps = []
+
+    def watched(step, *paths):
+        steps.append([path.read_bytes() for path in tmp_path.glob("a*")])
+        if step is os.link and not links:
+            raise OSError(errno.EPERM, "no links here")
+        return step(*paths)
+
+    for name in ("fsync", "link"):
+        monkeypatch.setattr(os, name, partial(watched, getattr(os, name)))
+    assert add_file(tmp_path, "a.png", b"one") == tmp_path / "a.png"
+    assert steps == [[], []]
+    assert add_file(tmp_path, "a.png", b"two") == tmp_path / "a-2.png"
+    assert [path.read_bytes() for path in sorted(tmp_path.iterdir())] == [b"two", b"one"]
 
 
 def test_a_file_with_a_name_as_long_as_it_may_be_is_replaced(tmp_path):

@@ -35,6 +35,8 @@ _WRITE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Errors that no reading can cause: full disk, exceeded quota, file too large."""
 _WITHOUT_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL})
 """Errors of locking on file systems that have no locks."""
+_WITHOUT_LINKS = frozenset({errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP})
+"""Errors of hard links on file systems that have none."""
 _TEMPORARY = re.compile(r"\.writing-[0-9a-f]{32}(?:-(.*)|\..*)?")
 _LONGEST = 100
 """Bytes of a long name's end that temporary names contain."""
@@ -90,24 +92,34 @@ def add_file(folder: Path, name: str, content: bytes) -> Path:
     """
     ending = Path(name).suffix[-20:]
     stem = name.removesuffix(ending).encode()[:_LONGEST].decode(errors="ignore")
-    for number in itertools.count(1):
-        path = folder / (f"{stem}{ending}" if number == 1 else f"{stem}-{number}{ending}")
-        with _reported(path):
-            folder.mkdir(parents=True, exist_ok=True)
-            try:
-                path.open("xb").close()  # takes the name, so that no other process does
-            except FileExistsError:
-                if path.is_file() and path.read_bytes() == content:
-                    return path
-                continue
-        break
+    temporary = _temporary(folder / f"{stem}{ending}")
+    names = (f"{stem}{ending}" if number == 1 else f"{stem}-{number}{ending}" for number in itertools.count(1))
+    paths = (folder / name for name in names)
+    with _reported(folder / name):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            return next(p for p in paths if _named(temporary, p) or (p.is_file() and p.read_bytes() == content))
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _named(temporary: Path, path: Path) -> bool:
+    """Give a complete file a name, or return False if the name is taken."""
     try:
-        with replacing(path) as temporary:
-            temporary.write_bytes(content)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-    return path
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _WITHOUT_LINKS:
+            raise
+        if path.exists():  # here alone another process may take the name in between
+            return False
+        temporary.replace(path)
+    return True
 
 
 @contextmanager

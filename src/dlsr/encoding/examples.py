@@ -93,7 +93,7 @@ def more_examples(
     """At most `count` examples as if drawn from earlier images and new ones alike; None if there are none.
 
     Args:
-        before: those drawn from the earlier images, in random order.
+        before: those drawn from the earlier images.
         n: number of images that they were drawn from.
         images: new ones.
         encoded: the same.
@@ -104,11 +104,11 @@ def more_examples(
     new = choose_examples(images, encoded, int((drawn >= n).sum()), seed)
     if before is None or new is None:
         return before or new
-    kept = count - len(new.names)
+    kept = np.sort(np.random.default_rng(seed).permutation(len(before.names))[: count - len(new.names)])
     return Examples(
-        before.names[:kept] + new.names,
-        np.concatenate([before.z0[:kept], new.z0]),
-        before.thumbnails[:kept] + new.thumbnails,
+        (*(before.names[i] for i in kept), *new.names),
+        np.concatenate([before.z0[kept], new.z0]),
+        (*(before.thumbnails[i] for i in kept), *new.thumbnails),
     )
 
 

@@ -120,17 +120,30 @@ class Gaussian(nn.Module):
         squares = whitened.square().sum(dim=1)
         growth: Tensor = n / (n - 1) / (1 - squares * n / (n - 1)).clamp(min=SMALLEST)
         for members in torch.split(groups.argsort(stable=True), groups.bincount().tolist()):
-            m = len(members)
-            if m > 1:
-                # The last row is what the mean of the others lacks.
-                rows = whitened[members].double()
-                rows = torch.cat([rows, rows.sum(dim=0, keepdim=True) / (n - m) ** 0.5])
-                leverage, eye = rows @ rows.T, torch.eye(m + 1).to(rows)
-                inverse = torch.linalg.solve(eye - leverage, leverage)
-                from_others = torch.cat([eye[:m, :m], eye.new_full((m, 1), (n - m) ** -0.5)], dim=1)
-                distances = (n - m) / n * ((from_others @ inverse) * from_others).sum(dim=1)
+            if len(members) > 1:
+                distances = _squares_without(whitened[members].double(), n)
                 growth[members] = (distances / squares[members].clamp(min=SMALLEST)).to(growth)
         return growth
+
+
+def _squares_without(rows: Tensor, n: int) -> Tensor:
+    """Squared Mahalanobis distances of a group from the other samples: `(m, c)` to `(m,)`.
+
+    Args:
+        rows: the group, whitened by the covariance of all `n` samples and divided by the root of `n`.
+        n: number of all samples.
+    """
+    m, c = rows.shape
+    from_mean = rows.sum(dim=0, keepdim=True) / (n - m) ** 0.5  # what the mean of the others lacks
+    from_others, taken = rows + from_mean / (n - m) ** 0.5, torch.cat([rows, from_mean])
+    if m < c:  # solve the smaller of two equations with the same solution
+        leverage = taken @ taken.T
+        products = torch.linalg.solve(torch.eye(m + 1).to(rows) - leverage, taken @ from_others.T)
+        grown: Tensor = from_others.square().sum(dim=1) + ((from_others @ taken.T) * products.T).sum(dim=1)
+    else:
+        solved = torch.linalg.solve(torch.eye(c).to(rows) - taken.T @ taken, from_others.T)
+        grown = (from_others * solved.T).sum(dim=1)
+    return grown * ((n - m) / n)
 
 
 def _chunks(z0: Iterable[Tensor]) -> Iterator[Tensor]:
