@@ -63,6 +63,24 @@ def test_images_unlike_the_rest_are_those_of_a_fit(detector, folder):
     assert found.faults["unlike"] == [i for i in order if found.deviations[i] > UNLIKE]
 
 
+def test_copies_do_not_make_other_images_unlike_the_rest(detector, image_folder):
+    """The standard deviation was that of the copies: 0, so that all images beyond the median were unlike the rest."""
+    paths = sorted(image_folder.rglob("*.png"))[:40]
+    found = audit(paths + [paths[0]] * 40, detector=detector)
+    assert found.deviations.max() < 6
+    assert len(found.faults["unlike"]) < 4, "of which the fit to so many copies finds some"
+
+
+@pytest.mark.parametrize(
+    "settings", [{"false_alarm_rate": 0.001}, {"confidence": 0.999}, {"calibration": "held-out"}], ids=str
+)
+def test_a_detector_whose_rate_needs_more_images_can_audit_fewer(detector, image_folder, settings):
+    paths = sorted(image_folder.rglob("*.png"))[:30]
+    expected = audit(paths, detector=detector)
+    found = audit(paths, detector=Detector(**detector.get_params() | settings))
+    np.testing.assert_array_equal(found.deviations, expected.deviations)
+
+
 def test_copies_in_another_folder_are_leaks(detector, folder, tmp_path, odd_folder):
     other = tmp_path / "other"
     shutil.copytree(odd_folder, other)

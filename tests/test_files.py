@@ -15,6 +15,7 @@ from dlsr import OutputError
 from dlsr.files import (
     add_file,
     appending,
+    check_replaceable,
     growing,
     left_of,
     remove_old,
@@ -219,6 +220,24 @@ def test_files_are_added_beside_others_of_their_name(tmp_path):
     long = add_file(folder, "ü" * 120 + ".png", b"long")
     assert long.read_bytes() == b"long"
     assert long.suffix == ".png"
+
+
+def test_a_folder_to_replace_holds_nothing_else(tmp_path, monkeypatch):
+    check_replaceable(tmp_path / "new", {"a"}, "an export")
+    (tmp_path / "a").touch()
+    (tmp_path / f".writing-{'0' * 32}-a").touch()
+    check_replaceable(tmp_path, {"a"}, "an export")
+    with pytest.raises(OutputError, match="is a file; give a folder for an export"):
+        check_replaceable(tmp_path / "a", {"a"}, "an export")
+    with pytest.raises(OutputError, match="holds other files, such as a; give a new folder"):
+        check_replaceable(tmp_path, {"b"}, "an export")
+
+    def refuse(_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(OutputError, match=r"cannot write .*: Permission denied; check space and permissions"):
+        check_replaceable(tmp_path, {"a"}, "an export")
 
 
 @pytest.mark.parametrize("links", [True, False])

@@ -308,13 +308,13 @@ def _deviations(
             f"{groups}"
         )
         return deviations
-    encoded = here.encoded
-    fitted = copy.copy(detector).fit_features(
-        encoded.z0, extractor.encoder.channels, digests=encoded.digests, groups=near.tolist()
-    )
+    encoded, scoring = here.encoded, copy.copy(detector)
+    # No rate is promised here, so none can ask for more images.
+    scoring.false_alarm_rate, scoring.confidence, scoring.calibration = 0.05, None, "auto"
+    fitted = scoring.fit_features(encoded.z0, extractor.encoder.channels, digests=encoded.digests, groups=near.tolist())
     summary = fitted.fit_summary_
     if summary.left_out:
-        return deviations_of(fitted.calibration_scores_)
+        return deviations_of(fitted.calibration_scores_, near)
     notes.append(
         f"{summary.examined_images} of {len(near)} images, drawn at random, were compared with the rest; only those "
         "unlike it have a deviation"

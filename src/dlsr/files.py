@@ -15,7 +15,7 @@ import shutil
 import stat
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
@@ -274,6 +274,28 @@ def _lock(folder: Path) -> int | None:
         except OSError:
             os.close(handle)
             return None
+
+
+def check_replaceable(folder: Path, names: Collection[str], content: str) -> None:
+    """Check that a folder is new, or holds nothing but what is to be replaced.
+
+    Args:
+        folder: the folder.
+        names: of the files that will be in it.
+        content: what they are, for the errors, such as "an export".
+
+    Raises:
+        OutputError: if it is a file, holds other files, or cannot be listed.
+    """
+    if folder.is_file():
+        raise OutputError(f"'{folder}' is a file; give a folder for {content}")
+    with _reported(folder):
+        found = list(folder.iterdir()) if folder.is_dir() else []
+    if others := [path.name for path in found if path.name not in names and target_of(path) is None]:
+        raise OutputError(
+            f"'{folder}' holds other files, such as {min(others)}; give a new folder, or one with nothing but "
+            f"{content} to replace"
+        )
 
 
 def target_of(path: Path) -> str | None:

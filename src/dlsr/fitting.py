@@ -112,7 +112,8 @@ def fit_model(
         calibration = calibrated_on(*fitted.score(held_out, seen, settings.seed), groups.numbers[calibrating])
         scores[calibrating] = calibration.scores
     # Without scores of the training images there is nothing to compare those of the others with.
-    compared = scores if scorer.left_out is not None else np.empty(0)
+    compared = scores if scorer.left_out is not None else np.full(len(z0), np.nan)
+    unlike = _unlike(compared, groups.numbers)
     return FittedModel(
         config=config,
         settings=settings,
@@ -132,7 +133,7 @@ def fit_model(
             log=log,
             examined_images=int(np.isfinite(compared).sum()),
             check=check(names, z0, scores, groups.numbers, settings.seed, groups.exact),
-            unlike={str(i) if names is None else names[i]: deviation for i, deviation in _unlike(compared)},
+            unlike={str(i) if names is None else names[i]: deviation for i, deviation in unlike},
         ),
     )
 
@@ -169,23 +170,33 @@ def fit_images(
     return replace(model, encoder=encoder.spec, encoder_sha256=encoder.weights_sha256, images=known)
 
 
-def _unlike(scores: Array) -> list[tuple[int, float]]:
+def _unlike(scores: Array, groups: NDArray[np.int64]) -> list[tuple[int, float]]:
     """Positions and deviations of scores far above the others, the farthest first. NaN scores are passed over."""
-    deviations = deviations_of(scores)
+    deviations = deviations_of(scores, groups)
     found = np.flatnonzero(deviations > UNLIKE)
     return [(int(i), round(float(deviations[i]), 2)) for i in found[np.argsort(-deviations[found])]]
 
 
-def deviations_of(scores: Array) -> Array:
+def deviations_of(scores: Array, groups: NDArray[np.integer]) -> Array:
     """How far scores lie above their median, in standard deviations: shape `(N,)`, NaN for NaN.
 
-    The standard deviation is that of the lower half: intruders would widen the upper one.
+    The standard deviation is that of the lower half: intruders would widen the upper one. Each group counts as one
+    image: many copies of an image would narrow it.
+
+    Args:
+        scores: shape `(N,)`.
+        groups: a whole number for each, shape `(N,)`, the same for images of one group.
     """
-    finite = scores[np.isfinite(scores)]
-    if not len(finite):
+    finite = np.isfinite(scores)
+    if not finite.any():
         return scores
-    low, median = np.quantile(finite, [0.16, 0.5])
-    deviations: Array = (scores - median) / max(median - low, np.finfo(np.float32).tiny)
+    order = np.argsort(scores[finite])
+    known, members = scores[finite][order], groups[finite][order]
+    weights = 1 / np.bincount(members)[members]
+    # Without groups, these are the places of `np.quantile`.
+    places = (np.cumsum(weights) - weights) / (float(weights[:-1].sum()) or 1.0)
+    low, median = (float(at) for at in np.interp([0.16, 0.5], places, known))
+    deviations: Array = (scores - median) / max(median - low, float(np.finfo(np.float32).tiny))
     return deviations
 
 

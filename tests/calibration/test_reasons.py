@@ -134,6 +134,8 @@ def test_grey_among_colour_is_called_greyscale_but_not_among_grey(files, ranges)
     assert "greyscale" in [reason.words for reason in reasons(grey, ranges)]
     among_grey = Ranges(dict(ranges.values) | {"saturation": np.zeros(MEASURED)})
     assert "greyscale" not in [reason.words for reason in reasons(grey, among_grey)]
+    tinted = reasons({**grey, "saturation": 0.002}, among_grey)
+    assert [reason.words for reason in tinted if reason.name == "saturation"] == ["colourful"], "more than all others"
     pale = reasons({**grey, "saturation": 0.01}, ranges)
     assert "greyscale" not in [reason.words for reason in pale]
 

@@ -113,7 +113,14 @@ def test_reference_images_that_are_too_few_or_unreadable_are_one_line(run, model
     assert "no-such does not exist" in run("drift", model, new, "--reference", tmp_path / "no-such").error.replace(
         "'", ""
     )
+
+
+def test_settings_that_cannot_work_are_refused_before_a_model_is_loaded(run, model, write, monkeypatch):
+    new = write("new")
+    monkeypatch.setattr("dlsr.fitted_detector.FittedDetector.load", None)
     assert "allow a higher alpha" in run("drift", model, new, "--reference", new, "--alpha", "0.0001", *TORCH).error
+    assert "alpha must lie between 0 and 1, got 3.0" in run("drift", model, new, "--alpha", "3", *TORCH).error
+    assert "a window needs at least 20 images, got 5" in run("drift", model, new, "--window", "5", *TORCH).error
 
 
 def test_a_change_that_leaves_the_medians_alone_is_told_by_the_shares(run, model, image_folder, write):

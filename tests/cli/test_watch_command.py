@@ -114,6 +114,13 @@ def test_what_cannot_be_is_one_line_before_a_model_is_loaded(run, model, inbox, 
 def test_a_folder_that_does_not_exist_is_one_line(run, model, tmp_path):
     done = run("watch", model, tmp_path / "gone", "-o", tmp_path / "rows.csv", "--backend", "torch")
     assert "there is no folder" in done.error
+    assert not (tmp_path / "rows.csv").exists()
+
+
+def test_an_interval_longer_than_a_day_is_one_line(run, model, inbox, tmp_path):
+    done = run("watch", model, inbox, "-o", tmp_path / "rows.csv", "--interval", "inf")
+    assert done.status == 2
+    assert "Invalid value for '--interval'" in done.err
 
 
 def test_a_token_in_clear_is_warned_of(run, model, inbox, tmp_path, monkeypatch):

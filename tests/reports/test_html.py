@@ -159,6 +159,17 @@ def test_only_some_of_many_images_are_grouped_and_on_the_map(model, mixed, tmp_p
     assert "Map of 6 images" in text
 
 
+def test_images_on_the_map_are_drawn_from_all_parts_of_a_folder(model, odd_folder, tmp_path, monkeypatch):
+    """They were the first by name."""
+    for part in "abc":
+        shutil.copytree(odd_folder, tmp_path / "images" / part)
+    monkeypatch.setattr("dlsr.reports.refused.MOST_ON_MAP", 12)
+    write_html_report(tmp_path / "report.html", Detector.load(model, backend="torch"), tmp_path / "images", title="")
+    text = (tmp_path / "report.html").read_text()
+    shown = text[text.index("Map of ") :]
+    assert {part for part in "abc" if f"/{part}/" in shown} == set("abc")
+
+
 def test_a_missing_package_of_a_layout_is_told_before_images_are_scored(model, mixed, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'dlsr\[umap\]'"):

@@ -284,6 +284,19 @@ def test_images_of_a_request_that_took_too_long_are_not_decoded(fitted, running,
     assert len(decoded) <= 3
 
 
+def test_a_client_that_leaves_while_it_sends_is_no_failure_of_the_service(fitted, running, caplog):
+    """Each left a traceback in the log, and counted as an error of the service."""
+    service = service_of(fitted)
+    head = HALF_SENT.replace(b"host:", b"authorization: Bearer %s\r\nhost:" % TOKEN.encode())
+    with running(service) as url:
+        with clients(url, 2, head):
+            pass
+        time.sleep(0.3)
+        exposed = httpx.get(f"{url}/metrics", headers={"authorization": f"Bearer {TOKEN}"}).text
+    assert 'dlsr_requests_total{path="/v1/score",status="499"} 2.0' in exposed
+    assert not caplog.records
+
+
 def test_images_of_a_client_that_has_left_are_not_decoded(fitted, running, slow_decoding, image):
     go, decoded = slow_decoding
     service = service_of(fitted)

@@ -92,6 +92,13 @@ def test_a_port_in_use_is_one_line(run, fitted):
     assert "Address already in use; choose another --host or --port" in error
 
 
+@pytest.mark.parametrize("host", ["127..0.1", ".local"])
+def test_a_host_that_is_no_name_is_one_line(run, fitted, host, monkeypatch):
+    monkeypatch.setenv("DLSR_TOKEN", "a long secret")
+    done = run("serve", fitted, "--backend", "torch", "--host", host, "--port", 0)
+    assert f"cannot listen on {host}:0" in done.error
+
+
 def test_a_bad_token_file_is_one_line(run, fitted, tmp_path):
     (tmp_path / "token").write_text("short")
     assert "a token needs 8 or more" in run("serve", fitted, "--token-file", tmp_path / "token").error

@@ -430,6 +430,10 @@ def test_the_model_is_described(client, fitted):
     assert description["threshold"] == detector.threshold_
     assert description["calibration_images"] == len(detector.calibration_scores_)
     assert sum(description["calibration_histogram"]["counts"]) == len(detector.calibration_scores_)
+    for rate, threshold in description["thresholds"]:
+        assert threshold == detector.calibration_.threshold(rate, None)
+    rates = [rate for rate, _ in description["thresholds"]]
+    assert rates == sorted({description["smallest_rate"], 0.05, 0.5, *rates})
     assert description["smallest_rate"] == detector.calibration_.table(None)[1].min()
     assert (description["confidence"], description["rate_in_doubt"]) == (None, None)
     assert description["examples"] == 10

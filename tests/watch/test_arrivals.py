@@ -1,8 +1,10 @@
 import os
+from pathlib import Path
 
 import pytest
 
 from dlsr.errors import ImageError
+from dlsr.images.sources import open_images
 from dlsr.watch import arrivals
 from dlsr.watch.arrivals import Arrivals
 
@@ -88,6 +90,17 @@ def test_other_files_and_linked_folders_are_left_alone(watched, clock, tmp_path)
     clock.now += 2
     assert source.ready() == []
     assert source.waiting == 0
+
+
+def test_files_have_the_suffixes_that_a_fit_sees(watched, clock):
+    """`..png` was never scored."""
+    folder, source, _ = watched
+    for name in ("..png", ".png", "a.b.PNG"):
+        (folder / name).touch()
+    source.ready()
+    clock.now += 2
+    found = [Path(item.name).name for item in open_images(folder).items]
+    assert names(source.ready()) == found == ["..png", "a.b.PNG"]
 
 
 def test_a_folder_that_was_gone_is_looked_at_anew(watched, clock):

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlsr.calibration.distributions import ks_test
-from dlsr.calibration.two_samples import FeatureTest, PropertyTest, Sample, feature_test, property_tests
+from dlsr.calibration.two_samples import FeatureTest, PropertyTest, Sample, check_level, feature_test, property_tests
 from dlsr.errors import InputError, SettingsError
 
 SMALLEST_WINDOW = 20
@@ -79,8 +79,7 @@ def windows(scores: Scores, calibration: Scores, size: int) -> list[WindowTest]:
         SettingsError: if the size is too small.
         InputError: if there are fewer scores than `SMALLEST_WINDOW`.
     """
-    if size < SMALLEST_WINDOW:
-        raise SettingsError(f"a window needs at least {SMALLEST_WINDOW} images, got {size}")
+    _check_window(size)
     starts = list(range(0, max(len(scores) - SMALLEST_WINDOW + 1, 1), size))
     ends = [*starts[1:], len(scores)]
     return [window_test(scores[a:b], calibration, a) for a, b in zip(starts, ends, strict=True)]
@@ -237,8 +236,7 @@ def drift(
         SettingsError: for an alpha outside (0, 1), or too small for a test of features, or a window that is too small.
         InputError: if there are fewer images, or fewer reference images, than `SMALLEST_WINDOW`.
     """
-    if not 0 < alpha < 1:
-        raise SettingsError(f"alpha must lie between 0 and 1, got {alpha}")
+    check_settings(alpha, window, samples is not None)
     if groups is not None:
         calibration = one_of_each_group(calibration, groups, seed)
     of_scores = alpha if samples is None else alpha / 3
@@ -263,6 +261,27 @@ def drift(
         drifted_in=drifted_in,
         first_changed=changed if window is not None or stream else None,
     )
+
+
+def check_settings(alpha: float, window: int | None, with_reference: bool) -> None:
+    """Raise SettingsError as `drift` does, before any image is scored.
+
+    Args:
+        alpha: as for `drift`, as is `window`.
+        window: as for `drift`.
+        with_reference: whether there will be reference images.
+    """
+    if not 0 < alpha < 1:
+        raise SettingsError(f"alpha must lie between 0 and 1, got {alpha}")
+    if window is not None:
+        _check_window(window)
+    if with_reference:
+        check_level(alpha / 3)
+
+
+def _check_window(size: int) -> None:
+    if size < SMALLEST_WINDOW:
+        raise SettingsError(f"a window needs at least {SMALLEST_WINDOW} images, got {size}")
 
 
 def one_of_each_group(calibration: Scores, groups: NDArray[np.integer], seed: int = 0) -> NDArray[np.float64]:

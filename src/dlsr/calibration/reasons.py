@@ -164,7 +164,7 @@ def _tested(name: str, value: float, known: NDArray[np.float64]) -> tuple[Reason
     prop = PROPERTIES[name]
     beyond = _distance(value, float(known[0]), prop) if low else _distance(float(known[-1]), value, prop)
     words = prop.low if low else prop.high
-    if name == "saturation" and value < NO_COLOUR:
+    if name == "saturation" and low and value < NO_COLOUR:
         words = "greyscale"
     elif beyond > 1:
         words = f"very {words}"

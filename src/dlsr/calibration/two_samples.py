@@ -72,6 +72,12 @@ class PropertyTest:
     """Where the distributions differ most; None for names."""
 
 
+def check_level(level: float) -> None:
+    """Raise SettingsError if `MOST_PERMUTATIONS` cannot give a p-value as low as this."""
+    if level * (MOST_PERMUTATIONS + 1) < 1:
+        raise SettingsError(f"permutations cannot give a p-value as low as {level:.2g}; allow a higher alpha")
+
+
 def feature_test(
     before: NDArray[np.float32], after: NDArray[np.float32], *, level: float, seed: int = 0
 ) -> FeatureTest:
@@ -90,8 +96,7 @@ def feature_test(
     Raises:
         SettingsError: if the level is too low for `MOST_PERMUTATIONS`.
     """
-    if level * (MOST_PERMUTATIONS + 1) < 1:
-        raise SettingsError(f"permutations cannot give a p-value as low as {level:.2g}; allow a higher alpha")
+    check_level(level)
     permutations = int(np.clip(np.ceil(10 / level), 1000, MOST_PERMUTATIONS + 1)) - 1
     random = np.random.default_rng(seed)
     is_after = np.repeat([False, True], [len(before), len(after)])

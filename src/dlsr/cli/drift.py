@@ -61,9 +61,11 @@ def drift(
     """Test whether images, taken together, are still in distribution. Exit status 0: they are; 1: they are not."""
     import numpy as np  # noqa: PLC0415
 
+    from dlsr.calibration.drift import check_settings  # noqa: PLC0415
     from dlsr.calibration.drift import drift as test_drift  # noqa: PLC0415
     from dlsr.images.sources import open_images  # noqa: PLC0415
 
+    check_settings(alpha, window, reference is not None)
     if plot is not None:
         from dlsr.reports.drift import save_drift  # noqa: PLC0415
 

@@ -49,7 +49,9 @@ def watch(
         ),
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="Score what is there, and end.")] = False,
-    interval: Annotated[float, typer.Option(min=0.05, help="Seconds between two listings of the folder.")] = 2.0,
+    interval: Annotated[
+        float, typer.Option(min=0.05, max=86_400, help="Seconds between two listings of the folder.")
+    ] = 2.0,
     settle: Annotated[
         float, typer.Option(min=0, help="A file is complete if it has not changed for so many seconds.")
     ] = 2.0,
@@ -73,7 +75,7 @@ def watch(
     from dlsr.artifact import read_manifest  # noqa: PLC0415
     from dlsr.fitted_detector import FittedDetector  # noqa: PLC0415
     from dlsr.watch.journal import check_journal, open_journal  # noqa: PLC0415
-    from dlsr.watch.watching import Watcher, WatchSettings  # noqa: PLC0415
+    from dlsr.watch.watching import Watcher, WatchSettings, check_folder  # noqa: PLC0415
 
     settings = WatchSettings(
         interval=interval,
@@ -83,6 +85,7 @@ def watch(
         alpha=drift_alpha,
         once=once,
     )
+    check_folder(folder)
     check_journal(output)
     delivery = None if webhook is None else _delivery(webhook, output)
     id = read_manifest(model).numbers_sha256[:16]

@@ -23,8 +23,8 @@ from dlsr.artifact import installed_versions
 from dlsr.detector import Detector
 from dlsr.encoders import EncoderSpec
 from dlsr.encoders.encoder import Encoder
-from dlsr.errors import ExportError, OutputError, SettingsError
-from dlsr.files import file_sums, replacing_folder
+from dlsr.errors import ExportError, SettingsError
+from dlsr.files import check_replaceable, file_sums, replacing_folder
 from dlsr.images.decode import DRAFT_MARGIN, FORMATS, MAX_SIDE, most_pixels
 from dlsr.images.sources import ImagesLike
 from dlsr.method.noise import noise_for, pixel_digest
@@ -175,13 +175,7 @@ def check_export(folder: Path, kind: ExportFormat) -> None:
         raise SettingsError(f"unknown format '{kind}'; choose one of {', '.join(EXPORT_FORMATS)}")
     check_conversion()
     choose_backend("onnxruntime" if kind == "onnx" else "openvino", "cpu")
-    if folder.is_file():
-        raise OutputError(f"'{folder}' is a file; give a folder for the export")
-    if folder.is_dir() and (others := [path.name for path in folder.iterdir() if path.name not in _FILES]):
-        raise OutputError(
-            f"'{folder}' holds other files, such as {min(others)}; "
-            "give a new folder, or one with nothing but an export to replace"
-        )
+    check_replaceable(folder, _FILES, "an export")
 
 
 def write_description(exported: Exportable, folder: Path, kind: ExportFormat, proof: dict[str, Any]) -> None:

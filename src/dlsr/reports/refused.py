@@ -128,14 +128,20 @@ def _groups(groups: Sequence[Group], drawn: Drawn, figures: Figures, refused: in
 
 
 def _shown(group: Group) -> list[int]:
-    some = np.random.default_rng(0).permutation(len(group.members))[:GROUP_THUMBNAILS]
-    return [group.members[i] for i in sorted(some)]
+    return _some(group.members, GROUP_THUMBNAILS)
+
+
+def _some(members: Sequence[int], count: int) -> list[int]:
+    """At most `count` of them, drawn at random, in their order."""
+    some = np.random.default_rng(0).permutation(len(members))[:count]
+    return [members[i] for i in sorted(some)]
 
 
 def _map(detector: "FittedDetector", drawn: Drawn, figures: Figures, layout: Layout) -> str:
     chosen: list[int] = []
     for is_ood in (True, False):
-        chosen += [i for i, result in enumerate(drawn.results) if result.is_ood is is_ood][:MOST_ON_MAP]
+        alike = [i for i, result in enumerate(drawn.results) if result.is_ood is is_ood]
+        chosen += _some(alike, MOST_ON_MAP)
     figures.prepare((drawn.positions[i] for i in chosen), MAP_SIDE)
     points = [_point(drawn.results[i], drawn.positions[i], figures) for i in chosen]
     z0 = drawn.z0[chosen]

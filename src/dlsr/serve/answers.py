@@ -7,11 +7,16 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from dlsr.artifact import installed_versions
+from dlsr.calibration.conformal import threshold_in
 from dlsr.calibration.reasons import why_no_reasons
 from dlsr.serve.models import Scored
 from dlsr.serve.service import Service
 
 HISTOGRAM_BINS = 40
+RATES = 101
+"""False-alarm rates with a threshold: one for each place of the page's slider."""
+LARGEST_RATE = 0.5
+"""The largest of them, unless the model's is larger."""
 
 
 class ReasonAnswer(BaseModel):
@@ -91,6 +96,9 @@ class ModelAnswer(BaseModel):
     rate_in_doubt: str | None
     """Why the rate may not hold, if the fit found a reason."""
     threshold: float
+    thresholds: list[tuple[float, float]]
+    """Some false-alarm rates in ascending order, and the threshold of each: equally spaced on a logarithmic scale from
+    `smallest_rate` to one half, or to `false_alarm_rate` if that is larger."""
     training_images: int
     calibration_images: int
     calibration_histogram: HistogramAnswer
@@ -114,17 +122,22 @@ class ModelAnswer(BaseModel):
         detector = model.detector
         check = detector.fit_summary_.check
         counts, edges = np.histogram(detector.calibration_scores_, HISTOGRAM_BINS)
+        table = detector.calibration_.table(detector.confidence)
+        smallest = float(table[1].min())
+        rate = detector.false_alarm_rate
+        rates = np.append(np.geomspace(smallest, max(LARGEST_RATE, rate), RATES), rate)
         return cls(
             model=model.id,
             encoder=str(detector.encoder_name_),
             score=detector.settings_.score,
             preset=detector.settings_.preset,
             layers=list(detector.layer_names_),
-            false_alarm_rate=detector.false_alarm_rate,
+            false_alarm_rate=rate,
             confidence=detector.confidence,
-            smallest_rate=float(detector.calibration_.table(detector.confidence)[1].min()),
+            smallest_rate=smallest,
             rate_in_doubt=check.message if check.fired else None,
             threshold=detector.threshold_,
+            thresholds=[(each, threshold_in(table, each)) for each in np.unique(rates).tolist()],
             training_images=detector.fit_summary_.training_images,
             calibration_images=len(detector.calibration_scores_),
             calibration_histogram=HistogramAnswer(edges=edges.tolist(), counts=counts.tolist()),

@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import request_response
 
@@ -69,6 +70,10 @@ def create_app(service: Service) -> FastAPI:
         service.telemetry.rejected.labels(error.reason).inc()
         return error.response()
 
+    async def on_gone(_: Request, __: Exception) -> Response:
+        """The client left before its body had arrived."""
+        return Response(status_code=CLIENT_GONE)
+
     app = FastAPI(
         title="dlsr",
         description="Scores how far images are out of distribution. Larger score = more OOD.",
@@ -79,6 +84,7 @@ def create_app(service: Service) -> FastAPI:
         redirect_slashes=False,  # a redirect would name the host that the client sent
         exception_handlers={
             RefusedError: on_refused,
+            ClientDisconnect: on_gone,
             Exception: on_failure,
             HTTPException: on_http_exception,
             RequestValidationError: on_invalid,

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Container
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from dlsr.errors import ImageError
 from dlsr.images.names import SUFFIXES, in_utf8
@@ -101,7 +101,7 @@ class Arrivals:
             for name in files:
                 if len(self._waiting) == MOST_WAITING:
                     return ready
-                if os.path.splitext(name)[1].lower() not in SUFFIXES:  # noqa: PTH122
+                if PurePath(name).suffix.lower() not in SUFFIXES:
                     continue
                 path = os.path.join(parent, name)  # noqa: PTH118
                 try:

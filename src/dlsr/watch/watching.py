@@ -43,6 +43,12 @@ class WatchSettings:
     """End when everything that is there is done."""
 
 
+def check_folder(folder: Path) -> None:
+    """Raise InputError if there is no such folder to watch."""
+    if not folder.is_dir():
+        raise InputError(f"there is no folder '{folder}' to watch; check the path")
+
+
 class Stop:
     """Ends a `Watcher.run`. It may be set by a signal handler, where setting a `threading.Event` may wait for ever."""
 
@@ -107,8 +113,7 @@ class Watcher:
         tell: Callable[[str], None] = lambda _: None,
         on_rows: Callable[[Sequence[Result]], None] = lambda _: None,
     ) -> None:
-        if not folder.is_dir():
-            raise InputError(f"there is no folder '{folder}' to watch; check the path")
+        check_folder(folder)
         calibration = detector.calibration_
         self._drift = RunningDrift(
             calibration.scores,

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from dlsr.errors import OutputError, SettingsError
-from dlsr.files import check_writable, replacing_folder, target_of
+from dlsr.errors import SettingsError
+from dlsr.files import check_replaceable, check_writable, replacing_folder
 from dlsr.images.tars import TAR_SUFFIXES
 from dlsr.images.video import CLIP_SUFFIXES
 from dlsr.results import COLUMNS, Result, TextWriter
@@ -70,12 +70,7 @@ class FolderFormat:
         Raises:
             OutputError: if they cannot, or the folder holds other files.
         """
-        if folder.is_file():
-            raise OutputError(f"'{folder}' is a file; give a folder for {self.name}")
-        if folder.is_dir():
-            others = [path.name for path in folder.iterdir() if path.name not in self.files and target_of(path) is None]
-            if others:
-                raise OutputError(f"'{folder}' holds other files, such as {min(others)}; give a new folder")
+        check_replaceable(folder, self.files, f"files for {self.name}")
         check_writable(folder / self.files[0])
 
     def write(self, folder: Path, results: Iterable[Result]) -> None:

@@ -1,6 +1,5 @@
 "use strict";
 
-const LARGEST_RATE = 0.5;
 const SVG = "http://www.w3.org/2000/svg";
 const SHOWN_DEVIATIONS = 8;
 const select = (selector, within = document) => within.querySelector(selector);
@@ -28,14 +27,18 @@ async function loadModel() {
     `Model ${model.model}: ${model.encoder}, score ${model.score}, fitted to ${model.training_images} images, ` +
     `calibrated on ${model.calibration_images} images.` +
     (model.rate_in_doubt ? ` The false-alarm rate may not hold: ${model.rate_in_doubt}.` : "");
+  if (model.confidence !== null) {
+    select("#promise").textContent = `with a confidence of ${Number((100 * model.confidence).toPrecision(6))} %`;
+  }
   setRate(model.false_alarm_rate);
   select("#rate").value = sliderOf(model.false_alarm_rate);
 }
 
-// The slider is logarithmic, from the smallest p-value that the calibration images allow to one half.
-const smallestRate = () => model.smallest_rate;
-const rateOf = (slider) => smallestRate() * (LARGEST_RATE / smallestRate()) ** (slider / 100);
-const sliderOf = (share) => (100 * Math.log(share / smallestRate())) / Math.log(LARGEST_RATE / smallestRate());
+// The slider is logarithmic, from the smallest to the largest rate that the service gives a threshold for.
+const smallestRate = () => model.thresholds[0][0];
+const largestRate = () => model.thresholds.at(-1)[0];
+const rateOf = (slider) => smallestRate() * (largestRate() / smallestRate()) ** (slider / 100);
+const sliderOf = (share) => (100 * Math.log(share / smallestRate())) / Math.log(largestRate() / smallestRate());
 
 function setRate(share) {
   rate = share;
@@ -55,7 +58,8 @@ function summarise() {
 }
 
 // With a tolerance, because the slider rounds the rate and p-values are exact.
-const isOod = (answer) => answer.p_value <= rate * (1 + 1e-9);
+const TOLERANCE = 1e-9;
+const isOod = (answer) => answer.p_value <= rate * (1 + TOLERANCE);
 
 function judge(card) {
   if (card.answer.error) return;
@@ -70,16 +74,8 @@ function judge(card) {
   line.setAttribute("x2", place);
 }
 
-// Position of the dashed line: the score exceeded by this share of the calibration scores, from the histogram.
-function thresholdAt(share) {
-  const { edges, counts } = model.calibration_histogram;
-  let left = Math.floor(share * (model.calibration_images + 1) + 1e-9);
-  for (let i = counts.length - 1; i >= 0; i--) {
-    if (left <= counts[i]) return edges[i + 1] - (edges[i + 1] - edges[i]) * (left / Math.max(counts[i], 1));
-    left -= counts[i];
-  }
-  return edges[0];
-}
+// Position of the dashed line. The service gives it for each rate that the slider can have.
+const thresholdAt = (share) => model.thresholds.filter(([known]) => known <= share * (1 + TOLERANCE)).at(-1)[1];
 
 function show(file, answer) {
   const element = select("#card").content.cloneNode(true).firstElementChild;
