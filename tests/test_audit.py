@@ -10,6 +10,7 @@ from dlsr import Detector, NoImagesError
 from dlsr.audit import COLUMNS, FAULTS, audit
 from dlsr.fitting import UNLIKE
 from dlsr.images.sources import open_images
+from shared import small
 
 
 @pytest.fixture
@@ -79,6 +80,12 @@ def test_a_detector_whose_rate_needs_more_images_can_audit_fewer(detector, image
     expected = audit(paths, detector=detector)
     found = audit(paths, detector=Detector(**detector.get_params() | settings))
     np.testing.assert_array_equal(found.deviations, expected.deviations)
+
+
+def test_too_few_images_for_a_score_are_told(detector, image_folder):
+    paths = sorted(image_folder.rglob("*.png"))[:24]
+    residual = Detector(**detector.get_params() | small("residual"))
+    assert "24 images are too few for this score" in audit(paths, detector=residual).notes[0]
 
 
 def test_copies_in_another_folder_are_leaks(detector, folder, tmp_path, odd_folder):

@@ -499,7 +499,7 @@ def flip(folder):
         (lambda m: (m / "model.json").write_text("[1]"), "not of dlsr"),
         (lambda m: change(m, format="other"), "not of dlsr"),
         (lambda m: change(m, schema_version=99), "upgrade dlsr"),
-        (lambda m: change(m, schema_version=1), "reads 8; fit the model again"),
+        (lambda m: change(m, schema_version=1), "reads 9; fit the model again"),
         (lambda m: change(m, schema_version="x"), "schema_version"),
         (lambda m: change(m, channels="x"), "channels"),
         (lambda m: change(m, config={"false_alarm_rate": 7}), "between 0 and 1"),

@@ -255,6 +255,8 @@ def test_a_file_being_added_has_its_name_only_when_it_is_complete(tmp_path, monk
         monkeypatch.setattr(os, name, partial(watched, getattr(os, name)))
     assert add_file(tmp_path, "a.png", b"one") == tmp_path / "a.png"
     assert steps == [[], []]
+    assert add_file(tmp_path, "a.png", b"one") == tmp_path / "a.png"
+    assert len(steps) == 2, "nothing is written again"
     assert add_file(tmp_path, "a.png", b"two") == tmp_path / "a-2.png"
     assert [path.read_bytes() for path in sorted(tmp_path.iterdir())] == [b"two", b"one"]
 

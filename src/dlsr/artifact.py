@@ -32,7 +32,7 @@ from dlsr.training.log import EpochLog
 
 Arrays = Mapping[str, NDArray[Any]]
 
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 
 
 class Header(BaseModel):
@@ -40,7 +40,7 @@ class Header(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[8] = 8
+    schema_version: Literal[9] = 9
     versions: dict[str, str]
     numbers: str = ""
     """Name of the file with the numbers."""

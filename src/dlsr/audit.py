@@ -16,6 +16,7 @@ from dlsr.detector import Detector
 from dlsr.encoding.extractor import FeatureExtractor
 from dlsr.encoding.pipeline import Encoded, Progress
 from dlsr.encoding.store import empty_table
+from dlsr.errors import TooFewImagesError
 from dlsr.files import replacing
 from dlsr.fitting import UNLIKE, deviations_of
 from dlsr.images.quality import MEASURES, Quality, faults_of, quality_of, table_of
@@ -309,9 +310,15 @@ def _deviations(
         )
         return deviations
     encoded, scoring = here.encoded, copy.copy(detector)
-    # No rate is promised here, so none can ask for more images.
-    scoring.false_alarm_rate, scoring.confidence, scoring.calibration = 0.05, None, "auto"
-    fitted = scoring.fit_features(encoded.z0, extractor.encoder.channels, digests=encoded.digests, groups=near.tolist())
+    # No rate is promised here. This one needs the fewest images.
+    scoring.false_alarm_rate, scoring.confidence, scoring.calibration = 0.5, None, "auto"
+    try:
+        fitted = scoring.fit_features(
+            encoded.z0, extractor.encoder.channels, digests=encoded.digests, groups=near.tolist()
+        )
+    except TooFewImagesError:
+        notes.append(f"images unlike the rest were not looked for: {len(near)} images are too few for this score")
+        return deviations
     summary = fitted.fit_summary_
     if summary.left_out:
         return deviations_of(fitted.calibration_scores_, near)

@@ -192,6 +192,7 @@ class Detector(Configured):
         self, encoded: Encoded, *, groups: Sequence[Hashable] | None = None, **training: Unpack[TrainingOptions]
     ) -> Self:
         """As `fit`, to images that were encoded by `prepare_extractor`, here or on a cluster. Raises as `fit` does."""
+        self._check_groups(encoded.names, groups)
         extractor, trainer = self.prepare_extractor(), Trainer.of(self._resolved().seed, training)
         self._model, self._extractor = self._fit_encoded(encoded, extractor, trainer, groups), extractor
         return self

@@ -35,7 +35,7 @@ _WRITE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Errors that no reading can cause: full disk, exceeded quota, file too large."""
 _WITHOUT_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL})
 """Errors of locking on file systems that have no locks."""
-_WITHOUT_LINKS = frozenset({errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP})
+_WITHOUT_LINKS = frozenset({errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL})
 """Errors of hard links on file systems that have none."""
 _TEMPORARY = re.compile(r"\.writing-[0-9a-f]{32}(?:-(.*)|\..*)?")
 _LONGEST = 100
@@ -95,14 +95,22 @@ def add_file(folder: Path, name: str, content: bytes) -> Path:
     temporary = _temporary(folder / f"{stem}{ending}")
     names = (f"{stem}{ending}" if number == 1 else f"{stem}-{number}{ending}" for number in itertools.count(1))
     paths = (folder / name for name in names)
+
+    def is_there(path: Path) -> bool:
+        return path.is_file() and path.read_bytes() == content
+
     with _reported(folder / name):
+        first = next(path for path in paths if not path.exists() or is_there(path))
+        if first.exists():
+            return first
         folder.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("xb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            return next(p for p in paths if _named(temporary, p) or (p.is_file() and p.read_bytes() == content))
+            # Another process may have taken the name meanwhile.
+            return next(path for path in itertools.chain([first], paths) if _named(temporary, path) or is_there(path))
         finally:
             temporary.unlink(missing_ok=True)
 

@@ -302,8 +302,8 @@ class FittedDetector(FittedAttributes):
 
     def _groups_of(self, encoded: Encoded, groups: Sequence[Hashable] | None) -> Groups:
         if groups is not None:
-            self._check_groups(encoded.names, groups)
-            groups = [group for group, error in zip(groups, encoded.errors, strict=True) if error is None]
+            # A clip may end before it seemed to: its last frames have a group, but do not exist.
+            groups = [group for group, error in zip(groups, encoded.errors, strict=False) if error is None]
         return self._grouped(encoded.readable_names, encoded.z0, encoded.digests, groups)
 
     def _grouped(

@@ -139,9 +139,11 @@ def fit_model(
 
 
 def check_calibration(config: DetectorConfig, settings: Settings, channels: tuple[int, ...], n: int) -> None:
-    """Raise, before images are encoded, as `fit_model` will if `n` images cannot be left out as is asked for."""
+    """Raise, before `n` images are encoded, as `fit_model` will if the score cannot leave out images, however few."""
     with torch.device("meta"):
-        leaves_out(new_scorer(settings, channels), n, config.calibration)
+        scorer = new_scorer(settings, channels)
+    if not scorer.leaves_out(1):
+        leaves_out(scorer, n, config.calibration)
 
 
 def fit_images(

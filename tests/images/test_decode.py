@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from dlsr import ImageError, ImageTooLargeError
 from dlsr.images import decode as decode_module
@@ -88,6 +88,25 @@ def test_tiffs_with_separate_planes_of_16_bits_are_read_rightly_or_refused():
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbagegarbage", b"Exif\0\0II*\0"])
 def test_damaged_exif_data_do_not_make_an_image_unreadable(kind, exif):
     assert decode(encoded(RED, kind, exif=exif)).size == RED.size
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+def test_an_image_is_turned_though_other_exif_data_are_damaged(kind):
+    directory = (
+        struct.pack("<H", 2) + struct.pack("<HHI4s", 0x0100, 2, 4, b"wide") + struct.pack("<HHII", 0x0112, 3, 1, 6)
+    )
+    exif = b"Exif\0\0II*\0" + struct.pack("<I", 8) + directory + bytes(4)
+    assert decode(encoded(RED, kind, exif=exif)).size == RED.size[::-1]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_as_pillow_turns_them(orientation):
+    image = Image.effect_noise((5, 3), 90).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    raw = encoded(image, exif=exif)
+    with Image.open(io.BytesIO(raw)) as opened:
+        assert decode(raw).tobytes() == ImageOps.exif_transpose(opened).tobytes()
 
 
 def test_signed_bytes_are_refused():

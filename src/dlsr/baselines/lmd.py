@@ -1,5 +1,6 @@
 """LMD (Liu et al. 2023, "Unsupervised OOD detection with diffusion inpainting")."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -29,14 +30,15 @@ class LMD(PixelDiffusion):
     steps: int = 100
 
     @torch.no_grad()
+    def inpaintings(self, pixels: Tensor) -> Iterator[Tensor]:
+        """Each attempt's inpaintings in `[-1, 1]` of a few images: uint8 `(n, C, H, W)`, to that shape."""
+        noise = self._noise(pixels, self.attempts * 2 * self.steps, *pixels.shape[1:])
+        for i, draws in enumerate(torch.split(noise, 2 * self.steps, dim=1)):
+            yield self._inpainted(scaled(pixels), checkerboard(self.size, i % 2), draws)
+
     def _scores(self, pixels: Tensor) -> Tensor:
         x0, perception = scaled(pixels), Perception.shared(str(pixels.device))
-        noise = self._noise(pixels, self.attempts * 2 * self.steps, *pixels.shape[1:])
-        inpainted = (
-            self._inpainted(x0, checkerboard(self.size, i % 2), draws)
-            for i, draws in enumerate(torch.split(noise, 2 * self.steps, dim=1))
-        )
-        return torch.stack([perception.distance(x0, image) for image in inpainted]).quantile(0.5, dim=0)
+        return torch.stack([perception.distance(x0, image) for image in self.inpaintings(pixels)]).quantile(0.5, dim=0)
 
     def _inpainted(self, x0: Tensor, kept: Tensor, noise: Tensor) -> Tensor:
         """Sample the pixels that are not kept, as RePaint does without resampling (Lugmayr et al. 2022, Algorithm 1).

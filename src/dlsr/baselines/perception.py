@@ -30,13 +30,15 @@ class Perception(nn.Module):
         """The instance that all detectors of this process share."""
         return Perception().to(device)
 
-    @torch.no_grad()
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
         """Distances of images in `[-1, 1]`: `(n, C, H, W)` twice to `(n,)`; 0 for equal images."""
-        maps_a, maps_b = self._maps(a), self._maps(b)
-        return torch.stack(
-            [(x - y).square().sum(dim=1).mean(dim=(1, 2)) for x, y in zip(maps_a, maps_b, strict=True)]
-        ).mean(dim=0)
+        return self.by_stage(a, b).mean(dim=1)
+
+    @torch.no_grad()
+    def by_stage(self, a: Tensor, b: Tensor) -> Tensor:
+        """Their distances in each stage of the encoder: `(n, C, H, W)` twice to `(n, stages)`."""
+        both = zip(self._maps(a), self._maps(b), strict=True)
+        return torch.stack([(x - y).square().sum(dim=1).mean(dim=(1, 2)) for x, y in both], dim=1)
 
     def _maps(self, images: Tensor) -> list[Tensor]:
         colour = images.expand(-1, 3, -1, -1)

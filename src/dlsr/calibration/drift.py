@@ -263,7 +263,7 @@ def drift(
     )
 
 
-def check_settings(alpha: float, window: int | None, with_reference: bool) -> None:
+def check_settings(alpha: float, window: int | None, with_reference: bool = False) -> None:
     """Raise SettingsError as `drift` does, before any image is scored.
 
     Args:

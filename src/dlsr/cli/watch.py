@@ -73,6 +73,7 @@ def watch(
 ) -> None:
     """Score images as they arrive in a folder. Can be stopped and started again at any time; none is scored twice."""
     from dlsr.artifact import read_manifest  # noqa: PLC0415
+    from dlsr.calibration.drift import check_settings  # noqa: PLC0415
     from dlsr.fitted_detector import FittedDetector  # noqa: PLC0415
     from dlsr.watch.journal import check_journal, open_journal  # noqa: PLC0415
     from dlsr.watch.watching import Watcher, WatchSettings, check_folder  # noqa: PLC0415
@@ -86,6 +87,7 @@ def watch(
         once=once,
     )
     check_folder(folder)
+    check_settings(drift_alpha, drift_window)
     check_journal(output)
     delivery = None if webhook is None else _delivery(webhook, output)
     id = read_manifest(model).numbers_sha256[:16]

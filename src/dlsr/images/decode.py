@@ -60,6 +60,16 @@ _SIGNED = 2
 """A value of `_SAMPLE_FORMAT`."""
 _SEPARATE = 2
 """A value of `_PLANES`: all red values, then all green ones, .."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image upright, by its EXIF orientation."""
 _SCAN = b"\xff\xda"
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 """Where a part of a JPEG begins; the data of a scan have none inside."""
@@ -296,8 +306,9 @@ def orientation_of(image: Image.Image) -> int:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    # Pillow copies images that need not be turned, too.
-    return image if orientation_of(image) == 1 else ImageOps.exif_transpose(image)
+    # Pillow's own function also writes the EXIF data anew, which fails if any of them are damaged.
+    turn = _TURNS.get(orientation_of(image))
+    return image if turn is None else image.transpose(turn)
 
 
 def _to_rgb(image: Image.Image, bits: int) -> Image.Image:

@@ -127,7 +127,7 @@ class Gaussian(nn.Module):
 
 
 def _squares_without(rows: Tensor, n: int) -> Tensor:
-    """Squared Mahalanobis distances of a group from the other samples: `(m, c)` to `(m,)`.
+    """Squared Mahalanobis distances of a group from the other samples, divided by `n`: `(m, c)` to `(m,)`.
 
     Args:
         rows: the group, whitened by the covariance of all `n` samples and divided by the root of `n`.

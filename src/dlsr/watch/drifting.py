@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dlsr.calibration.drift import SMALLEST_WINDOW, drift, one_of_each_group
-from dlsr.errors import SettingsError
+from dlsr.calibration.drift import SMALLEST_WINDOW, check_settings, drift, one_of_each_group
 
 TESTS_PER_WINDOW = 10
 """Tests while all images of a window are replaced by new ones."""
@@ -48,10 +47,7 @@ class RunningDrift:
         alpha: float,
         seed: int = 0,
     ) -> None:
-        if window < SMALLEST_WINDOW:
-            raise SettingsError(f"a window needs at least {SMALLEST_WINDOW} images, got {window}")
-        if not 0 < alpha < 1:
-            raise SettingsError(f"alpha must lie between 0 and 1, got {alpha}")
+        check_settings(alpha, window)
         self._calibration = calibration if groups is None else one_of_each_group(calibration, groups, seed)
         self._alpha = alpha
         self._scores: deque[float] = deque(maxlen=window)

@@ -44,10 +44,7 @@ def load_image(path, draft, most_pixels, longest_side):
     image.load()
     bits = bits_of(image)
     negative = image.format == "TIFF" and image.tag_v2.get(262) == 0
-    try:
-        image = ImageOps.exif_transpose(image)
-    except Exception as error:
-        print(f"its EXIF data are damaged, so it is not turned: {error}", file=sys.stderr)
+    image = upright(image)
     if bits > 8:
         image = Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8)).convert("RGB")
         return ImageOps.invert(image) if negative else image
@@ -56,10 +53,25 @@ def load_image(path, draft, most_pixels, longest_side):
     return image.convert("RGB")
 
 
+def upright(image):
+    """The image as its EXIF orientation says; damaged EXIF data are passed over."""
+    try:
+        orientation = image.getexif().get(0x0112)
+    except Exception:
+        return image
+    names = ["FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90"]
+    turns = {2 + i: Image.Transpose[name] for i, name in enumerate(names)}
+    return image.transpose(turns[orientation]) if orientation in turns else image
+
+
 def bits_of(image):
     """How many bits a channel has: of 9 to 16, the upper 8 are used."""
-    if image.format == "TIFF" and 2 in image.tag_v2.get(339, ()):
-        raise ValueError("signed pixels have no known range; convert to 8 or unsigned 16 bits")
+    if image.format == "TIFF":
+        tags = image.tag_v2
+        if 2 in tags.get(339, ()):
+            raise ValueError("signed pixels have no known range; convert to 8 or unsigned 16 bits")
+        if tags.get(284) == 2 and tags.get(259, 1) == 1 and max(tags.get(258, (8,))) > 8:
+            raise ValueError("separate planes of more than 8 bits are read wrongly; store pixel by pixel")
     if image.mode.startswith("I;16"):
         return image.tag_v2.get(258, (16,))[0] if image.format == "TIFF" else 16
     if image.mode == "I" and image.format in ("PPM", "PNG"):
