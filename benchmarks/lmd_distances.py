@@ -91,8 +91,8 @@ def markdown(content: dict[str, Any]) -> str:
     lines = [
         f"`{content['command']}`",
         "",
-        f"AUROC in %, of {content['images']} images of CIFAR-10 against as many OOD images, by the distance of an image to",
-        "its inpaintings.",
+        f"AUROC in %, of {content['images']} images of CIFAR-10 against as many OOD images, by the distance of an",
+        "image to its inpaintings.",
         "",
         f"| distance | {' | '.join(names)} |",
         "|---" * (1 + len(names)) + "|",

@@ -1,10 +1,13 @@
 """What scoring may import. PyTorch takes seconds to import and gigabytes to install."""
 
 import json
+import pickle
 import subprocess
 import sys
 
 import pytest
+
+from dlsr import MissingExtraError
 
 HEAVY = (
     "torch",
@@ -140,3 +143,10 @@ def test_a_model_without_graphs_says_what_to_install(without_heavy, model, odd_f
     assert done.returncode == 2
     assert "holds no graphs" in done.stderr
     assert "dlsr[fit]" in done.stderr
+
+
+@pytest.mark.parametrize("extra", ["quantise", None])
+def test_the_error_of_a_missing_extra_comes_back_from_another_process(extra):
+    error = MissingExtraError("nncf", extra)
+    back = pickle.loads(pickle.dumps(error))
+    assert (type(back), str(back)) == (MissingExtraError, str(error))

@@ -100,6 +100,11 @@ class MissingExtraError(DlsrError):
         """`extra` is None for what `pip install dlsr` brings along."""
         wanted = f"'dlsr[{extra}]'" if extra else f"dlsr {package}"
         super().__init__(f"{package} is not installed; run: pip install {wanted}")
+        self._arguments = package, extra
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str | None]]:
+        """Errors of another process come back pickled, which by default gives `__init__` the message alone."""
+        return type(self), self._arguments
 
 
 _FOR_FITS = {"torch", "torchvision", "timm", "sklearn", "scipy", "matplotlib", "onnx", "onnxscript"}

@@ -6,11 +6,12 @@ import pytest
 from PIL import Image
 
 from dlsr import ArtifactError, Detector, evaluate_scores
-from dlsr.baselines import DETECTORS
+from dlsr.baselines import DETECTORS, make_detector
 from dlsr.bench.compare import (
     CompareSettings,
     Task,
     _key,
+    code_of,
     compare,
     read_run,
     read_scores,
@@ -18,6 +19,7 @@ from dlsr.bench.compare import (
     write_failures,
 )
 from dlsr.bench.render import comparison_table, summary_table
+from dlsr.images.sources import ImageDataset, failing_item
 from dlsr.images.transforms import protocol_transform
 
 TINY = {"encoder": "test_resnet", "weights": "random"}
@@ -80,8 +82,27 @@ def test_other_weights_under_the_same_name_are_other_runs(tmp_path):
     for content in (b"one", b"two", b"one"):
         weights.write_bytes(content)
         detector = Detector(score="mahalanobis", **TINY | {"weights": str(weights)})
-        keys.append(_key(detector, SETTINGS, {}, "mahalanobis"))
+        keys.append(_key(detector, SETTINGS, {}, "mahalanobis", ""))
     assert keys[0] == keys[2] != keys[1]
+
+
+def test_other_labels_are_other_runs_of_detectors_that_need_them(task):
+    detectors = {name: make_detector(name) for name in ("msp", "vae")}
+    keys = {name: {_key(detector, SETTINGS, {}, name, given) for given in "ab"} for name, detector in detectors.items()}
+    assert {name: len(found) for name, found in keys.items()} == {"msp": 2, "vae": 1}
+
+
+def test_the_code_that_fits_and_groups_images_is_a_part_of_the_key(monkeypatch):
+    monkeypatch.setattr("dlsr.bench.compare.code_digest", lambda *modules: modules)
+    behind = code_of(Detector(score="mahalanobis"))
+    assert {"dlsr.fitting", "dlsr.calibration.copies", "dlsr.scorers.mahalanobis"} <= set(behind)
+
+
+def test_images_that_cannot_be_read_are_named_also_if_runs_are_read(comparison, task):
+    broken = ImageDataset([*task.test.items[:15], failing_item("bad.png", "no such disk")])
+    comparison.task = replace(task, test=broken)
+    for _ in range(2):
+        assert comparison.run(MAHALANOBIS)["unreadable"] == {"ID": {"bad.png": "no such disk"}}
 
 
 def test_a_report_holds_the_scores_and_metrics_of_each_detector(compared, task):

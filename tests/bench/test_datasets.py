@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from dlsr import InputError, MissingExtraError, SettingsError, open_images
-from dlsr.bench.datasets import DATASETS, labels_of, open_dataset
+from dlsr.bench.datasets import DATASETS, annotated_classes, labels_of, open_dataset
 from dlsr.bench.paper import PAPER
 
 
@@ -181,3 +181,16 @@ def test_the_sha256_of_an_official_archive_is_checked(tmp_path, odd_folder, monk
 
 def test_labels_need_more_than_one_folder(odd_folder):
     assert labels_of(open_images(odd_folder)) is None
+
+
+@pytest.mark.parametrize("name", ["/etc/hostname", "latin.txt"])
+def test_an_annotations_file_that_cannot_be_read_is_one_line(tmp_path, name):
+    (tmp_path / "latin.txt").write_bytes(b"a.png\tcaf\xe9\n")
+    with pytest.raises(InputError, match="give a folder or tar with a UTF-8 file of this name"):
+        annotated_classes(tmp_path, name)
+
+
+def test_a_dataset_that_is_no_tar_is_one_line(tmp_path):
+    (tmp_path / "photo.png").write_bytes(b"no tar")
+    with pytest.raises(InputError, match=r"cannot read 'val_annotations.txt'"):
+        annotated_classes(tmp_path / "photo.png", "val_annotations.txt")

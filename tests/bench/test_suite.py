@@ -9,8 +9,9 @@ from dlsr import Detector, SettingsError, evaluate_scores
 from dlsr.baselines import make_detector
 from dlsr.bench import code
 from dlsr.bench.figures import save_suite
+from dlsr.bench.inputs import Features
 from dlsr.bench.render import suite_tables
-from dlsr.bench.suite import SuiteSettings, chosen_detectors, run_suite
+from dlsr.bench.suite import SuiteSettings, chosen_detectors, measure, run_suite
 from dlsr.bench.summary import summarised
 from dlsr.bench.tasks import TaskOpener, draw, read_suite
 from dlsr.calibration.conformal import p_values
@@ -18,6 +19,7 @@ from dlsr.calibration.split import split
 from dlsr.encoding.extractor import FeatureExtractor
 from dlsr.images.sources import ImageDataset, failing_item
 from dlsr.images.transforms import protocol_transform
+from dlsr.method.noise import row_digests
 
 TINY = {"encoder": "test_resnet", "weights": "random"}
 TASKS = """
@@ -220,6 +222,41 @@ def test_unreadable_images_are_left_out_and_named(tasks, tmp_path):
     assert report["tasks"][0]["unreadable"] == {"train": {"bad.png": "no such disk"}}
     assert run_of(report, "temple", "knn-3")["datasets"] == run_of(whole, "temple", "knn-3")["datasets"]
     assert "- temple: 1 images of train cannot be read" in suite_tables(report)
+    again = run_suite([replace(tasks[0], train=broken)], settings, tmp_path / "broken")
+    assert again["tasks"] == report["tasks"], "also if all runs are read"
+
+
+def test_unreadable_images_are_named_if_no_detector_encodes_them(tasks, tmp_path):
+    broken = ImageDataset([failing_item("bad.png", "no such disk"), *tasks[0].train.items])
+    settings = replace(SETTINGS, detectors={"simclr": DETECTORS["simclr"]})
+    report = run_suite([replace(tasks[0], train=broken)], settings, tmp_path)
+    assert report["tasks"][0]["unreadable"] == {"train": {"bad.png": "no such disk"}}
+
+
+def test_false_alarms_are_those_of_a_rule_in_which_copies_count_once():
+    draws = np.random.default_rng(0)
+    vectors = draws.standard_normal((204, 8), dtype=np.float32)
+    copied = np.concatenate([vectors, np.repeat(vectors[200:], 50, axis=0)])
+    detector = Detector(score="mahalanobis")
+    inside = draws.standard_normal((1000, 8), dtype=np.float32)
+    parts = {"train": copied, "ID": inside, "far": inside + 3}
+    found = measure(detector, {name: Features(z0, row_digests(z0), (8,)) for name, z0 in parts.items()})
+    own = np.mean(detector.p_values_of(detector.score_features(inside)) <= 0.05)
+    assert found["false_alarms"]["0.05"] == pytest.approx(own)
+    assert own > 0.02
+
+
+def test_what_an_error_of_a_rival_says_is_its_reason(tasks, tmp_path):
+    wrong = replace(SETTINGS, detectors={"lof": {"detector": "anomalib+fre", "latent": "10"}, "knn-3": KNN})
+    report = run_suite(tasks[:1], wrong, tmp_path)
+    assert [("why" in row, row["detector"]) for row in report["rows"]] == [(True, "lof"), (False, "knn-3")]
+
+
+def test_encoders_that_differ_in_more_than_pooling_have_costs_of_their_own(tasks, tmp_path):
+    both = {"knn-3": KNN, "last": {**KNN, "stages": (3,)}}
+    report = run_suite(tasks[:1], replace(SETTINGS, detectors=both), tmp_path)
+    assert list(report["encoders"]) == ["test_resnet, mean", "test_resnet, mean, stages 3"]
+    assert len({cost["c"] for cost in report["encoders"].values()}) == 2
 
 
 MISTAKES = {

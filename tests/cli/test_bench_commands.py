@@ -35,6 +35,29 @@ def test_compare_writes_json_a_table_and_the_worst_failures(run, image_folder, o
     assert (tmp_path / "out" / "failures.png").stat().st_size > 1000
 
 
+def test_images_that_cannot_be_read_are_in_the_report(run, image_folder, odd_folder, tmp_path):
+    odd = shutil.copytree(odd_folder, tmp_path / "odd")
+    (odd / "broken.png").write_bytes(b"no image")
+    data = ["--id", image_folder, "--id-test", image_folder, "--ood", f"flower={odd}", "-o", tmp_path / "out"]
+    for _ in range(2):
+        assert run("bench", "compare", *data, *TINY[:4], "--detectors", "mahalanobis").status == 0
+        assert "1 images of flower cannot be read: " in (tmp_path / "out" / "compare.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["ID", "train"])
+def test_ood_images_cannot_be_called_as_id_images_are(run, image_folder, odd_folder, tmp_path, name):
+    data = ["--id", image_folder, "--id-test", image_folder, "--ood", f"{name}={odd_folder}", "-o", tmp_path / "out"]
+    assert f"'{name}' is what ID images are called; give another name" in run("bench", "compare", *data).error
+
+
+def test_mistakes_in_a_measurement_of_speed_are_found_first(run, image_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("dlsr.bench.speed.measure_speed", None)
+    command = ["bench", "speed", "--images", image_folder, "-o"]
+    assert "end the name in .json" in run(*command, tmp_path / "a.png").error
+    wrong = run(*command, tmp_path / "a.json", "--batch-sizes", "0")
+    assert "--batch-sizes takes whole numbers from 1 on" in wrong.error
+
+
 def test_an_unknown_detector_is_one_line(run, image_folder, odd_folder, tmp_path):
     data = ["--id", image_folder, "--id-test", image_folder, "--ood", f"flower={odd_folder}", "-o", tmp_path / "out"]
     error = run("bench", "compare", *data, *TINY, "--detectors", "mahalanobi").error
@@ -81,6 +104,8 @@ def test_a_figure_uses_the_datasets_that_there_are(run, drawn, places, tmp_path)
     report = json.loads((tmp_path / "out" / "fig3.json").read_text())
     assert (report["figure"], report["id"], report["epochs"]) == ("fig3", "cifar10", 1)
     assert "lsun-c" in report["missing"]
+    assert report["images"] == {"train": 120, "ID": 30, "svhn": 30}
+    assert {name: len(digest) for name, digest in report["sha256"].items()} == {"train": 64, "ID": 64, "svhn": 64}
     assert (drawn[0].epochs, drawn[0].settings.limit, drawn[0].store) == (1, 30, None)
 
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from PIL import Image
 
-from dlsr import Detector
+from dlsr import Detector, SettingsError
 from shared import patches
 
 TORCH = ["--backend", "torch"]
@@ -95,6 +95,19 @@ def test_info_shows_encoder_settings_and_threshold(run, model, monkeypatch):
         "at a false-alarm rate of 5 %",
     ):
         assert text in done.out
+
+
+def test_info_shows_a_model_whose_encoder_runs_on_the_cpu_alone(run, model, monkeypatch):
+    """On a machine with a GPU it was an error, with an option as remedy that the command does not have."""
+
+    def choose(backend, device, precision="float32"):
+        if device != "cpu":
+            raise SettingsError("int8 is for CPUs")
+        return "openvino"
+
+    monkeypatch.setattr("dlsr.runtime.devices.resolve_device", lambda name: "cuda" if name == "auto" else name)
+    monkeypatch.setattr("dlsr.runtime.backends.choose_backend", choose)
+    assert "device cpu, backend openvino" in " ".join(run("info", model).out.split())
 
 
 def test_info_tells_whether_there_are_maps(run, model, model_with_maps):

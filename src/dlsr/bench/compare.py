@@ -21,10 +21,10 @@ from dlsr.bench.failures import save_failures
 from dlsr.calibration.metrics import Metrics, evaluate_scores
 from dlsr.detector import Detector
 from dlsr.encoders.encoder import Z0_VERSION
-from dlsr.errors import ArtifactError, DlsrError
+from dlsr.errors import ArtifactError, one_line
 from dlsr.evaluation import mean_and_std
 from dlsr.files import write_arrays
-from dlsr.images.decode import UNREADABLE
+from dlsr.images.decode import UNREADABLE, decode, reason_of
 from dlsr.images.resizing import choose_resizer
 from dlsr.images.sources import ImageDataset
 from dlsr.images.transforms import Protocol, Transform, pixels_version, protocol_transform
@@ -116,11 +116,14 @@ def compare(
         on_message: callback with a line on the progress of each detector.
 
     Returns:
-        A report for JSON: `rows` as from `row_of`; a detector that cannot run has a reason, `why`, instead.
+        A report for JSON: `rows` as from `row_of`; a detector that cannot run has a reason, `why`, instead. In
+        `unreadable`, reasons by dataset and name of the images to measure on that cannot be read.
     """
     training = _subset(_Training(task.train, task.labels), settings.train_limit)
     images = scored_images(task, settings)
     data = {"train": digest_of(training.images)} | {name: digest_of(dataset) for name, dataset in images.items()}
+    labels = "" if training.labels is None else hashlib.sha256(training.labels.tobytes()).hexdigest()
+    unreadable: dict[str, dict[str, str]] = {}
     fitted: dict[str, Any] = {}
     states: set[Path] = set()
     rows: list[dict[str, Any]] = []
@@ -129,7 +132,7 @@ def compare(
             runs, files = [], []
             for seed in range(settings.seeds):
                 detector = _made(name, settings, seed, store)
-                path = folder / f"{name}-{seed}-{_key(detector, settings, data, name)}.safetensors"
+                path = folder / f"{name}-{seed}-{_key(detector, settings, data, name, labels)}.safetensors"
                 files.append(path.name)
                 run = read_run(path)
                 if run is None:
@@ -139,10 +142,12 @@ def compare(
                     run = _run(name, seed, detector, training, images, settings, state, fitted, on_message)
                     write_run(path, run)
                 runs.append(run)
+                unreadable = unreadable or _unreadable(images, run.scores)
             rows.append({**row_of(runs), "run_files": files})
-        except DlsrError as error:
-            on_message(f"{name} cannot run: {error}")
-            rows.append({"detector": name, "why": str(error)})
+        # The libraries of rivals raise what they like on data that they cannot fit.
+        except Exception as error:
+            on_message(f"{name} cannot run: {one_line(error)}")
+            rows.append({"detector": name, "why": one_line(error)})
     # Only now, since detectors of one family resume each other's training.
     for state in states:
         state.unlink(missing_ok=True)
@@ -150,6 +155,7 @@ def compare(
         "settings": asdict(settings),
         "images": {"train": len(training.images), **{name: len(dataset) for name, dataset in images.items()}},
         "sha256": data,
+        "unreadable": unreadable,
         "remarks": {name: list(remarks) for name, remarks in task.remarks.items()},
         "rows": rows,
         "versions": installed_versions(),
@@ -264,17 +270,27 @@ def parameters_of(detector: Any) -> dict[str, Any]:
     return {k: v for k, v in detector.get_params().items() if k not in ("store", "workers", "device")}
 
 
-def _key(detector: Any, settings: CompareSettings, data: Mapping[str, str], name: str) -> str:
+def _unreadable(images: Mapping[str, ImageDataset], scores: Mapping[str, Array]) -> dict[str, dict[str, str]]:
+    """By dataset and name, why the images without a score cannot be read."""
+    without = {name: np.flatnonzero(np.isnan(scores[name])).tolist() for name in images}
+    found = {name: unreadable_in(images[name].subset(positions)) for name, positions in without.items()}
+    return {name: reasons for name, reasons in found.items() if reasons}
+
+
+def _key(detector: Any, settings: CompareSettings, data: Mapping[str, str], name: str, labels: str) -> str:
     few = DETECTORS[name].reduced_images if settings.reduced else None
     parameters = parameters_of(detector)
-    return key_of(name, code_of(detector), parameters, images_key(parameters), few, settings.protocol, dict(data))
+    inputs = {**data, "labels": labels} if DETECTORS[name].needs_labels else dict(data)
+    return key_of(name, code_of(detector), parameters, images_key(parameters), few, settings.protocol, inputs)
 
 
 def code_of(detector: Any) -> str:
     """Digest of the code that decides a detector's scores."""
     modules = [type(detector).__module__]
     if isinstance(detector, Detector):
-        modules = ["dlsr.model", SCORES[resolve(detector.preset, detector.score).score].__module__]
+        scorer = SCORES[resolve(detector.preset, detector.score).score].__module__
+        modules = ["dlsr.model", "dlsr.fitting", "dlsr.detector", "dlsr.fitted_detector", "dlsr.scorer_module", scorer]
+        modules += ["dlsr.calibration.copies", "dlsr.calibration.groups"]
     return code_digest(*modules, "dlsr.calibration.split", "dlsr.calibration.conformal")
 
 
@@ -341,6 +357,17 @@ def write_failures(folder: Path, task: Task, settings: CompareSettings, report: 
     if done:
         best = max(done, key=lambda row: float(row["average_auroc"]))
         save_failures(path, scored_images(task, settings), read_scores(folder, best["run_files"][0]), best["detector"])
+
+
+def unreadable_in(images: ImageDataset) -> dict[str, str]:
+    """Reasons by name, of the images that cannot be read."""
+    found = {}
+    for item in images.items:
+        try:
+            decode(item.read())
+        except UNREADABLE as error:
+            found[item.name] = reason_of(error)
+    return found
 
 
 def digest_of(images: ImageDataset) -> str:

@@ -229,9 +229,9 @@ def without_cifar_like(images: ImageDataset, classes: Mapping[str, str]) -> tupl
 
     Args:
         images: images of Tiny-ImageNet.
-        classes: WordNet ids by the file names of the images.
+        classes: WordNet ids by the file names of the images. Images without one stay.
     """
-    kept = ImageDataset([item for item in images.items if classes[Path(item.name).name] not in CIFAR_LIKE_IDS])
+    kept = ImageDataset([item for item in images.items if classes.get(Path(item.name).name) not in CIFAR_LIKE_IDS])
     return kept, len(images) - len(kept)
 
 
@@ -273,15 +273,20 @@ def annotated_classes(path: Path, name: str) -> dict[str, str] | None:
 
 
 def _text_below(path: Path, name: str) -> str | None:
-    if path.is_dir():
-        files = sorted(path.rglob(name))
-        return files[0].read_text() if files else None
-    with tarfile.open(path) as tar:
-        for member in tar:
-            file = tar.extractfile(member) if Path(member.name).name == name else None
-            if file is not None:
-                return file.read().decode()
-    return None
+    try:
+        if path.is_dir():
+            files = sorted(path.rglob(name))
+            return files[0].read_text(encoding="utf-8") if files else None
+        with tarfile.open(path) as tar:
+            for member in tar:
+                file = tar.extractfile(member) if Path(member.name).name == name else None
+                if file is not None:
+                    return file.read().decode()
+        return None
+    except (OSError, ValueError, NotImplementedError, tarfile.TarError) as error:
+        raise InputError(
+            f"cannot read '{name}' in '{path}' ({one_line(error)}); give a folder or tar with a UTF-8 file of this name"
+        ) from error
 
 
 def _found(info: DatasetInfo, root: Path | None) -> Path | None:

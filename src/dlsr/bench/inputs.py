@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlsr.baselines.encoded import EncodedBaseline
+from dlsr.bench.compare import unreadable_in
 from dlsr.bench.tasks import Draw, Indices, SuiteTask
 from dlsr.detector import Detector
 from dlsr.encoders import EncoderSpec
@@ -162,8 +163,11 @@ class TaskInputs:
         return self._quantised[extractor.spec]
 
     def unreadable(self) -> dict[str, dict[str, str]]:
-        """By dataset, the reasons why images could not be encoded, by name."""
-        found = {name: images.unreadable for datasets in self._encoded.values() for name, images in datasets.items()}
+        """By dataset, the reasons why images cannot be read, by name. Decodes all images, unless they were encoded."""
+        if self._encoded:
+            found = {name: images.unreadable for name, images in next(iter(self._encoded.values())).items()}
+        else:
+            found = {name: unreadable_in(images) for name, images in self.task.datasets().items()}
         return {name: reasons for name, reasons in found.items() if reasons}
 
     def _all(self, name: str, extractor: FeatureExtractor) -> Encoded:

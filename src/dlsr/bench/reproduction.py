@@ -12,8 +12,10 @@ from dlsr.bench.compare import (
     CompareSettings,
     OnMessage,
     Task,
+    code_of,
     compare,
     digest_of,
+    images_key,
     key_of,
     parameters_of,
     read_scores,
@@ -190,13 +192,14 @@ class FigureRun:
             **{"epochs": self.epochs, "width": self.width, **changes},
         )
         parameters, images = parameters_of(detector), digest_of(train)
-        model = self.folder / f"network-{key_of(parameters, settings.protocol, images)}"
+        behind = [settings.protocol, images, images_key(parameters), code_of(detector)]
+        model = self.folder / f"network-{key_of(parameters, *behind)}"
         if model.exists():
             detector = Detector.load(model, weights=settings.weights, store=self.store)
         else:
             self.on_message(f"fitting the paper's network{_described(changes)}")
             # The checkpoint stays: a later call with more epochs resumes from it.
-            same = key_of({**parameters, "epochs": None}, settings.protocol, images)
+            same = key_of({**parameters, "epochs": None}, *behind)
             checkpoint = self.folder / f"network-{same}.checkpoint"
             detector.fit(train, transform=protocol_transform(settings.protocol), checkpoint=checkpoint)
             detector.save(model)
@@ -206,9 +209,19 @@ class FigureRun:
         """A fitted network, and the features of the images to score in a protocol."""
         transform, extractor = protocol_transform(protocol), detector.extractor_
         images = scored_images(self.task, self.settings)
-        return PaperNetwork(
-            detector, {name: extractor.encode(part, transform=transform) for name, part in images.items()}
-        )
+        encoded = {name: extractor.encode(part, transform=transform) for name, part in images.items()}
+        for name, found in encoded.items():
+            found.check_readable(f"images of '{name}'")
+        return PaperNetwork(detector, encoded)
+
+    def about_images(self) -> dict[str, Any]:
+        """Numbers and SHA-256 of the images of each dataset, and remarks on them, as in a report of `compare`."""
+        images = {"train": self.task.train.sample(self.settings.train_limit), **scored_images(self.task, self.settings)}
+        return {
+            "images": {name: len(part) for name, part in images.items()},
+            "sha256": {name: digest_of(part) for name, part in images.items()},
+            "remarks": {name: list(remarks) for name, remarks in self.task.remarks.items()},
+        }
 
 
 def _described(changes: Mapping[str, Any]) -> str:

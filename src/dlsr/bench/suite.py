@@ -27,7 +27,7 @@ from dlsr.images.transforms import protocol_transform
 
 Array = NDArray[np.float64]
 
-SCHEMA = 2
+SCHEMA = 3
 """Raise it with every change to this file that changes results, or what is kept of them."""
 CALIBRATED_FOR = 0.05
 """Rate for which calibration images are held out, unless the detector has one."""
@@ -113,7 +113,7 @@ def run_suite(
                 "half": task.half,
                 "protocol": task.protocol,
                 "images": {name: len(images) for name, images in task.datasets().items()},
-                "unreadable": inputs.unreadable(),
+                "unreadable": runner.unreadable(inputs, data),
                 "sha256": data,
             }
         )
@@ -176,10 +176,19 @@ class _Runner:
             encoder = self._encoder(make(name, self.settings, 0), task, data)
             runs = [self._run(name, seed, inputs, data) for seed in range(self.settings.seeds)]
         # The libraries of rivals raise what they like on data that they cannot fit.
-        except (DlsrError, ValueError, RuntimeError) as error:
+        except Exception as error:
             self.on_message(f"{task.name}, {name} cannot run: {one_line(error)}")
             return row | {"why": one_line(error)}
         return row | {"encoder": encoder, "runs": runs}
+
+    def unreadable(self, inputs: TaskInputs, data: Mapping[str, str]) -> dict[str, Any]:
+        """As `TaskInputs.unreadable`, kept for the next time."""
+        path = self.folder / f"unreadable-{key_of(dict(data), inputs.task.protocol, images_key({}))}.json"
+        found = _read(path)
+        if found is None:
+            found = inputs.unreadable()
+            write_json(path, found)
+        return found
 
     def _run(self, name: str, seed: int, inputs: TaskInputs, data: Mapping[str, str]) -> dict[str, Any]:
         task, limit, contamination = inputs.task, self.settings.train_limit, self.settings.contamination
@@ -209,6 +218,10 @@ class _Runner:
         spec = extractor.spec
         label = f"{spec.name}, {spec.pooling if spec.output == 'stages' else spec.output}"
         label += "" if spec.precision == "float32" else f", {spec.precision}"
+        usual, given = Detector().get_params(), detector.get_params()
+        changed = {name for name in ("stages", "decoding", "resizer") if given.get(name) not in (None, usual[name])}
+        label += f", stages {', '.join(map(str, spec.stages))}" if "stages" in changed else ""
+        label += "".join(f", {name} {given[name]}" for name in ("decoding", "resizer") if name in changed)
         if label not in self.costs:
             key = key_of("encoder", spec.model_dump(), images_key({"weights": self.settings.weights}), data["train"])
             path = self.folder / f"encoder-{key}.json"
@@ -253,27 +266,27 @@ def measure(detector: Any, inputs: Mapping[str, Inputs]) -> dict[str, Any]:
     start = time.perf_counter()
     scores = {name: part.score(detector) for name, part in tests.items()}
     scored = time.perf_counter() - start
-    calibration: Array = (
-        detector.calibration_scores_
-        if isinstance(detector, Detector)
-        else train.take(parts.calibration).score(detector)
-    )
+    if isinstance(detector, Detector):
+        calibration, groups = detector.calibration_scores_, detector.calibration_.groups
+    else:
+        calibration = train.take(parts.calibration).score(detector)
+        groups = np.arange(len(calibration))
     inside = scores.pop("ID")
     return {
         "training_images": len(train),
         "calibration_images": len(calibration),
         "fit_seconds": fitted,
         "scoring_seconds_per_1000": 1000 * scored / sum(len(part) for part in tests.values()),
-        "false_alarms": {f"{rate:g}": _false_alarms(inside, calibration, rate) for rate in RATES},
+        "false_alarms": {f"{rate:g}": _false_alarms(inside, calibration, groups, rate) for rate in RATES},
         "datasets": {name: evaluate_scores(inside, outside).as_dict() for name, outside in scores.items()},
     }
 
 
-def _false_alarms(inside: Array, calibration: Array, rate: float) -> float | None:
-    """Share of ID test images called OOD at a promised rate; None if there are too few images to promise it."""
-    if len(calibration) < fewest_calibration_images(rate):
+def _false_alarms(inside: Array, calibration: Array, groups: NDArray[np.integer], rate: float) -> float | None:
+    """Share of ID test images called OOD at a promised rate; None if there are too few groups to promise it."""
+    if len(np.unique(groups)) < fewest_calibration_images(rate):
         return None
-    return float(np.mean(p_values(inside, calibration) <= rate + 1e-12))
+    return float(np.mean(p_values(inside, calibration, groups) <= rate + 1e-12))
 
 
 def _file_name(name: str) -> str:

@@ -7,6 +7,7 @@ import typer
 from dlsr.calibration.promise import promise
 from dlsr.cli.console import print_json, printable, stdout
 from dlsr.cli.options import Json, Model
+from dlsr.errors import SettingsError
 
 if TYPE_CHECKING:
     from dlsr.artifact import Manifest
@@ -28,9 +29,13 @@ def info(
     from dlsr.runtime.backends import choose_backend  # noqa: PLC0415
     from dlsr.runtime.devices import resolve_device  # noqa: PLC0415
 
-    threshold = FittedDetector.load(model).threshold_
+    threshold = FittedDetector.load(model, device="cpu").threshold_
     manifest, device = read_manifest(model), resolve_device("auto")
-    backend = choose_backend("auto", device, manifest.precision)
+    try:
+        backend = choose_backend("auto", device, manifest.precision)
+    except SettingsError:  # encoders in 8 bits run on the CPU alone
+        device = "cpu"
+        backend = choose_backend("auto", device, manifest.precision)
     if as_json:
         extra = {"threshold": threshold, "backend_here": backend, "device_here": device}
         print_json(manifest.model_dump(mode="json") | extra)

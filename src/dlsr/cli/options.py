@@ -248,23 +248,29 @@ def store_folder(store: Path | None, no_store: bool) -> Path | None:
     return None if no_store else store or default_store_root()
 
 
+OWN_NAMES = ("ID", "train")
+"""Of the ID datasets, which OOD datasets cannot have."""
+
+
 def named_paths(given: list[str], option: str = "--ood") -> dict[str, Path]:
     """Paths by name, from the values of an option that takes `NAME=PATH`.
 
     Raises:
-        SettingsError: for a value of another form, or a name given twice.
+        SettingsError: for a value of another form, a name given twice, or an OOD dataset with a name of ID images.
     """
     paths: dict[str, Path] = {}
     for value in given:
         name, separator, path = value.partition("=")
+        if option == "--ood" and name in OWN_NAMES:
+            raise SettingsError(f"--ood {value}: '{name}' is what ID images are called; give another name")
         if not (name and separator and path) or name in paths:
             raise SettingsError(f"{option} takes NAME=FOLDER, each name once, got '{value}'")
         paths[name] = Path(path)
     return paths
 
 
-def whole_numbers(text: str | None, option: str) -> tuple[int, ...] | None:
-    """Whole numbers from an option that takes several, separated by commas.
+def whole_numbers(text: str | None, option: str, least: int = 0) -> tuple[int, ...] | None:
+    """Whole numbers from an option that takes several, separated by commas; each is at least `least`.
 
     Raises:
         SettingsError: for anything else.
@@ -272,6 +278,9 @@ def whole_numbers(text: str | None, option: str) -> tuple[int, ...] | None:
     if text is None:
         return None
     try:
-        return tuple(int(part) for part in text.split(","))
+        numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise SettingsError(f"{option} takes whole numbers separated by commas, got '{text}'") from None
+        numbers = ()
+    if not numbers or min(numbers) < least:
+        raise SettingsError(f"{option} takes whole numbers from {least} on, separated by commas, got '{text}'")
+    return numbers

@@ -55,6 +55,10 @@ def compare(
 def _markdown(report: dict[str, Any]) -> str:
     from dlsr.bench.render import METRICS, comparison_table, summary_table  # noqa: PLC0415
 
-    parts = [f"Averages over the OOD datasets, in %:\n\n{summary_table(report)}"]
+    parts = [
+        f"{len(reasons)} images of {name} cannot be read: " + ", ".join(f"{path} ({reasons[path]})" for path in reasons)
+        for name, reasons in report["unreadable"].items()
+    ]
+    parts += [f"Averages over the OOD datasets, in %:\n\n{summary_table(report)}"]
     parts += [f"{title} in %:\n\n{comparison_table(report, metric)}" for metric, title in METRICS.items()]
     return "\n\n".join(parts) + "\n"

@@ -101,7 +101,8 @@ def figure(
         lambda message: print_message(message, quiet),
         REDUCED_WIDTH if experiment.reduced and name in OF_RESNET50 else None,
     )
-    write_report(output, name, {"id": id, "epochs": epochs, "missing": missing, **draw(name, run, output)})
+    about = {"id": id, "epochs": epochs, "missing": missing, **run.about_images()}
+    write_report(output, name, about | draw(name, run, output))
 
 
 def _with_papers_resnet(name: str, experiment: Experiment) -> Experiment:

@@ -8,6 +8,7 @@ import typer
 from dlsr.cli.bench.options import command_line
 from dlsr.cli.console import print_message, print_speed
 from dlsr.cli.options import DecodingName, PrecisionName, Quiet, Weights, Workers, whole_numbers
+from dlsr.errors import SettingsError
 
 app = typer.Typer(add_completion=False)
 
@@ -36,14 +37,17 @@ def speed(
 ) -> None:
     """Measure speed: the parts of scoring, other ways to score, each backend, memory, and training."""
     from dlsr.bench.speed import SpeedSettings, default_backends, measure_speed  # noqa: PLC0415
-    from dlsr.files import write_json  # noqa: PLC0415
+    from dlsr.files import check_writable, write_json  # noqa: PLC0415
     from dlsr.reports.plots import save_speed  # noqa: PLC0415
 
+    if output.suffix.lower() == ".png":
+        raise SettingsError(f"'{output}' is for the numbers, with a picture beside it; end the name in .json")
+    check_writable(output)
     settings = SpeedSettings(
         backends=_backends(backends) if backends else default_backends(),
-        batch_sizes=whole_numbers(batch_sizes, "--batch-sizes") or (),
+        batch_sizes=whole_numbers(batch_sizes, "--batch-sizes", least=1) or (),
         images=count,
-        growth=whole_numbers(growth, "--growth") or (),
+        growth=whole_numbers(growth, "--growth", least=1) or (),
         vectors=vectors,
         encoder=encoder,
         weights=weights,
