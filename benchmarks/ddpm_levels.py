@@ -18,11 +18,10 @@ from dlsr import evaluate_scores
 from dlsr.artifact import installed_versions
 from dlsr.baselines.ddpm import DDPM, times_of_unit_pixels
 from dlsr.baselines.diffusion import T
-from dlsr.bench.tasks import TaskOpener, read_suite
 from dlsr.images.sources import ImageDataset
 from dlsr.images.transforms import Transform, protocol_transform
 from quality import write_report
-from rivals import detector_of, loader, train
+from rivals import loader, trained
 
 TASKS = Path(__file__).with_name("rivals-cifar10.toml")
 ERRORS = ("squared error", "perceptual distance")
@@ -62,11 +61,7 @@ def main(
     output: Annotated[Path, typer.Option(help="JSON file to write, with a Markdown table beside it.")],
     images: Annotated[int, typer.Option(help="Images of each dataset.")] = 48,
 ) -> None:
-    suite = read_suite(TASKS)
-    task = TaskOpener(suite, data).open(suite.tasks[0])
-    given = suite.detectors["ddpm"]
-    detector = detector_of(task, given)
-    train(detector, task, "ddpm", given, work / task.name)
+    task, detector = trained(TASKS, "ddpm", data, work)
     transform = protocol_transform(task.protocol)
     inside = errors_of(detector, task.test.sample(images), transform)
     auroc = {

@@ -21,11 +21,10 @@ from dlsr.artifact import installed_versions
 from dlsr.baselines.diffusion import scaled
 from dlsr.baselines.lmd import LMD
 from dlsr.baselines.perception import Perception
-from dlsr.bench.tasks import TaskOpener, read_suite
 from dlsr.images.sources import ImageDataset
 from dlsr.images.transforms import Transform, protocol_transform
 from quality import write_report
-from rivals import detector_of, loader, train
+from rivals import loader, trained
 
 TASKS = Path(__file__).with_name("rivals-cifar10.toml")
 SHOWN = 4
@@ -114,11 +113,7 @@ def main(
     output: Annotated[Path, typer.Option(help="JSON file to write, with a table and a picture beside it.")],
     images: Annotated[int, typer.Option(help="Images of each dataset.")] = 96,
 ) -> None:
-    suite = read_suite(TASKS)
-    task = TaskOpener(suite, data).open(suite.tasks[0])
-    given = suite.detectors["lmd"]
-    detector = detector_of(task, given)
-    train(detector, task, "lmd", given, work / task.name)
+    task, detector = trained(TASKS, "lmd", data, work)
     transform = protocol_transform(task.protocol)
     found = {
         name: inpainted(detector, dataset.sample(images), transform)

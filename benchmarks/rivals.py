@@ -133,6 +133,15 @@ def train(detector: Any, task: SuiteTask, name: str, given: dict[str, Any], fold
     return len(log), sum(seconds[entry.epoch, entry.validation_loss] for entry in log)
 
 
+def trained(tasks: Path, name: str, data: Path, work: Path) -> tuple[SuiteTask, Any]:
+    """The first task of a file, and a detector of it that is trained, or resumed, as `run` does."""
+    suite = read_suite(tasks)
+    task, given = TaskOpener(suite, data).open(suite.tasks[0]), suite.detectors[name]
+    detector = detector_of(task, given)
+    train(detector, task, name, given, work / task.name)
+    return task, detector
+
+
 def run(task: SuiteTask, name: str, given: dict[str, Any], work: Path) -> dict[str, Any]:
     """Train a detector and measure it; a finished run is read."""
     detector = detector_of(task, given)

@@ -8,6 +8,8 @@ import pytest
 import typer
 from PIL import Image
 
+import ddpm_levels
+import lmd_distances
 from dlsr import open_images
 from dlsr.bench.tasks import SuiteTask
 from rivals import main, markdown, run
@@ -118,3 +120,29 @@ def test_rows_of_an_earlier_report_stay_while_their_settings_do(tmp_path, monkey
 def test_an_unknown_run_is_refused(tmp_path):
     with pytest.raises(typer.BadParameter, match=r"no run is called mnist/sift; choose among fashion-mnist/glow, "):
         main(data=tmp_path, work=tmp_path, only="mnist/glow,mnist/sift")
+
+
+def test_what_the_diffusion_rivals_are_analysed_by_runs_on_their_trained_network(tmp_path, monkeypatch):
+    """Both scripts on a tiny task: the whole of `ddpm_levels` and `lmd_distances`."""
+    tasks, random = tmp_path / "tiny.toml", np.random.default_rng(0)
+    tasks.write_text(
+        "[detectors]\n"
+        'ddpm = { detector = "ddpm", width = 4, starts = 2, steps = 2, epochs = 1, batch_size = 64 }\n'
+        'lmd = { detector = "lmd", width = 4, attempts = 2, steps = 2, epochs = 1, batch_size = 64 }\n'
+        '[[tasks]]\nname = "tiny"\ntraining_images = 30\nid = { images = "id" }\nood.flat = { images = "flat" }\n'
+    )
+    for name, noise in (("id", 255), ("flat", 1)):
+        (tmp_path / name).mkdir()
+        for i in range(60):
+            pixels = random.integers(0, noise, (32, 32, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
+    for script in (ddpm_levels, lmd_distances):
+        monkeypatch.setattr(script, "TASKS", tasks)
+        output = tmp_path / f"{script.__name__}.json"
+        script.main(data=tmp_path, work=tmp_path / "work", output=output, images=8)
+        assert "flat" in output.with_suffix(".md").read_text()
+    by_distance = json.loads(output.read_text())["auroc"]
+    assert len(by_distance) == 8
+    assert by_distance["squared error"]["flat"] in (0.0, 1.0), "noise is inpainted unlike black"
+    with Image.open(output.with_suffix(".png")) as picture:
+        assert picture.size == (3 * 32 * 3, 2 * 4 * 32 * 3)
