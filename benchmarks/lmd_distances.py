@@ -57,7 +57,7 @@ def distances() -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
     perception = Perception.shared("cpu")
 
     def in_stage(k: int) -> Callable[[Tensor, Tensor], Tensor]:
-        return lambda x0, other: perception.by_stage(x0, other)[:, k]
+        return lambda x0, other: perception.by_stage(x0, other)[k]
 
     stages = {f"perceptual distance, stage {k + 1} alone": in_stage(k) for k in range(5)}
     return {

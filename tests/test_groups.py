@@ -1,10 +1,13 @@
 """Groups of images, from the arguments of a detector to its p-values."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from dlsr import Detector, threshold
-from dlsr.errors import DlsrError, InputError, SettingsError, TooFewImagesError
+from dlsr import Detector, open_images, threshold
+from dlsr.errors import DlsrError, InputError, NoSuchImageError, SettingsError, TooFewImagesError
+from dlsr.images.sources import ImageDataset, ImageItem
 from shared import small
 
 CHANNELS = (4, 8, 12)
@@ -120,6 +123,22 @@ def test_what_cannot_work_is_said_before_images_are_encoded(small_encoder, image
     with pytest.raises(DlsrError, match=message):
         Detector(**small_encoder, **arguments).fit(image_folder, groups=groups, progress=done.append)
     assert not done
+
+
+def test_groups_stay_with_their_images_if_a_clip_is_shorter_than_it_seemed(small_encoder, image_folder):
+    """The last 10 of the first 50 images do not exist; the next 50 had the groups of those before."""
+
+    def gone():
+        raise NoSuchImageError("the clip ends")
+
+    first, second = (open_images(image_folder).items[start : start + 50] for start in (0, 50))
+    missing = [ImageItem(f"gone {i}", gone) for i in range(10)]
+    clips = ImageDataset([*first[:40], *missing, *second])
+    groups = ["A"] * 50 + ["B"] * 50
+    detector = Detector(**small_encoder, score="mahalanobis", false_alarm_rate=0.5, thumbnails=90)
+    detector.fit(clips, groups=groups)
+    assert np.bincount(detector.calibration_.groups).tolist() == [40, 50]
+    assert sorted(detector.examples_.names) == sorted(Path(item.name).name for item in (*first[:40], *second))
 
 
 def test_groups_are_checked_before_calibration_images_are_encoded(small_encoder, image_folder):

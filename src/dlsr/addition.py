@@ -140,13 +140,15 @@ def with_added(
             f"and {len(new.unreadable)} cannot be read; give other images"
         )
     names = [new.names[row] for row in rows]
+    there = new.positions_in(given.images)
+    places = [there[row] for row in rows]
     added = Encoded(names, [None] * len(names), new.z0[~copies], new.digests[~copies], new.keys[~copies])
     every = joined([old, added], len(known) + len(names), extractor.encoder.c, extractor.store)
-    groups = _joined_groups(known, given, rows) or grouped(every, None)
+    groups = _joined_groups(known, given, places) or grouped(every, None)
     settings, encoder = own_settings(before.settings), extractor.encoder
     after = fit_images(before.config, settings, every, encoder, groups, device, trainer)
     summary = after.summary.model_copy(update={"unreadable": before.summary.unreadable | new.unreadable})
-    count, images = before.config.thumbnails, given.images.subset(map(int, rows))
+    count, images = before.config.thumbnails, given.images.subset(places)
     examples = more_examples(before.examples, len(known), images, added, count, before.config.seed) if count else None
     # How uneven ordinary maps are is known from earlier images, which are not read again.
     ranges = before.ranges
@@ -165,10 +167,10 @@ def _check_groups(given: NewImages, known: FittedImages) -> None:
         raise SettingsError(f"there are {len(given.images)} images, but {len(given.groups)} groups; give one for each")
 
 
-def _joined_groups(known: FittedImages, given: NewImages, rows: NDArray[np.intp]) -> Groups | None:
+def _joined_groups(known: FittedImages, given: NewImages, places: Sequence[int]) -> Groups | None:
     if known.groups is None or given.groups is None:
         return None
-    new = Groups.of([given.groups[row] for row in rows], GIVEN).numbers
+    new = Groups.of([given.groups[place] for place in places], GIVEN).numbers
     return Groups(np.concatenate([known.groups, new + known.groups.max() + 1]), GIVEN)
 
 

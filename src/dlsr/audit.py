@@ -248,9 +248,8 @@ def _examined(extractor: FeatureExtractor, images: ImageDataset, progress: Progr
 
     items = [ImageItem(item.name, partial(read, i, item)) for i, item in enumerate(images.items)]
     encoded = extractor.encode(ImageDataset(items), progress=progress)
-    # A clip may end before it seemed to, so that its last frames are missing.
-    there = zip(measured[: len(encoded.errors)], encoded.errors, strict=True)
-    both = [one for one, error in there if one is not None and error is None]
+    there = (measured[i] for i in encoded.positions_in(images))
+    both = [one for one, error in zip(there, encoded.errors, strict=True) if one is not None and error is None]
     digests = np.frombuffer(b"".join(digest for _, digest in both), np.uint8).reshape(-1, DIGEST_BYTES)
     return _Examined(encoded, [quality for quality, _ in both], digests)
 

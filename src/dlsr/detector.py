@@ -149,6 +149,8 @@ class Detector(Configured):
         check_calibration(self._config(), self._resolved(), extractor.encoder.channels, len(found))
         extractor = extractor.with_ranges(found, trainer.seed)
         encoded = extractor.encode_shared(found, trainer.ranks, transform=transform, progress=progress)
+        there = encoded.positions_in(found)
+        found, groups = found.subset(there), None if groups is None else [groups[i] for i in there]
         model = self._fit_encoded(encoded, extractor, trainer, groups)
         examples = choose_examples(found, encoded, self.thumbnails, self.seed) if self.thumbnails else None
         peaks = peaks_of(model, extractor, found.subset(encoded.readable.nonzero()[0])) if self.maps else None

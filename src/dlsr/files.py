@@ -101,7 +101,7 @@ def add_file(folder: Path, name: str, content: bytes) -> Path:
 
     with _reported(folder / name):
         first = next(path for path in paths if not path.exists() or is_there(path))
-        if first.exists():
+        if is_there(first):
             return first
         folder.mkdir(parents=True, exist_ok=True)
         try:

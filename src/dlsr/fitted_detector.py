@@ -110,6 +110,8 @@ class FittedDetector(FittedAttributes):
         encoded = self.extractor_.encode(found, progress=progress)
         encoded.check_readable()
         warn_of_unreadable(encoded.unreadable)
+        if groups is not None:
+            groups = [groups[i] for i in encoded.positions_in(found)]
         model = self._fitted().calibrated(encoded, self._groups_of(encoded, groups))
         model.calibration.check_size(self.false_alarm_rate, self.confidence)
         self._model = replace(model, ranges=ranges_of(found, model.settings.seed, self.workers))
@@ -302,8 +304,7 @@ class FittedDetector(FittedAttributes):
 
     def _groups_of(self, encoded: Encoded, groups: Sequence[Hashable] | None) -> Groups:
         if groups is not None:
-            # A clip may end before it seemed to: its last frames have a group, but do not exist.
-            groups = [group for group, error in zip(groups, encoded.errors, strict=False) if error is None]
+            groups = [group for group, error in zip(groups, encoded.errors, strict=True) if error is None]
         return self._grouped(encoded.readable_names, encoded.z0, encoded.digests, groups)
 
     def _grouped(

@@ -190,6 +190,14 @@ def test_an_annotations_file_that_cannot_be_read_is_one_line(tmp_path, name):
         annotated_classes(tmp_path, name)
 
 
+def test_a_tar_that_was_cut_is_one_line(tmp_path):
+    with tarfile.open(tmp_path / "whole.tar.gz", "w:gz") as tar:
+        tar.add(__file__, "tiny/other.py")
+    (tmp_path / "cut.tar.gz").write_bytes((tmp_path / "whole.tar.gz").read_bytes()[:300])
+    with pytest.raises(InputError, match=r"cannot read 'val_annotations.txt'"):
+        annotated_classes(tmp_path / "cut.tar.gz", "val_annotations.txt")
+
+
 def test_a_dataset_that_is_no_tar_is_one_line(tmp_path):
     (tmp_path / "photo.png").write_bytes(b"no tar")
     with pytest.raises(InputError, match=r"cannot read 'val_annotations.txt'"):

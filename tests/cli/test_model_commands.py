@@ -105,7 +105,8 @@ def test_info_shows_a_model_whose_encoder_runs_on_the_cpu_alone(run, model, monk
             raise SettingsError("int8 is for CPUs")
         return "openvino"
 
-    monkeypatch.setattr("dlsr.runtime.devices.resolve_device", lambda name: "cuda" if name == "auto" else name)
+    for place in ("dlsr.runtime.devices", "dlsr.fitted_detector"):
+        monkeypatch.setattr(f"{place}.resolve_device", lambda name: "cuda" if name == "auto" else name)
     monkeypatch.setattr("dlsr.runtime.backends.choose_backend", choose)
     assert "device cpu, backend openvino" in " ".join(run("info", model).out.split())
 

@@ -31,7 +31,10 @@ class LMD(PixelDiffusion):
 
     @torch.no_grad()
     def inpaintings(self, pixels: Tensor) -> Iterator[Tensor]:
-        """Each attempt's inpaintings in `[-1, 1]` of a few images: uint8 `(n, C, H, W)`, to that shape."""
+        """The inpaintings of a few images, once for each attempt.
+
+        Takes uint8, shape `(n, C, H, W)`, and yields that shape in `[-1, 1]`.
+        """
         noise = self._noise(pixels, self.attempts * 2 * self.steps, *pixels.shape[1:])
         for i, draws in enumerate(torch.split(noise, 2 * self.steps, dim=1)):
             yield self._inpainted(scaled(pixels), checkerboard(self.size, i % 2), draws)

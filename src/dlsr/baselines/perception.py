@@ -32,13 +32,13 @@ class Perception(nn.Module):
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
         """Distances of images in `[-1, 1]`: `(n, C, H, W)` twice to `(n,)`; 0 for equal images."""
-        return self.by_stage(a, b).mean(dim=1)
+        return self.by_stage(a, b).mean(dim=0)
 
     @torch.no_grad()
     def by_stage(self, a: Tensor, b: Tensor) -> Tensor:
-        """Their distances in each stage of the encoder: `(n, C, H, W)` twice to `(n, stages)`."""
+        """Their distances in each stage of the encoder: `(n, C, H, W)` twice to `(stages, n)`."""
         both = zip(self._maps(a), self._maps(b), strict=True)
-        return torch.stack([(x - y).square().sum(dim=1).mean(dim=(1, 2)) for x, y in both], dim=1)
+        return torch.stack([(x - y).square().sum(dim=1).mean(dim=(1, 2)) for x, y in both])
 
     def _maps(self, images: Tensor) -> list[Tensor]:
         colour = images.expand(-1, 3, -1, -1)

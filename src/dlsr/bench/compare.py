@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +22,7 @@ from dlsr.bench.failures import save_failures
 from dlsr.calibration.metrics import Metrics, evaluate_scores
 from dlsr.detector import Detector
 from dlsr.encoders.encoder import Z0_VERSION
-from dlsr.errors import ArtifactError, one_line
+from dlsr.errors import ArtifactError, DlsrError, one_line
 from dlsr.evaluation import mean_and_std
 from dlsr.files import write_arrays
 from dlsr.images.decode import UNREADABLE, decode, reason_of
@@ -117,11 +118,17 @@ def compare(
 
     Returns:
         A report for JSON: `rows` as from `row_of`; a detector that cannot run has a reason, `why`, instead. In
-        `unreadable`, reasons by dataset and name of the images to measure on that cannot be read.
+        `unreadable`, reasons by dataset and name of the images to measure on that cannot be read, if a detector ran.
+
+    Raises:
+        TypeError: for parameters that a detector does not have.
     """
     training = _subset(_Training(task.train, task.labels), settings.train_limit)
     images = scored_images(task, settings)
     data = {"train": digest_of(training.images)} | {name: digest_of(dataset) for name, dataset in images.items()}
+    for name in settings.detectors:
+        with suppress(DlsrError):  # which is the reason why it cannot run
+            _made(name, settings, 0, store)
     labels = "" if training.labels is None else hashlib.sha256(training.labels.tobytes()).hexdigest()
     unreadable: dict[str, dict[str, str]] = {}
     fitted: dict[str, Any] = {}

@@ -1,7 +1,9 @@
 """The paper's benchmark datasets by name: from a folder or tar, torchvision or the Hugging Face hub."""
 
 import hashlib
+import lzma
 import tarfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -283,7 +285,7 @@ def _text_below(path: Path, name: str) -> str | None:
                 if file is not None:
                     return file.read().decode()
         return None
-    except (OSError, ValueError, NotImplementedError, tarfile.TarError) as error:
+    except (OSError, ValueError, NotImplementedError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError) as error:
         raise InputError(
             f"cannot read '{name}' in '{path}' ({one_line(error)}); give a folder or tar with a UTF-8 file of this name"
         ) from error

@@ -294,7 +294,8 @@ def draw(figure: str, run: FigureRun, folder: Path) -> dict[str, Any]:
             raise InputError(f"ddpm cannot run: {row['why']}")
         scores = read_scores(run.folder, row["run_files"][0])
         save_distributions(folder / "fig8.png", {"DDPM on pixels": scores}, "reconstruction error")
-        return {"average": average({name: values[np.isfinite(values)] for name, values in scores.items()})}
+        found = average({name: values[np.isfinite(values)] for name, values in scores.items()})
+        return {"average": found, "training_images": row["training_images"]}
     network = run.fit()
     if figure == "table4":
         return {"table4": over_sizes(run, network)}

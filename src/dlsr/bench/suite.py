@@ -5,6 +5,8 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,13 @@ from dlsr.bench.compare import TIMED_IMAGES, OnMessage, code_of, digest_of, imag
 from dlsr.bench.inputs import Encoders, Inputs, TaskInputs, extractor_of
 from dlsr.bench.summary import RATES, summarised
 from dlsr.bench.tasks import SuiteTask, draw
-from dlsr.calibration.conformal import fewest_calibration_images, p_values
 from dlsr.calibration.metrics import evaluate_scores
 from dlsr.calibration.split import split
 from dlsr.detector import Detector
-from dlsr.errors import DlsrError, SettingsError, one_line
+from dlsr.errors import DlsrError, SettingsError, TooFewImagesError, one_line
 from dlsr.files import write_json
 from dlsr.images.transforms import protocol_transform
+from dlsr.model import Calibration, calibrated_on
 
 Array = NDArray[np.float64]
 
@@ -183,7 +185,9 @@ class _Runner:
 
     def unreadable(self, inputs: TaskInputs, data: Mapping[str, str]) -> dict[str, Any]:
         """As `TaskInputs.unreadable`, kept for the next time."""
-        path = self.folder / f"unreadable-{key_of(dict(data), inputs.task.protocol, images_key({}))}.json"
+        names = {name: [item.name for item in images.items] for name, images in inputs.task.datasets().items()}
+        heif = metadata.version("pillow-heif") if find_spec("pillow_heif") else None
+        path = self.folder / f"unreadable-{key_of(dict(data), names, images_key({}), heif)}.json"
         found = _read(path)
         if found is None:
             found = inputs.unreadable()
@@ -266,27 +270,30 @@ def measure(detector: Any, inputs: Mapping[str, Inputs]) -> dict[str, Any]:
     start = time.perf_counter()
     scores = {name: part.score(detector) for name, part in tests.items()}
     scored = time.perf_counter() - start
+    confidence = None
     if isinstance(detector, Detector):
-        calibration, groups = detector.calibration_scores_, detector.calibration_.groups
+        calibration, confidence = detector.calibration_, detector.confidence
     else:
-        calibration = train.take(parts.calibration).score(detector)
-        groups = np.arange(len(calibration))
+        held_out = train.take(parts.calibration).score(detector)
+        calibration = calibrated_on(held_out, held_out[:, None], np.arange(len(held_out)))
     inside = scores.pop("ID")
     return {
         "training_images": len(train),
-        "calibration_images": len(calibration),
+        "calibration_images": len(calibration.scores),
         "fit_seconds": fitted,
         "scoring_seconds_per_1000": 1000 * scored / sum(len(part) for part in tests.values()),
-        "false_alarms": {f"{rate:g}": _false_alarms(inside, calibration, groups, rate) for rate in RATES},
+        "false_alarms": {f"{rate:g}": _false_alarms(inside, calibration, rate, confidence) for rate in RATES},
         "datasets": {name: evaluate_scores(inside, outside).as_dict() for name, outside in scores.items()},
     }
 
 
-def _false_alarms(inside: Array, calibration: Array, groups: NDArray[np.integer], rate: float) -> float | None:
-    """Share of ID test images called OOD at a promised rate; None if there are too few groups to promise it."""
-    if len(np.unique(groups)) < fewest_calibration_images(rate):
+def _false_alarms(inside: Array, calibration: Calibration, rate: float, confidence: float | None) -> float | None:
+    """Share of ID test images called OOD at a promised rate; None if there are too few images to promise it."""
+    try:
+        calibration.check_size(rate, confidence)
+    except TooFewImagesError:
         return None
-    return float(np.mean(p_values(inside, calibration, groups) <= rate + 1e-12))
+    return float(np.mean(calibration.p_values(inside, confidence) <= rate + 1e-12))
 
 
 def _file_name(name: str) -> str:

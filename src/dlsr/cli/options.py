@@ -1,7 +1,7 @@
 """Options that several commands share: alone, or in groups that a command takes as one parameter."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, is_dataclass
 from enum import StrEnum
 from functools import wraps
@@ -248,12 +248,8 @@ def store_folder(store: Path | None, no_store: bool) -> Path | None:
     return None if no_store else store or default_store_root()
 
 
-OWN_NAMES = ("ID", "train")
-"""Of the ID datasets, which OOD datasets cannot have."""
-
-
-def named_paths(given: list[str], option: str = "--ood") -> dict[str, Path]:
-    """Paths by name, from the values of an option that takes `NAME=PATH`.
+def named_paths(given: list[str], option: str = "--ood", taken: Collection[str] = ("ID",)) -> dict[str, Path]:
+    """Paths by name, from the values of an option that takes `NAME=PATH`. `taken` are names of ID images in reports.
 
     Raises:
         SettingsError: for a value of another form, a name given twice, or an OOD dataset with a name of ID images.
@@ -261,8 +257,8 @@ def named_paths(given: list[str], option: str = "--ood") -> dict[str, Path]:
     paths: dict[str, Path] = {}
     for value in given:
         name, separator, path = value.partition("=")
-        if option == "--ood" and name in OWN_NAMES:
-            raise SettingsError(f"--ood {value}: '{name}' is what ID images are called; give another name")
+        if name in taken:
+            raise SettingsError(f"{option} {value}: '{name}' is what ID images are called; give another name")
         if not (name and separator and path) or name in paths:
             raise SettingsError(f"{option} takes NAME=FOLDER, each name once, got '{value}'")
         paths[name] = Path(path)

@@ -62,6 +62,17 @@ class Encoded:
         """Reasons why images could not be read, by name."""
         return {name: error for name, error in zip(self.names, self.errors, strict=True) if error is not None}
 
+    def positions_in(self, images: ImageDataset) -> list[int]:
+        """Positions of the images in the dataset that was encoded.
+
+        A clip may end before it seemed to: its last frames are in the dataset, but do not exist.
+        """
+        positions: list[int] = []
+        for position, item in enumerate(images.items):
+            if len(positions) < len(self.names) and item.name == self.names[len(positions)]:
+                positions.append(position)
+        return positions
+
     def check_readable(self, what: str = "images") -> None:
         """Raise NoImagesError, with the first reason and what the images are, if none can be read."""
         if not len(self.z0):

@@ -35,7 +35,7 @@ def compare(
     from dlsr.images.sources import open_images  # noqa: PLC0415
 
     training = open_images(train)
-    outside = {name: open_images(path) for name, path in named_paths(ood).items()}
+    outside = {name: open_images(path) for name, path in named_paths(ood, taken=("ID", "train")).items()}
     inside = open_images(test)
     for given in (training, inside, *outside.values()):
         print_skipped(given, quiet)
