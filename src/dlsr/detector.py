@@ -146,8 +146,8 @@ class Detector(Configured):
         extractor, trainer = self.prepare_extractor(), Trainer.of(self._resolved().seed, training)
         found = open_images(images)
         self._check_groups([item.name for item in found.items], groups)
-        check_calibration(self._config(), self._resolved(), extractor.encoder.channels, len(found))
         extractor = extractor.with_ranges(found, trainer.seed)
+        check_calibration(self._config(), self._resolved(), extractor.encoder.channels, len(found))
         encoded = extractor.encode_shared(found, trainer.ranks, transform=transform, progress=progress)
         there = encoded.positions_in(found)
         found, groups = found.subset(there), None if groups is None else [groups[i] for i in there]

@@ -55,7 +55,7 @@ def test_mistakes_in_a_measurement_of_speed_are_found_first(run, image_folder, t
     command = ["bench", "speed", "--images", image_folder, "-o"]
     assert "end the name in .json" in run(*command, tmp_path / "a.png").error
     wrong = run(*command, tmp_path / "a.json", "--batch-sizes", "0")
-    assert "--batch-sizes takes whole numbers from 1 on" in wrong.error
+    assert "--batch-sizes takes whole numbers separated by commas, each at least 1" in wrong.error
 
 
 def test_an_unknown_detector_is_one_line(run, image_folder, odd_folder, tmp_path):

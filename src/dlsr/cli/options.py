@@ -278,5 +278,5 @@ def whole_numbers(text: str | None, option: str, least: int = 0) -> tuple[int, .
     except ValueError:
         numbers = ()
     if not numbers or min(numbers) < least:
-        raise SettingsError(f"{option} takes whole numbers from {least} on, separated by commas, got '{text}'")
+        raise SettingsError(f"{option} takes whole numbers separated by commas, each at least {least}, got '{text}'")
     return numbers
