@@ -29,14 +29,21 @@ def cached(name: str, parts: Sequence[str], write: Callable[[Path], None]) -> Pa
 
 
 def content_of(name: str, parts: Sequence[str], write: Callable[[Path], None]) -> bytes:
-    """The content of the file that `cached` gives. Where the cache cannot be written, it is made anew."""
+    """The content of the file that `cached` gives. Where the cache cannot be written, it is made anew.
+
+    Raises:
+        OutputError: if it cannot be written to a temporary folder either.
+    """
     try:
         return cached(name, parts, write).read_bytes()
-    except OutputError:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, name)
-            write(path)
-            return path.read_bytes()
+    except OutputError as error:
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder, name)
+                write(path)
+                return path.read_bytes()
+        except OSError:
+            raise error from None
 
 
 def is_cached(name: str, parts: Sequence[str], content: bytes) -> bool:
