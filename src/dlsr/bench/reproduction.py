@@ -295,11 +295,13 @@ def draw(figure: str, run: FigureRun, folder: Path) -> dict[str, Any]:
         scores = read_scores(run.folder, row["run_files"][0])
         save_distributions(folder / "fig8.png", {"DDPM on pixels": scores}, "reconstruction error")
         found = average({name: values[np.isfinite(values)] for name, values in scores.items()})
-        return {"average": found, "training_images": row["training_images"]}
+        return {"average": found, "training_images": row["training_images"], "unreadable": done["unreadable"]}
     network = run.fit()
+    unreadable = {name: found.unreadable for name, found in network.encoded.items() if found.unreadable}
     if figure == "table4":
-        return {"table4": over_sizes(run, network)}
+        return {"table4": over_sizes(run, network), "unreadable": unreadable}
     numbers: dict[str, Any] = {
+        "unreadable": unreadable,
         "epochs": len(network.detector.fit_summary_.log),
         "width": network.detector.scorer_.state_dict()["lfdn.linear_in.bias"].numel(),
     }
