@@ -21,7 +21,7 @@ from dlsr.baselines.diffusion import T
 from dlsr.images.sources import ImageDataset
 from dlsr.images.transforms import Transform, protocol_transform
 from quality import write_report
-from rivals import loader, trained
+from rivals import Data, Trained, scored_at_once, trained
 
 TASKS = Path(__file__).with_name("rivals-cifar10.toml")
 ERRORS = ("squared error", "perceptual distance")
@@ -29,12 +29,7 @@ ERRORS = ("squared error", "perceptual distance")
 
 def errors_of(detector: DDPM, images: ImageDataset, transform: Transform | None) -> np.ndarray:
     """Both errors at each level: shape `(n, levels, 2)`."""
-    batches = loader(images, [0] * len(images), transform, "L" if detector.grey else "RGB")
-    found = [
-        detector.errors(part)
-        for batch, _ in batches
-        for part in torch.split(((batch + 1) * 127.5).round().byte(), detector.scoring_batch)
-    ]
+    found = [detector.errors(part) for part in scored_at_once(detector, images, transform)]
     return np.asarray(torch.cat(found)).reshape(len(images), -1, len(ERRORS))
 
 
@@ -56,8 +51,8 @@ def markdown(content: dict[str, Any]) -> str:
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="Folder with the tars of shared/data.")],
-    work: Annotated[Path, typer.Option(help="Folder with the checkpoints of rivals.py.")],
+    data: Data,
+    work: Trained,
     output: Annotated[Path, typer.Option(help="JSON file to write, with a Markdown table beside it.")],
     images: Annotated[int, typer.Option(help="Images of each dataset.")] = 48,
 ) -> None:

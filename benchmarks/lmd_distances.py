@@ -24,7 +24,7 @@ from dlsr.baselines.perception import Perception
 from dlsr.images.sources import ImageDataset
 from dlsr.images.transforms import Transform, protocol_transform
 from quality import write_report
-from rivals import loader, trained
+from rivals import Data, Trained, scored_at_once, trained
 
 TASKS = Path(__file__).with_name("rivals-cifar10.toml")
 SHOWN = 4
@@ -34,12 +34,7 @@ ENLARGED = 3
 
 def inpainted(detector: LMD, images: ImageDataset, transform: Transform | None) -> tuple[Tensor, Tensor]:
     """Images, shape `(n, C, H, W)`, and their inpaintings, shape `(n, attempts, C, H, W)`, both in `[-1, 1]`."""
-    batches = loader(images, [0] * len(images), transform, "L" if detector.grey else "RGB")
-    parts = [
-        part
-        for batch, _ in batches
-        for part in torch.split(((batch + 1) * 127.5).round().byte(), detector.scoring_batch)
-    ]
+    parts = scored_at_once(detector, images, transform)
     found = [torch.stack(list(detector.inpaintings(part)), dim=1) for part in parts]
     return scaled(torch.cat(parts)), torch.cat(found)
 
@@ -108,8 +103,8 @@ def markdown(content: dict[str, Any]) -> str:
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="Folder with the tars of shared/data.")],
-    work: Annotated[Path, typer.Option(help="Folder with the checkpoints of rivals.py.")],
+    data: Data,
+    work: Trained,
     output: Annotated[Path, typer.Option(help="JSON file to write, with a table and a picture beside it.")],
     images: Annotated[int, typer.Option(help="Images of each dataset.")] = 96,
 ) -> None:

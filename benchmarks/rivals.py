@@ -46,6 +46,9 @@ from dlsr.images.transforms import Transform, protocol_transform
 from dlsr.training.log import EpochLog
 from quality import write_report
 
+Data = Annotated[Path, typer.Option(help="Folder with the tars of shared/data.")]
+Trained = Annotated[Path, typer.Option(help="Folder with the checkpoints of rivals.py.")]
+
 TASKS = Path(__file__).with_suffix(".toml")
 EPOCH = 27_000
 """Images in an epoch of a task file: a task with fewer training images gets more epochs, and as many steps."""
@@ -255,6 +258,13 @@ def loader(images: ImageDataset, labels: Any, transform: Transform | None, mode:
     return DataLoader(TensorDataset(stacked.float() / 255 * 2 - 1, torch.as_tensor(labels)), batch_size=250)
 
 
+def scored_at_once(detector: Any, images: ImageDataset, transform: Transform | None) -> list[Tensor]:
+    """Images as a detector on pixels scores them: uint8, shape `(n, C, H, W)`, some in each part."""
+    batches = loader(images, [0] * len(images), transform, "L" if detector.grey else "RGB")
+    pixels = torch.cat([batch for batch, _ in batches])
+    return list(torch.split(((pixels + 1) * 127.5).round().byte(), detector.scoring_batch))
+
+
 def reported(output: Path | None) -> dict[tuple[str, str], dict[str, Any]]:
     """The rows of an earlier report, by task and detector."""
     if output is None or not output.exists():
@@ -304,7 +314,7 @@ def markdown(content: dict[str, Any]) -> str:
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="Folder with the tars of shared/data.")],
+    data: Data,
     work: Annotated[Path, typer.Option(help="Folder for checkpoints and finished runs.")],
     tasks: Annotated[Path, typer.Option(help="TOML file with tasks and settings.")] = TASKS,
     output: Annotated[Path | None, typer.Option(help="JSON file to write, with a Markdown table beside it.")] = None,
