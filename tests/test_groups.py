@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 
 from dlsr import Detector, open_images, threshold
@@ -138,6 +139,9 @@ def test_groups_stay_with_their_images_if_a_clip_is_shorter_than_it_seemed(small
     detector = Detector(**small_encoder, score="mahalanobis", false_alarm_rate=0.5, thumbnails=90)
     detector.fit(clips, groups=groups)
     assert np.bincount(detector.calibration_.groups).tolist() == [40, 50]
+    indexed = pandas.Series(groups, index=np.roll(range(100), 10))
+    detector.fit(clips, groups=indexed)
+    assert np.bincount(detector.calibration_.groups).tolist() == [40, 50], "by place, not by index"
     assert sorted(detector.examples_.names) == sorted(Path(item.name).name for item in (*first[:40], *second))
 
 

@@ -27,6 +27,7 @@ from dlsr.encoding.fitted_images import FittedImages
 from dlsr.encoding.pipeline import Encoded, Progress, joined
 from dlsr.errors import NoImagesError, NotFittedError, SettingsError
 from dlsr.fitting import fit_images, own_settings
+from dlsr.images.groups import taken_from
 from dlsr.images.properties import ranges_of
 from dlsr.images.sources import ImageDataset, ImagesLike, warn_of_unreadable
 from dlsr.model import Array, FittedModel
@@ -170,7 +171,7 @@ def _check_groups(given: NewImages, known: FittedImages) -> None:
 def _joined_groups(known: FittedImages, given: NewImages, places: Sequence[int]) -> Groups | None:
     if known.groups is None or given.groups is None:
         return None
-    new = Groups.of([given.groups[place] for place in places], GIVEN).numbers
+    new = Groups.of(taken_from(given.groups, places), GIVEN).numbers
     return Groups(np.concatenate([known.groups, new + known.groups.max() + 1]), GIVEN)
 
 

@@ -18,6 +18,7 @@ from dlsr.encoding.pipeline import Encoded, Progress
 from dlsr.errors import FeatureError, SettingsError
 from dlsr.fitted_detector import FittedDetector
 from dlsr.fitting import as_graphs, check_calibration, fit_images, fit_model, own_settings, with_score
+from dlsr.images.groups import taken_from
 from dlsr.images.properties import ranges_of
 from dlsr.images.sources import ImagesLike, open_images, warn_of_unreadable
 from dlsr.images.transforms import Transform
@@ -150,7 +151,7 @@ class Detector(Configured):
         check_calibration(self._config(), self._resolved(), extractor.encoder.channels, len(found))
         encoded = extractor.encode_shared(found, trainer.ranks, transform=transform, progress=progress)
         there = encoded.positions_in(found)
-        found, groups = found.subset(there), None if groups is None else [groups[i] for i in there]
+        found, groups = found.subset(there), None if groups is None else taken_from(groups, there)
         model = self._fit_encoded(encoded, extractor, trainer, groups)
         examples = choose_examples(found, encoded, self.thumbnails, self.seed) if self.thumbnails else None
         peaks = peaks_of(model, extractor, found.subset(encoded.readable.nonzero()[0])) if self.maps else None

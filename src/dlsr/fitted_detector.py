@@ -19,7 +19,7 @@ from dlsr.encoding.extractor import FeatureExtractor
 from dlsr.encoding.pipeline import Encoded, Progress
 from dlsr.errors import NotFittedError, SettingsError
 from dlsr.fitted import FittedAttributes
-from dlsr.images.groups import check_group_by, group_labels
+from dlsr.images.groups import check_group_by, group_labels, taken_from
 from dlsr.images.properties import ranges_of
 from dlsr.images.sources import ImagesLike, open_images, warn_of_unreadable
 from dlsr.images.transforms import Transform
@@ -111,7 +111,7 @@ class FittedDetector(FittedAttributes):
         encoded.check_readable()
         warn_of_unreadable(encoded.unreadable)
         if groups is not None:
-            groups = [groups[i] for i in encoded.positions_in(found)]
+            groups = taken_from(groups, encoded.positions_in(found))
         model = self._fitted().calibrated(encoded, self._groups_of(encoded, groups))
         model.calibration.check_size(self.false_alarm_rate, self.confidence)
         self._model = replace(model, ranges=ranges_of(found, model.settings.seed, self.workers))

@@ -2,7 +2,7 @@
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path, PurePath
 
 from dlsr.errors import InputError, SettingsError
@@ -39,6 +39,12 @@ def check_group_by(names: Sequence[str], group_by: str) -> None:
     """Raise as `group_labels` if no image would get a group: those that cannot be read need none."""
     if all(label is None for label in _labels(names, group_by)):
         group_labels(names, group_by)
+
+
+def taken_from(labels: Sequence[Hashable], places: Sequence[int]) -> list[Hashable]:
+    """The labels at these places, counted from 0: a Series of pandas would take numbers for names of its index."""
+    every = list(labels)
+    return [every[place] for place in places]
 
 
 def _labels(names: Sequence[str], group_by: str) -> Sequence[str | None]:

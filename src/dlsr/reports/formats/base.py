@@ -70,7 +70,7 @@ class FolderFormat:
         Raises:
             OutputError: if they cannot, or the folder holds other files.
         """
-        check_replaceable(folder, self.files, f"files for {self.name}")
+        check_replaceable(folder, self.files, f"{self.name}'s files")
         check_writable(folder / self.files[0])
 
     def write(self, folder: Path, results: Iterable[Result]) -> None:
